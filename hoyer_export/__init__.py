@@ -1,0 +1,81 @@
+"""Train it sparse, cut it exactly, ship it fast.
+
+``import hoyer_export as hx``: plain functions over plain records. The names below are the whole public interface;
+each is imported when it is first used, so that ``hx.count_macs`` does not wait for torch.
+"""
+
+from importlib import import_module
+from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hoyer_export.channels.channel_map import ChannelGroup, ChannelMap, Member, Unprunable
+    from hoyer_export.channels.trace import trace_channels
+    from hoyer_export.deploy.benchmark import BenchmarkRecord, benchmark
+    from hoyer_export.deploy.export import ExportRecord, export_onnx
+    from hoyer_export.deploy.macs import MacsRecord, count_macs
+    from hoyer_export.deploy.verify import VerifyRecord, verify_onnx
+    from hoyer_export.errors import HoyerExportError
+    from hoyer_export.sparsify.group_hs import GroupHS
+    from hoyer_export.surgery.cut import SlimModel, cut
+    from hoyer_export.surgery.selection import Selection, select_channels
+    from hoyer_export.surgery.slim_file import load_slim, save_slim
+    from hoyer_export.surgery.zero import zero_
+
+__all__ = [
+    "BenchmarkRecord",
+    "ChannelGroup",
+    "ChannelMap",
+    "ExportRecord",
+    "GroupHS",
+    "HoyerExportError",
+    "MacsRecord",
+    "Member",
+    "Selection",
+    "SlimModel",
+    "Unprunable",
+    "VerifyRecord",
+    "benchmark",
+    "count_macs",
+    "cut",
+    "export_onnx",
+    "load_slim",
+    "save_slim",
+    "select_channels",
+    "trace_channels",
+    "verify_onnx",
+    "zero_",
+]
+
+_HOME = {
+    "BenchmarkRecord": "deploy.benchmark",
+    "ChannelGroup": "channels.channel_map",
+    "ChannelMap": "channels.channel_map",
+    "ExportRecord": "deploy.export",
+    "GroupHS": "sparsify.group_hs",
+    "HoyerExportError": "errors",
+    "MacsRecord": "deploy.macs",
+    "Member": "channels.channel_map",
+    "Selection": "surgery.selection",
+    "SlimModel": "surgery.cut",
+    "Unprunable": "channels.channel_map",
+    "VerifyRecord": "deploy.verify",
+    "benchmark": "deploy.benchmark",
+    "count_macs": "deploy.macs",
+    "cut": "surgery.cut",
+    "export_onnx": "deploy.export",
+    "load_slim": "surgery.slim_file",
+    "save_slim": "surgery.slim_file",
+    "select_channels": "surgery.selection",
+    "trace_channels": "channels.trace",
+    "verify_onnx": "deploy.verify",
+    "zero_": "surgery.zero",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version("hoyer-export")
+    if name not in _HOME:
+        raise AttributeError(f"module 'hoyer_export' has no attribute {name!r}")
+    return getattr(import_module(f"hoyer_export.{_HOME[name]}"), name)

@@ -1,0 +1,67 @@
+"""MACs and parameters at given widths: the network's cost without building it.
+
+MACs = Σ over contractions of constant · Π over axes of the axis' size, batch 1. At whole channels this equals the
+count on the exported ONNX graph; at fractional shares it is the smooth continuation that training watches.
+"""
+
+from collections.abc import Mapping
+from math import prod
+
+import torch
+from torch import Tensor
+
+from hoyer_export.channels.channel_map import Axis, ChannelMap
+
+
+def macs_at(channels: ChannelMap, shares: Mapping[str, Tensor]) -> float:
+    """Return the MACs of one example when channel k of group g counts ``shares[g][k]``.
+
+    Args:
+        channels: the channel map.
+        shares: group name → [width], each entry between 0 (gone) and 1 (there); a group not named is whole.
+    """
+    total = 0.0
+    for contraction in channels.contractions:
+        total += contraction.constant * prod(_size(axis, shares) for axis in contraction.axes)
+    return total
+
+
+def macs_of_keep(channels: ChannelMap, keep: Mapping[str, Tensor]) -> int:
+    """Return the MACs of one example once only the channels in ``keep`` are left."""
+    return round(macs_at(channels, shares_of_keep(channels, keep)))
+
+
+def dense_macs(channels: ChannelMap) -> int:
+    """Return the MACs of one example of the uncut network."""
+    return macs_of_keep(channels, {})
+
+
+def params_of_keep(channels: ChannelMap, keep: Mapping[str, Tensor]) -> int:
+    """Return the number of elements of all parameters and buffers once only the channels in ``keep`` are left."""
+    sizes = {name: list(shape) for name, shape in channels.shapes.items()}
+    for group in channels.groups:
+        if group.name in keep:
+            gone = torch.ones(group.width, dtype=torch.bool)
+            gone[keep[group.name]] = False
+            for member in group.members:
+                owned = member.owner[member.owner >= 0]
+                sizes[member.parameter][member.dim] -= int(gone[owned].sum())
+    return sum(prod(shape) for shape in sizes.values())
+
+
+def shares_of_keep(channels: ChannelMap, keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return share 1 for every channel in ``keep`` and 0 for the others of the groups that it names."""
+    shares = {}
+    for group in channels.groups:
+        if group.name in keep:
+            shares[group.name] = torch.zeros(group.width, dtype=torch.float64)
+            shares[group.name][keep[group.name]] = 1
+    return shares
+
+
+def _size(axis: Axis, shares: Mapping[str, Tensor]) -> float:
+    size = float(axis.fixed)
+    for name, counts in axis.counts.items():
+        share = shares.get(name)
+        size += float(counts.sum()) if share is None else float(counts.double() @ share.double().cpu())
+    return size

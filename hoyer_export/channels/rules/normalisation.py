@@ -1,0 +1,90 @@
+"""Normalisations: whose statistics stay within a channel, they cut with it; whose mix channels, they keep them."""
+
+from typing import Any
+
+from torch import Tensor
+
+from hoyer_export.channels.rules.names import named
+from hoyer_export.channels.rules.pointwise import put_constant
+from hoyer_export.channels.tracer import AxisLabels, Tracer
+
+
+def batch_norm(
+    tracer: Tracer,
+    output: Tensor,
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *options: Any,
+    **named_options: Any,
+) -> None:
+    """γ (x − μ) / σ + β with statistics of each channel alone: all four vectors are cut with the channel.
+
+    Zero where γ and β are; without them a zeroed channel is zero too, because its running mean is zeroed.
+    """
+    channels = tracer.axis(input, 1)
+    for vector in (running_mean, running_var, weight, bias):
+        if vector is not None:
+            tracer.unite(channels, tracer.axis(vector, 0))
+    zero = weight is not None or channels.zero
+    others = {axis: AxisLabels(side.labels, zero=False) for axis, side in tracer.axes(input).items() if axis != 1}
+    tracer.put(output, {**others, 1: AxisLabels(channels.labels, zero)})
+
+
+def instance_norm(
+    tracer: Tracer,
+    output: Tensor,
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *options: Any,
+    **named_options: Any,
+) -> None:
+    """As a batch norm whose statistics come from one image."""
+    batch_norm(tracer, output, input, running_mean, running_var, weight, bias)
+
+
+def layer_norm(
+    tracer: Tracer, output: Tensor, input: Tensor, normalized_shape: Any, *weights: Any, **options: Any
+) -> None:
+    """A mean and a variance over channels: a channel that is zero still counts in both."""
+    _mixes(tracer, output, input, range(input.ndim - len(normalized_shape), input.ndim), "layer_norm")
+    for weight in (*weights, *options.values()):
+        if isinstance(weight, Tensor):
+            tracer.fix_tensor(weight, "layer_norm")
+
+
+def group_norm(
+    tracer: Tracer,
+    output: Tensor,
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> None:
+    """A mean and a variance over the channels of a group: a channel that is zero still counts in both."""
+    _mixes(tracer, output, input, [1], "group_norm")
+    for vector in (weight, bias):
+        if vector is not None:
+            tracer.unite(tracer.axis(input, 1), tracer.axis(vector, 0))
+
+
+def _mixes(tracer: Tracer, output: Tensor, input: Tensor, mixed: Any, name: str) -> None:
+    axes = tracer.axes(input)
+    for axis in mixed:
+        if axis in axes:
+            tracer.fix(axes[axis], name)
+    put_constant(tracer, output, axes)
+
+
+RULES = {
+    **named("batch_norm", batch_norm),
+    **named("instance_norm", instance_norm),
+    **named("layer_norm rms_norm", layer_norm),
+    **named("group_norm", group_norm),
+}

@@ -1,0 +1,78 @@
+"""Operations within a channel's own map, and reductions over axes."""
+
+from typing import Any
+
+from torch import Tensor
+
+from hoyer_export.channels.rules.names import named
+from hoyer_export.channels.rules.pointwise import put_constant
+from hoyer_export.channels.tracer import AxisLabels, TensorLabels, Tracer, tensors_in
+
+
+def pool(tracer: Tracer, output: Any, input: Tensor, *options: Any, **named_options: Any) -> None:
+    """Pooling and resizing mix positions along the trailing axes, each channel apart."""
+    for result in tensors_in(output):  # values, and indices where they are asked for
+        changed = {axis for axis in range(input.ndim) if input.shape[axis] != result.shape[axis]}
+        channels: TensorLabels = {}
+        for axis, side in tracer.axes(input).items():
+            if axis >= 2 or axis in changed:
+                tracer.fix(side, "pooled along the channels")
+            else:
+                channels[axis] = side
+        tracer.put(result, channels)
+
+
+def total(
+    tracer: Tracer, output: Tensor, input: Tensor, dim: Any = None, keepdim: bool = False, **options: Any
+) -> None:
+    """A sum over channels does not miss one that is exactly zero."""
+    _reduce(tracer, output, input, dim, keepdim, "summed over the channels where a zeroed one is not zero", True)
+
+
+def statistic(
+    tracer: Tracer, output: Any, input: Tensor, dim: Any = None, keepdim: Any = False, *_: Any, **__: Any
+) -> None:
+    """A mean, a variance or a maximum over channels depends on how many there are."""
+    if isinstance(keepdim, bool):
+        _reduce(tracer, output, input, dim, keepdim, "a mean or maximum over the channels", False)
+    else:
+        tracer.fix_tensor(input, "a statistic in an unusual form")
+
+
+def softmax(tracer: Tracer, output: Tensor, input: Tensor, dim: int | None = None, *_: Any, **__: Any) -> None:
+    """A softmax normalises over an axis: a zeroed channel there still counts, as e⁰ = 1."""
+    axes = dict(tracer.axes(input))
+    normalised = [dim % input.ndim] if isinstance(dim, int) else list(axes)
+    for axis in normalised:
+        if axis in axes:
+            tracer.fix(axes[axis], "softmax over the channels")
+    put_constant(tracer, output, axes)
+
+
+def _reduce(
+    tracer: Tracer, output: Any, input: Tensor, dim: Any, keepdim: bool, reason: str, zero_vanishes: bool
+) -> None:
+    dims = range(input.ndim) if dim is None else [dim] if isinstance(dim, int) else list(dim)
+    reduced = {axis % input.ndim for axis in dims}
+    left: TensorLabels = {}
+    for axis, side in tracer.axes(input).items():
+        if axis not in reduced:
+            position = axis if keepdim else axis - sum(gone < axis for gone in reduced)
+            left[position] = AxisLabels(side.labels, side.zero)
+        elif not (zero_vanishes and side.zero):
+            tracer.fix(side, reason)
+    for result in tensors_in(output):
+        tracer.put(result, left)
+
+
+RULES = {
+    **named(
+        "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool1d lp_pool2d adaptive_avg_pool1d"
+        " adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d"
+        " interpolate upsample max_pool1d_with_indices max_pool2d_with_indices",
+        pool,
+    ),
+    **named("sum", total),
+    **named("mean amax amin max min", statistic),
+    **named("softmax log_softmax", softmax),
+}

@@ -1,0 +1,52 @@
+"""Questions about a tensor: its sizes remember where they came from, its type and place say nothing of channels."""
+
+import torch
+from torch import Tensor
+
+from hoyer_export.channels.rules.names import getters, named
+from hoyer_export.channels.sizes import SourcedSize, sourced_shape
+from hoyer_export.channels.tracer import Tracer
+
+
+def shape(tracer: Tracer, output: torch.Size, input: Tensor) -> torch.Size:
+    """``x.shape``."""
+    return torch.Size(sourced_shape(tracer, input))
+
+
+def size(tracer: Tracer, output: torch.Size | int, input: Tensor, dim: int | None = None) -> torch.Size | int:
+    """``x.size()`` and ``x.size(1)``."""
+    sizes = sourced_shape(tracer, input)
+    return torch.Size(sizes) if dim is None else sizes[dim]
+
+
+def numel(tracer: Tracer, output: int, input: Tensor) -> int:
+    """``x.numel()``: the product of the sizes."""
+    product = 1
+    for length in sorted(sourced_shape(tracer, input), key=lambda length: isinstance(length, SourcedSize)):
+        product = product * length
+    return product
+
+
+def length(tracer: Tracer, output: int, input: Tensor) -> int:
+    """``len(x)``: Python insists on a plain int, so nobody can see what is done with it."""
+    for first in sourced_shape(tracer, input)[:1]:
+        if isinstance(first, SourcedSize):
+            tracer.fix(first.source, "`len` of a tensor along its channels")
+    return output
+
+
+def nothing(tracer: Tracer, output: object, *arguments: object, **named_arguments: object) -> None:
+    """The type, device or number of axes: the same before and after a cut."""
+
+
+RULES = {
+    **getters("shape", shape),
+    **named("size", size),
+    **named("numel nelement", numel),
+    Tensor.__len__: length,
+    **named("dim is_floating_point is_complex is_contiguous get_device stride element_size ndimension", nothing),
+    **getters(
+        "dtype device layout ndim is_cuda is_cpu is_meta is_sparse is_quantized requires_grad is_mkldnn", nothing
+    ),
+    **getters("is_mps is_xla is_xpu is_leaf grad_fn is_nested", nothing),
+}

@@ -1,0 +1,163 @@
+"""Trace channels: run the model once with labels beside every tensor, and read off what lives or dies together.
+
+Two torch modes watch the run of a deep copy. A ``TorchFunctionMode`` sees every torch call as the code wrote it and
+hands it to the call's rule (``rules/``); a call without a rule makes every channel that enters it unprunable. A
+``TorchDispatchMode`` underneath sees tensor operations that did not come through such a call (a scripted function, a
+fused kernel) and makes what they touch unprunable too. Unknown never means guessed.
+"""
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hoyer_export.channels.channel_map import ChannelMap
+from hoyer_export.channels.grouping import channel_map
+from hoyer_export.channels.rules import RULES
+from hoyer_export.channels.rules.movement import TAKES_SIZES
+from hoyer_export.channels.sizes import plain, sizes_in
+from hoyer_export.channels.tracer import Rule, Tracer, tensors_in
+from hoyer_export.errors import NetworkError
+
+ExampleInputs = Tensor | tuple[Tensor, ...]
+Function = Callable[..., Any]
+
+
+def trace_channels(
+    model: nn.Module, example_inputs: ExampleInputs, *, rules: Mapping[Function, Rule] | None = None
+) -> ChannelMap:
+    """Find which slices of which parameters live or die together.
+
+    The model runs once, in eval mode and without gradients, on a deep copy; the model itself is not touched.
+
+    Args:
+        model: any ``nn.Module`` that runs eagerly.
+        example_inputs: what ``model`` is called with, a tensor or a tuple of tensors, batch first.
+        rules: rules for your own operations, e.g. ``{my_op: rule}``; they come before the built-in ones. A rule is
+            called as ``rule(tracer, output, *the operation's arguments)``, see ``docs/adding-a-rule.md``.
+
+    Returns:
+        The channel groups, what is unprunable and why, and the MACs at any widths.
+
+    Raises:
+        NetworkError: the model cannot be copied, or fails on the example inputs.
+    """
+    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    try:
+        traced = copy.deepcopy(model).eval()
+    except Exception as error:
+        raise NetworkError(
+            f"the network cannot be copied ({_one_line(error)}); detach or drop what it caches"
+        ) from error
+    tracer = Tracer(traced, batch_size=inputs[0].shape[0] if inputs and inputs[0].ndim else 1)
+    shapes = {name: tuple(tensor.shape) for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    calls = _Calls(tracer, {**RULES, **(rules or {})})
+    with ExitStack() as hooks, torch.no_grad():
+        for name, module in traced.named_modules():
+            _follow(hooks, tracer, name, module)
+        try:
+            with _Watchdog(calls), calls:
+                outputs = traced(*inputs)
+        except Exception as error:
+            if calls.rule_failed:
+                raise
+            shown = ", ".join("x".join(map(str, tensor.shape)) for tensor in inputs)
+            raise NetworkError(f"the network fails on an input of shape {shown}: {_one_line(error)}") from error
+    for output in tensors_in(outputs):
+        if not tracer.is_parameter(output):
+            tracer.fix_tensor(output, "the model's output")
+    return channel_map(tracer, shapes)
+
+
+class _Calls(TorchFunctionMode):
+    """Hands every torch call, with its output, to the call's rule."""
+
+    def __init__(self, tracer: Tracer, rules: Mapping[Function, Rule]) -> None:
+        super().__init__()
+        self.tracer = tracer
+        self.rules = rules
+        self.running = False
+        self.rule_failed = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        self.running = True
+        try:
+            output = func(*plain(args), **plain(kwargs))
+            known = [tensor for tensor in tensors_in((args, kwargs)) if self.tracer.is_known(tensor)]
+            sizes = sizes_in((args, kwargs))
+            if known or sizes:
+                return self._apply_rule(func, output, args, kwargs, known, sizes)
+            return output
+        finally:
+            self.running = False
+
+    def _apply_rule(self, func: Any, output: Any, args: Any, kwargs: Any, known: list[Tensor], sizes: Any) -> Any:
+        rule = self.rules.get(func)
+        if rule is not None and not _fits(rule, args, kwargs):
+            rule = None
+        if rule is None:
+            for tensor in known:
+                self.tracer.fix_tensor(tensor, f"unknown op `{_name(func)}`")
+        if rule is None or func not in TAKES_SIZES:
+            for size in sizes:
+                self.tracer.fix(size.source, f"the number of channels is an argument of `{_name(func)}`")
+        if rule is None:
+            return output
+        if func not in TAKES_SIZES:
+            args, kwargs = plain(args), plain(kwargs)
+        self.rule_failed = True
+        answer = rule(self.tracer, output, *args, **kwargs)
+        self.rule_failed = False
+        return output if answer is None else answer
+
+
+class _Watchdog(TorchDispatchMode):
+    """Makes unprunable what tensor operations outside a handled call touch."""
+
+    def __init__(self, calls: _Calls) -> None:
+        super().__init__()
+        self.calls = calls
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not self.calls.running:
+            for tensor in tensors_in((args, kwargs or {})):
+                self.calls.tracer.fix_tensor(tensor, f"opaque code that calls `{func}`")
+        return func(*args, **(kwargs or {}))
+
+
+def _follow(hooks: ExitStack, tracer: Tracer, name: str, module: nn.Module) -> None:
+    """Keep the stack of running modules while ``module`` runs."""
+
+    def enter(module: nn.Module, args: Any) -> None:
+        tracer.modules.append((name, module))
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        tracer.modules.pop()
+
+    if not isinstance(module, torch.jit.ScriptModule):
+        hooks.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
+        hooks.callback(module.register_forward_hook(leave).remove)
+
+
+def _fits(rule: Rule, args: Any, kwargs: Any) -> bool:
+    """Return whether the rule knows this form of the call: torch has overloads that it may not."""
+    try:
+        inspect.signature(rule).bind(None, None, *args, **kwargs)
+    except TypeError:
+        return False
+    return True
+
+
+def _name(func: Any) -> str:
+    return str(resolve_name(func) or getattr(func, "__name__", func)).removeprefix("torch.")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

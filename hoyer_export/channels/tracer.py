@@ -1,0 +1,165 @@
+"""What the rules work with: the labels beside every tensor while the model runs once.
+
+A tensor has at most one vector of labels for each of its axes. That is enough, because a cut tensor has to stay
+rectangular: what is removed from it are whole slices along an axis, so all the labels that meet in one slice live or
+die together anyway.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from hoyer_export.channels.labels import NOBODY, Labels, Vector
+
+
+@dataclass(frozen=True)
+class AxisLabels:
+    """Whose channel each position along one axis of a tensor is.
+
+    Args:
+        labels: int64 [size of the axis].
+        zero: where a channel is zeroed, this tensor is exactly zero (after a sigmoid it is 0.5: finite, not zero).
+    """
+
+    labels: Vector
+    zero: bool = True
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+TensorLabels = dict[int, AxisLabels]
+Rule = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class LabelledContraction:
+    """A contraction whose axes are label vectors, or plain sizes where nothing is labelled."""
+
+    name: str
+    constant: int
+    axes: tuple[Vector | int, ...]
+
+
+class Tracer:
+    """The labels of every tensor, parameter and buffer of one traced run.
+
+    Args:
+        model: the model that runs; its parameters and buffers are what is labelled.
+        batch_size: number of examples that run at once; MACs are counted for one.
+    """
+
+    def __init__(self, model: nn.Module, batch_size: int) -> None:
+        self.labels = Labels()
+        self.batch_size = batch_size
+        self.contractions: list[LabelledContraction] = []
+        self.weights: set[str] = set()
+        self.modules: list[tuple[str, nn.Module]] = []
+        self._labels_of: MutableMapping[Tensor, TensorLabels] = WeakTensorKeyDictionary()
+        self._names: MutableMapping[Tensor, str] = WeakTensorKeyDictionary()
+        self._viewed: set[int] = set()
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            self._names[tensor] = name
+
+    # -- what a rule reads ------------------------------------------------------------------------------------------
+
+    def axes(self, tensor: Tensor) -> TensorLabels:
+        """Return the labelled axes of ``tensor``; a parameter or buffer has all its axes longer than one labelled."""
+        if tensor in self._names:
+            for axis in range(tensor.ndim):
+                if tensor.shape[axis] > 1:
+                    self.axis(tensor, axis)
+        return self.known_axes(tensor)
+
+    def known_axes(self, tensor: Tensor) -> TensorLabels:
+        """Return the axes that have labels already, without making any for a parameter."""
+        return self._labels_of.get(tensor, {})
+
+    def axis(self, tensor: Tensor, axis: int) -> AxisLabels:
+        """Return the labels along one axis: made now for a parameter that has none yet, nobody's for an activation."""
+        axis %= tensor.ndim
+        known = self._labels_of.get(tensor, {})
+        if axis in known:
+            return known[axis]
+        if (name := self._names.get(tensor)) is None:
+            return AxisLabels(np.full(tensor.shape[axis], NOBODY), zero=False)
+        labels = AxisLabels(self.labels.new(name, axis, tensor.shape[axis]))
+        self.put(tensor, {**known, axis: labels})
+        return labels
+
+    def is_labelled(self, tensor: Tensor, axis: int) -> bool:
+        """Return whether labels lie along ``axis``, made already or, for a parameter, to be made."""
+        return axis % tensor.ndim in self._labels_of.get(tensor, {}) or tensor in self._names
+
+    def is_known(self, tensor: Tensor) -> bool:
+        """Return whether ``tensor`` is a parameter or buffer, or carries labels."""
+        return bool(self._labels_of.get(tensor)) or tensor in self._names
+
+    def is_parameter(self, tensor: Tensor) -> bool:
+        """Return whether ``tensor`` is a parameter or buffer of the model."""
+        return tensor in self._names
+
+    @property
+    def module(self) -> nn.Module:
+        """The innermost module that is running."""
+        return self.modules[-1][1]
+
+    # -- what a rule declares ---------------------------------------------------------------------------------------
+
+    def put(self, tensor: Tensor, axes: TensorLabels) -> None:
+        """Give ``tensor`` its labels."""
+        self._labels_of[tensor] = axes
+
+    def unite(self, first: AxisLabels, second: AxisLabels) -> None:
+        """Tie the channels at the same position of two axes of equal length."""
+        self.labels.unite(first.labels, second.labels)
+
+    def tie_blocks(self, axis: AxisLabels, blocks: int) -> AxisLabels:
+        """Tie position j of every one of ``blocks`` equal runs along an axis; return the labels of the first run."""
+        runs = axis.labels.reshape(blocks, -1)
+        self.labels.unite(runs, runs[:1])
+        return AxisLabels(runs[0], axis.zero)
+
+    def fix(self, axis: AxisLabels, reason: str) -> None:
+        """Make the channels along an axis unprunable."""
+        self.labels.fix(axis.labels, reason)
+
+    def fix_tensor(self, tensor: Tensor, reason: str) -> None:
+        """Make every channel that shows in ``tensor`` unprunable."""
+        for axis in self.axes(tensor).values():
+            self.fix(axis, reason)
+
+    def note_view(self, output: Tensor, source: Tensor) -> None:
+        """Remember that two tensors may share memory: writing into one then changes the other."""
+        if (storage := output.untyped_storage().data_ptr()) == source.untyped_storage().data_ptr():
+            self._viewed.add(storage)
+
+    def is_viewed(self, tensor: Tensor) -> bool:
+        """Return whether another tensor may share memory with this one."""
+        return tensor.untyped_storage().data_ptr() in self._viewed
+
+    def contraction(self, op: str, constant: int, weight: Tensor | None, *axes: AxisLabels | int) -> None:
+        """Count a contraction's MACs = constant · Π axes, and note that ``weight`` makes up its channels' norms."""
+        if weight is not None and (name := self._names.get(weight)) is not None:
+            self.weights.add(name)
+        sizes = tuple(axis.labels if isinstance(axis, AxisLabels) else axis for axis in axes)
+        self.contractions.append(LabelledContraction(self.modules[-1][0] or op, constant, sizes))
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield every tensor in nested tuples, lists, dicts and dataclasses of an argument or a result."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, tuple | list | set | frozenset):
+        for item in value:
+            yield from tensors_in(item)
+    elif hasattr(value, "__dataclass_fields__"):
+        for item in vars(value).values():
+            yield from tensors_in(item)
