@@ -111,6 +111,6 @@ def _unprunable(labels: Labels, classes: Classes, group_of: NDArray[np.int64]) -
         by_reason: defaultdict[str, list[int]] = defaultdict(list)
         span = slice(slot.start, slot.start + slot.size)
         for index in np.flatnonzero(group_of[span] < 0).tolist():
-            by_reason[classes.reasons[int(classes.of_label[slot.start + index])]].append(index)
+            by_reason[classes.reason(slot.start + index)].append(index)
         found += [Unprunable(slot.parameter, slot.dim, torch.tensor(i), reason) for reason, i in by_reason.items()]
     return found

@@ -36,10 +36,39 @@ class Classes:
     Args:
         of_label: int64 [labels], the class of every label.
         reasons: class → why its labels cannot be removed.
+        reason_of_label: what was said of the label itself, where something was.
     """
 
     of_label: Vector
     reasons: dict[int, str]
+    reason_of_label: dict[int, str]
+
+    def reason(self, label: int) -> str:
+        """Return why a label cannot be removed: what was said of itself before what was said of its class."""
+        return self.reason_of_label.get(label) or self.reasons[int(self.of_label[label])]
+
+
+@dataclass(frozen=True)
+class _SameLength:
+    """One axis was given the length of another, times ``times``, over ``over``: they must shrink in proportion."""
+
+    source: Vector
+    axis: Vector
+    times: int
+    over: int
+
+    def holds(self, of_label: Vector) -> bool:
+        """Whether every class takes as many positions of the one as of the other, so that the lengths always agree."""
+        counts = [np.bincount(of_label[labels], minlength=of_label.max() + 1) for labels in (self.source, self.axis)]
+        return bool(np.array_equal(counts[0] * self.times, counts[1] * self.over))
+
+    def pairs(self) -> tuple[Vector, Vector]:
+        """The labels to unite so that it holds: c // g positions lose one where the source loses g, and so on."""
+        if self.over > 1:
+            return self.source.reshape(self.over, -1), self.axis
+        rows = self.axis.reshape(-1, self.times)
+        in_a_row = bool((rows == rows[:, :1]).all())
+        return (self.source[:, None], rows) if in_a_row else (self.source, self.axis.reshape(self.times, -1))
 
 
 class Labels:
@@ -48,8 +77,10 @@ class Labels:
     def __init__(self) -> None:
         self.slots: list[Slot] = []
         self.count = 1
-        self._pairs: list[tuple[Vector, Vector]] = []
+        self._pairs: list[tuple[Vector, Vector]] = [(np.zeros(1, np.int64), np.zeros(1, np.int64))]
+        self._same_lengths: list[_SameLength] = []
         self._fixed: list[tuple[Vector, str]] = []
+        self._fixed_slots: dict[tuple[str, int], str] = {}
 
     def new(self, parameter: str, dim: int, size: int) -> Vector:
         """Return ``size`` fresh labels, int64 [size], for one dimension of ``parameter``."""
@@ -61,21 +92,36 @@ class Labels:
         """Declare that the labels at the same position of the two (broadcast) arrays live or die together."""
         self._pairs.append((first, second))
 
+    def same_length(self, source: Vector, axis: Vector, times: int = 1, over: int = 1) -> None:
+        """Declare that ``axis`` must always have the length of ``source``, times ``times``, over ``over``."""
+        self._same_lengths.append(_SameLength(source, axis, times, over))
+
     def fix(self, labels: Vector, reason: str) -> None:
         """Declare that ``labels`` cannot be removed, and why; the first reason of a channel is the one shown."""
         self._fixed.append((labels, reason))
 
+    def fix_slot(self, parameter: str, dim: int, reason: str) -> None:
+        """Declare that a dimension of a parameter cannot be cut, whether or not it gets labels."""
+        self._fixed_slots[parameter, dim] = reason
+
     def solve(self) -> Classes:
         """Return the class of every label, and for every class that is fixed the reason."""
+        of_label = self._components()
+        # Only lengths that would not agree anyway cost freedom; uniting more classes never breaks one that holds.
+        self._pairs += [tie.pairs() for tie in self._same_lengths if not tie.holds(of_label)]
+        of_label = self._components()
+        reasons = {int(of_label[NOBODY]): MEETS_NOBODY}
+        reason_of_label: dict[int, str] = {}
+        slots = [(np.arange(s.start, s.start + s.size), (s.parameter, s.dim)) for s in self.slots]
+        fixed_slots = [(labels, self._fixed_slots[key]) for labels, key in slots if key in self._fixed_slots]
+        for labels, reason in self._fixed + fixed_slots:
+            for label in labels.tolist():
+                reason_of_label.setdefault(label, reason)
+                reasons.setdefault(int(of_label[label]), reason)
+        return Classes(of_label, reasons, reason_of_label)
+
+    def _components(self) -> Vector:
         pairs = [np.stack(np.broadcast_arrays(a, b)).reshape(2, -1) for a, b in self._pairs]
-        left, right = np.concatenate([np.zeros((2, 1), np.int64), *pairs], axis=1)
+        left, right = np.concatenate(pairs, axis=1)
         graph = coo_array((np.ones(left.size, dtype=bool), (left, right)), shape=(self.count, self.count))
-        _, of_label = connected_components(graph, directed=False)
-        reasons: dict[int, str] = {}
-        for labels, reason in self._fixed:
-            for found in np.unique(of_label[labels]).tolist():
-                reasons.setdefault(found, reason)
-        # The class of label 0 itself is fixed whether or not anything met it.
-        nobody = int(of_label[NOBODY])
-        reasons[nobody] = MEETS_NOBODY
-        return Classes(of_label.astype(np.int64), reasons)
+        return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)

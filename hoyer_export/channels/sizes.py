@@ -93,17 +93,7 @@ def sizes_in(value: Any) -> list[SourcedSize]:
 
 def tie_to_size(tracer: Tracer, axis: AxisLabels, size: SourcedSize) -> None:
     """Tie an axis that was given the length ``size`` to the axis that the size came from: they shrink together."""
-    source, labels = size.source.labels, axis.labels
-    if size.over > 1:  # c // g positions: the source must lose g for every one that goes here
-        tracer.labels.unite(source.reshape(size.over, -1), labels)
-    elif size.times == 1:
-        tracer.labels.unite(source, labels)
-    else:  # c · h · w positions: every one of the source stands for h · w here, in a row or in steps
-        rows = labels.reshape(-1, size.times)
-        in_a_row = bool((rows == rows[:, :1]).all())
-        tracer.labels.unite(
-            source[:, None] if in_a_row else source, rows if in_a_row else labels.reshape(size.times, -1)
-        )
+    tracer.labels.same_length(size.source.labels, axis.labels, size.times, size.over)
 
 
 def sourced_shape(tracer: Tracer, tensor: Tensor) -> tuple[int, ...]:

@@ -118,11 +118,11 @@ class _Calls(TorchFunctionMode):
         return output if answer is None else answer
 
 
-class _Watchdog(TorchDispatchMode):
+class _Watchdog(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Makes unprunable what tensor operations outside a handled call touch."""
 
     def __init__(self, calls: _Calls) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls = calls
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -5,7 +5,7 @@ rectangular: what is removed from it are whole slices along an axis, so all the 
 die together anyway.
 """
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,6 +132,14 @@ class Tracer:
         """Make every channel that shows in ``tensor`` unprunable."""
         for axis in self.axes(tensor).values():
             self.fix(axis, reason)
+
+    def fix_later(self, tensor: Tensor, axes: Iterable[int], reason: str) -> None:
+        """Make axes of a tensor unprunable, those of a parameter also if they are labelled only later."""
+        for axis in axes:
+            if axis in self.known_axes(tensor):
+                self.fix(self.axis(tensor, axis), reason)
+            if tensor in self._names:
+                self.labels.fix_slot(self._names[tensor], axis, reason)
 
     def note_view(self, output: Tensor, source: Tensor) -> None:
         """Remember that two tensors may share memory: writing into one then changes the other."""

@@ -94,13 +94,11 @@ def _build(path: Path, network: str) -> nn.Module:
         named = json.loads(network)
         name, in_channels, classes = named["name"], named["in_channels"], named["classes"]
     except (ValueError, KeyError, TypeError) as error:
-        raise FileError(f"{path} does not say which network it is of: pass the dense network as into=") from error
-    if (
-        not isinstance(name, str)
-        or ("." in name.split(":")[0])
-        or (":" in name and not name.startswith("torchvision:"))
-    ):
-        raise NetworkError(f"{path} is of the network {name}, which is not imported from a file: pass it as into=")
+        raise FileError(f"{path}: the network in its metadata is damaged: pass the dense network as into=") from error
+    if not isinstance(name, str):
+        raise NetworkError(f"{path} does not say which network it is of: pass the dense network as into=")
+    if ":" in name and not name.startswith("torchvision:"):
+        raise NetworkError(f"{path} is of {name}, which is never imported from a file: pass the network as into=")
     return build_network(name, in_channels=in_channels, classes=classes)
 
 

@@ -14,6 +14,8 @@ from hoyer_export.channels.rules.names import named
 from hoyer_export.channels.rules.pointwise import meet
 from hoyer_export.channels.tracer import AxisLabels, TensorLabels, Tracer
 
+KERNEL = "positions that a convolution slides over"
+
 
 def convolution(
     tracer: Tracer,
@@ -140,10 +142,10 @@ def _finish(
 ) -> None:
     if bias is not None:
         tracer.unite(outputs, tracer.axis(bias, 0))
-    for tensor, first_position in ((input, channel_axis + 1), (weight, 2)):
-        for axis in range(first_position, tensor.ndim):
-            if axis in tracer.known_axes(tensor):
-                tracer.fix(tracer.axis(tensor, axis), "positions that a convolution slides over")
+    tracer.fix_later(weight, range(2, weight.ndim), KERNEL)
+    for axis in range(channel_axis + 1, input.ndim):
+        if axis in tracer.known_axes(input):
+            tracer.fix(tracer.axis(input, axis), KERNEL)
     tracer.put(output, {channel_axis: outputs})
 
 

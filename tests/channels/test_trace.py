@@ -1,0 +1,184 @@
+"""Tracing finds what lives or dies together, and says why the rest cannot go."""
+
+import copy
+
+import networks
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hoyer_export.channels.channel_map import ChannelMap
+from hoyer_export.channels.trace import trace_channels
+from hoyer_export.errors import NetworkError
+
+IMAGE = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def members(channels: ChannelMap, group: str) -> set[tuple[str, int]]:
+    return {(member.parameter, member.dim) for member in channels.group(group).members}
+
+
+def reasons(channels: ChannelMap, parameter: str, dim: int) -> set[str]:
+    return {found.reason for found in channels.unprunable if (found.parameter, found.dim) == (parameter, dim)}
+
+
+def test_a_filter_takes_its_bias_its_norm_and_its_readers_with_it() -> None:
+    channels = trace_channels(networks.chain(), IMAGE)
+    assert [(group.name, group.width) for group in channels.groups] == [("a", 12), ("b", 8)]
+    norm = {(f"bn.{name}", 0) for name in ("weight", "bias", "running_mean", "running_var")}
+    assert members(channels, "a") == {("a.weight", 0), ("a.bias", 0), ("b.weight", 1), *norm}
+    assert members(channels, "b") == {("b.weight", 0), ("b.bias", 0), ("fc.weight", 1)}
+
+
+def test_only_contracted_weights_make_up_the_norm() -> None:
+    channels = trace_channels(networks.chain(), IMAGE)
+    weights = {member.parameter for group in channels.groups for member in group.members if member.is_weight}
+    assert weights == {"a.weight", "b.weight", "fc.weight"}
+
+
+def test_a_flattened_channel_owns_a_run_of_the_next_layers_inputs() -> None:
+    channels = trace_channels(networks.flattened(), IMAGE)
+    (owner,) = [member.owner for member in channels.group("a").members if member.parameter == "fc.weight"]
+    assert owner.tolist() == [index // 16 for index in range(96)]
+
+
+def test_the_partners_of_a_residual_sum_are_one_group() -> None:
+    channels = trace_channels(networks.residual(), IMAGE)
+    assert {("a.weight", 0), ("c.weight", 0), ("b.weight", 1), ("fc.weight", 1)} <= members(channels, "a")
+
+
+def test_concatenation_shifts_the_readers_indices() -> None:
+    channels = trace_channels(networks.concatenated(), IMAGE)
+    (owner,) = [member.owner for member in channels.group("b").members if member.parameter == "c.weight"]
+    assert owner.tolist() == [-1] * 9 + [0, 1, 2, 3]
+    assert reasons(channels, "c.weight", 1) == {"meets the model's input or a tensor of fixed size"}
+
+
+def test_halves_made_by_chunk_and_groups_of_a_convolution_stay_equal() -> None:
+    halves = trace_channels(networks.halves(), IMAGE).group("a")
+    (owner,) = [member.owner for member in halves.members if member.parameter == "a.weight"]
+    assert halves.width == 6
+    assert owner.tolist() == [0, 1, 2, 3, 4, 5] * 2
+    grouped = trace_channels(networks.grouped(), IMAGE).group("a")
+    assert grouped.width == 4
+
+
+def test_a_shuffle_ties_its_groups_only_because_the_code_divides_the_width() -> None:
+    assert trace_channels(networks.shuffled(), IMAGE).group("a").width == 4
+
+
+def test_tied_weights_tie_what_they_compute() -> None:
+    channels = trace_channels(networks.tied(), IMAGE)
+    assert {("b.weight", 0), ("b.weight", 1), ("c.bias", 0)} <= members(channels, "a")
+
+
+class Opaque(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return torch.fft.fft(x).real
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+# Each takes 8 channels somewhere where no cut could be exact.
+HOSTILE = {
+    "layer norm over channels": (lambda y: F.layer_norm(y, y.shape[1:]), "layer_norm"),
+    "group norm": (lambda y: F.group_norm(y, 2), "group_norm"),
+    "softmax over channels": (lambda y: y.softmax(1), "softmax over the channels"),
+    "mean over channels": (lambda y: y - y.mean(1, keepdim=True), "a mean or maximum over the channels"),
+    "maximum over channels": (lambda y: y + y.amax(1, keepdim=True), "a mean or maximum over the channels"),
+    "an op without a rule": (lambda y: y.cumsum(1), "unknown op `Tensor.cumsum`"),
+    "a literal reshape": (lambda y: y.view(2, 2, 4, 16, 16).flatten(1, 2), "reshaped to a literal size"),
+    "a literal slice": (lambda y: torch.cat([y[:, 4:], y[:, :4]], 1), "the code picks channels by literal positions"),
+    "a literal split": (lambda y: torch.cat(y.split(4, 1)[::-1], 1), "split at literal positions"),
+    "a constant of fixed size": (lambda y: y + torch.ones(8, 1, 1), "a tensor of fixed size"),
+    "a constant along the channels": (lambda y: y * torch.arange(8.0).view(8, 1, 1), "meets the model's input"),
+    "arithmetic with the width": (lambda y: y / y.shape[1], "the number of channels"),
+    "a branch on the width": (lambda y: y * 2 if y.shape[1] == 8 else y, "the code computes with the number"),
+    "a logarithm": (lambda y: y.abs().log().clamp(-9, 9), "unknown op"),
+    "a denominator": (lambda y: 1 / (y + 9), "unknown op"),
+    "a division": (lambda y: y.mean() / (y + 9).square(), ""),
+    "one channel spread over all": (lambda y: y + y[:, :1], ""),
+    "an assignment into a slice": (lambda y: assigned(y), "unknown op `Tensor.__setitem__`"),
+    "a custom autograd function": (lambda y: Opaque.apply(y), "unknown op `fft.fft"),
+    "a size in a factory": (lambda y: y * torch.ones(1, y.shape[1], 1, 1), "is an argument of `ones`"),
+    "a number from the tensor": (lambda y: y * y.max().item(), ""),
+}  # fmt: skip
+
+
+def assigned(y: Tensor) -> Tensor:
+    z = torch.zeros_like(y)
+    z[...] = y
+    return z
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_depends_on_the_width_is_left_alone_with_the_reason(name: str) -> None:
+    code, reason = HOSTILE[name]
+    net = networks.Net(
+        lambda n, x: n.fc(n.b(code(n.a(x))).mean((2, 3))),
+        a=networks.conv(3, 8), b=networks.conv(8, 6), fc=nn.Linear(6, 5),
+    )  # fmt: skip
+    channels = trace_channels(net, IMAGE)
+    offered = {group.name for group in channels.groups}
+    assert offered == {"b"}, name
+    assert any(reason in found for found in reasons(channels, "a.weight", 0)), reasons(channels, "a.weight", 0)
+
+
+def test_a_softmax_along_other_axes_is_harmless() -> None:
+    net = networks.Net(
+        lambda n, x: n.fc(n.a(x).softmax(-1).mean((2, 3), keepdim=True).flatten(1)),
+        a=networks.conv(3, 8),
+        fc=nn.Linear(8, 5),
+    )
+    assert [group.name for group in trace_channels(net, IMAGE).groups] == ["a"]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_scripted_code_that_no_mode_sees_is_left_alone() -> None:
+    net = networks.Net(
+        lambda n, x: n.fc(n.script(n.a(x)).mean((2, 3))),
+        a=networks.conv(3, 8), script=torch.jit.trace(nn.Hardswish(), torch.zeros(2, 8, 16, 16)), fc=nn.Linear(8, 5),
+    )  # fmt: skip
+    channels = trace_channels(net, IMAGE)
+    assert not channels.groups
+    assert any("opaque code" in reason for reason in reasons(channels, "a.weight", 0))
+
+
+def test_a_rule_of_ones_own_makes_an_unknown_op_known() -> None:
+    net = networks.Net(
+        lambda n, x: n.fc(torch.fft.fft(n.a(x)).real.mean((2, 3))), a=networks.conv(3, 8), fc=nn.Linear(8, 5)
+    )
+    assert not trace_channels(net, IMAGE).groups
+
+    def along_the_last_axis(tracer: object, output: Tensor, input: Tensor) -> None:
+        tracer.put(output, tracer.axes(input))  # type: ignore[attr-defined]
+
+    rules = {torch.fft.fft: along_the_last_axis, Tensor.real.__get__: along_the_last_axis}
+    assert [group.name for group in trace_channels(net, IMAGE, rules=rules).groups] == ["a"]
+
+
+def test_tracing_does_not_touch_the_model() -> None:
+    model = networks.chain().train()
+    before = copy.deepcopy(model.state_dict())
+    trace_channels(model, IMAGE)
+    assert model.training
+    assert not model.a._forward_hooks
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_network_that_cannot_run_on_the_inputs_is_named_in_one_line() -> None:
+    with pytest.raises(NetworkError, match=r"fails on an input of shape 2x4x8x8: .*channels") as caught:
+        trace_channels(networks.chain(), torch.zeros(2, 4, 8, 8))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bug_in_a_rule_is_not_blamed_on_the_network() -> None:
+    def broken(tracer: object, output: Tensor, input: Tensor, inplace: bool = False) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        trace_channels(networks.chain(), IMAGE, rules={F.relu: broken})

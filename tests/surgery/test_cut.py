@@ -1,0 +1,156 @@
+"""A cut is exact or refused, keeps everything but the channels, and never changes its argument."""
+
+import copy
+
+import networks
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hoyer_export.channels.channel_map import ChannelMap
+from hoyer_export.channels.trace import trace_channels
+from hoyer_export.errors import CutRefused
+from hoyer_export.surgery.cut import cut
+from hoyer_export.surgery.zero import zero_
+
+IMAGE = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+KEEP = {"a": torch.tensor([0, 3, 4, 9]), "b": torch.tensor([1, 6])}
+
+
+def zeroed_chain() -> tuple[networks.Net, ChannelMap]:
+    torch.manual_seed(0)
+    model = networks.chain()
+    networks.unsettled(model)
+    channels = trace_channels(model, IMAGE)
+    zero_(model, channels, KEEP)
+    return model, channels
+
+
+def test_zeroing_clears_the_whole_channel_and_nothing_else() -> None:
+    torch.manual_seed(0)
+    before = networks.unsettled(networks.chain()).state_dict()
+    after = zeroed_chain()[0].state_dict()
+    gone = [1, 2, 5, 6, 7, 8, 10, 11]
+    for name in ("a.weight", "a.bias", "bn.weight", "bn.bias", "bn.running_mean"):
+        assert not after[name][gone].any()
+        assert torch.equal(after[name][KEEP["a"]], before[name][KEEP["a"]])
+    assert torch.equal(after["bn.running_var"], before["bn.running_var"])
+    assert not after["b.weight"][:, gone].any()
+    assert torch.equal(after["b.weight"][KEEP["b"]][:, KEEP["a"]], before["b.weight"][KEEP["b"]][:, KEEP["a"]])
+
+
+def test_the_slim_model_has_the_kept_slices_and_modules_that_say_so() -> None:
+    model, channels = zeroed_chain()
+    before = copy.deepcopy(model.state_dict())
+    slim = cut(model, channels, KEEP, IMAGE).model
+    assert torch.equal(slim.b.weight, model.b.weight[KEEP["b"]][:, KEEP["a"]])
+    assert (slim.a.out_channels, slim.bn.num_features, slim.b.in_channels, slim.b.out_channels) == (4, 4, 4, 2)
+    assert slim.fc.in_features == 2
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("parameter", "index"),
+    [("a.weight", (1, 0, 0, 0)), ("a.bias", (2,)), ("bn.bias", (5,)), ("bn.weight", (11,)), ("b.weight", (0, 7, 2, 2))],
+)
+def test_one_slice_that_is_not_zero_is_refused_by_name(parameter: str, index: tuple[int, ...]) -> None:
+    model, channels = zeroed_chain()
+    with torch.no_grad():
+        model.get_parameter(parameter)[index] = 1e-30
+    with pytest.raises(CutRefused, match=rf"{parameter}\[index .*zero it first"):
+        cut(model, channels, KEEP, IMAGE)
+
+
+def test_a_running_mean_counts_only_where_no_scale_silences_it() -> None:
+    model, channels = zeroed_chain()
+    model.bn.running_mean[1] = 7.0
+    assert cut(model, channels, KEEP, IMAGE).max_rel_error <= 1e-9
+    bare = networks.unsettled(networks.unaffine())
+    channels = trace_channels(bare, IMAGE)
+    keep = {"a": torch.tensor([0, 2])}
+    zero_(bare, channels, keep)
+    bare.norm.running_mean[1] = 7.0
+    with pytest.raises(CutRefused, match=r"norm\.running_mean"):
+        cut(bare, channels, keep, IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        ({"z": torch.tensor([0])}, "'z', which the network does not have"),
+        ({"a": torch.tensor([], dtype=torch.int64)}, "at least one"),
+        ({"a": torch.tensor([0.0])}, "int64"),
+        ({"a": torch.tensor([1, 1])}, "without repeats"),
+        ({"a": torch.tensor([3, 1])}, "sorted"),
+        ({"a": torch.tensor([0, 12])}, "within 0..11"),
+        ({"a": torch.tensor([-1, 3])}, "within 0..11"),
+    ],
+)
+def test_a_keep_that_does_not_fit_is_refused(keep: dict[str, Tensor], message: str) -> None:
+    model, channels = zeroed_chain()
+    with pytest.raises(CutRefused, match=message):
+        cut(model, channels, keep, IMAGE)
+    with pytest.raises(CutRefused, match=message):
+        zero_(model, channels, keep)
+
+
+class Hidden(nn.Module):
+    """Uses its width where no tracer can see it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.fc = networks.conv(3, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).mean((2, 3))
+        return self.fc(y) * self.a.out_channels
+
+
+def test_a_width_that_the_tracer_cannot_see_is_caught_by_the_numbers() -> None:
+    model = networks.unsettled(Hidden())
+    channels = trace_channels(model, IMAGE)
+    keep = {"a": torch.arange(4)}
+    zero_(model, channels, keep)
+    with pytest.raises(CutRefused, match="depends on its width"):
+        cut(model, channels, keep, IMAGE)
+
+
+def test_a_map_of_another_network_is_refused() -> None:
+    model, channels = zeroed_chain()
+    model.a = networks.conv(3, 13)
+    with pytest.raises(CutRefused, match="trace the network again"):
+        cut(model, channels, KEEP, IMAGE)
+
+
+def test_nothing_but_the_channels_is_lost() -> None:
+    model, channels = zeroed_chain()
+    model.a.weight.requires_grad_(False)
+    model.to(memory_format=torch.channels_last)
+    model.train()
+    model.fc.eval()
+    slim = cut(model, channels, KEEP, IMAGE).model
+    assert not slim.a.weight.requires_grad
+    assert slim.b.weight.requires_grad
+    assert slim.b.weight.is_contiguous(memory_format=torch.channels_last)
+    assert slim.training
+    assert not slim.fc.training
+    half = cut(model.to(torch.bfloat16), channels, KEEP, IMAGE)
+    assert half.model.a.weight.dtype is torch.bfloat16
+
+
+def test_tied_weights_stay_tied() -> None:
+    model = networks.unsettled(networks.tied())
+    channels = trace_channels(model, IMAGE)
+    keep = {"a": torch.tensor([0, 5, 7])}
+    zero_(model, channels, keep)
+    slim = cut(model, channels, keep, IMAGE).model
+    assert slim.b.weight is slim.c.weight
+    assert slim.b.weight.shape[:2] == (3, 3)
+
+
+def test_the_slim_model_trains_on() -> None:
+    model, channels = zeroed_chain()
+    slim = cut(model.train(), channels, KEEP, IMAGE).model
+    F.cross_entropy(slim(IMAGE), torch.tensor([0, 1])).backward()
+    assert all(parameter.grad is not None for parameter in slim.parameters())
