@@ -164,11 +164,11 @@ def split(tracer: Tracer, output: Any, tensor: Tensor, split_size: Any, dim: int
     dim %= tensor.ndim
     axes = tracer.axes(tensor)
     if dim in axes:
-        parts = len(output)
         lengths = [split_size] if isinstance(split_size, int) else list(split_size)
-        if all(isinstance(length, SourcedSize) for length in lengths) and len(axes[dim]) == lengths[0] * parts:
-            part = tracer.tie_blocks(axes[dim], parts)
-            for length in lengths:
+        sourced = [length for length in lengths if isinstance(length, SourcedSize)]
+        if len(sourced) == len(lengths) and all(part.shape[dim] == output[0].shape[dim] for part in output):
+            part = tracer.tie_blocks(axes[dim], len(output))
+            for length in sourced:
                 tie_to_size(tracer, part, length)
         else:
             tracer.fix(axes[dim], "split at literal positions")

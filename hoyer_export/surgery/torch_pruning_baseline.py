@@ -1,0 +1,96 @@
+"""The one module that knows torch-pruning: a second opinion on which channels are coupled.
+
+torch-pruning (Fang et al. 2023, *DepGraph*, CVPR, arXiv 2301.12900) finds the same dependencies by another way, from
+the autograd graph. On the networks that it handles both must find the same coupled channels.
+"""
+
+import copy
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch_pruning
+from torch import Tensor, nn
+
+from hoyer_export.channels.channel_map import ChannelGroup, ChannelMap, weight_members
+from hoyer_export.errors import NetworkError
+
+# One channel: (weight, dimension, index) of every slice that it owns.
+_Slices = frozenset[tuple[str, int, int]]
+
+
+@dataclass(frozen=True)
+class CrossCheck:
+    """How two tracers agree.
+
+    Args:
+        agreeing: coupled channels that both find, slice for slice.
+        only_here: names of channel groups with a channel that torch-pruning couples otherwise.
+        only_there: layers whose coupled channels torch-pruning would remove and this package would not: the model's
+            output, for one.
+    """
+
+    agreeing: int
+    only_here: tuple[str, ...]
+    only_there: tuple[str, ...]
+
+
+def cross_check(model: nn.Module, example_inputs: Tensor, channels: ChannelMap) -> CrossCheck:
+    """Compare the coupled channels of ``channels`` with torch-pruning's on the same network.
+
+    Only slices of convolution and linear weights are compared: torch-pruning names no others in the same way.
+
+    Args:
+        model: the traced network.
+        example_inputs: what it is called with.
+        channels: its channel map.
+
+    Raises:
+        NetworkError: torch-pruning cannot trace the network.
+    """
+    theirs = _their_channels(model, example_inputs)
+    agreeing, only_here, ours = 0, [], set()
+    for group in channels.groups:
+        found = _our_channels(group)
+        ours.update(found)
+        agreeing += sum(slices in theirs for slices in found)
+        if any(slices not in theirs for slices in found):
+            only_here.append(group.name)
+    only_there = {min(slices)[0] for slices in theirs - ours}
+    return CrossCheck(agreeing, tuple(only_here), tuple(sorted(only_there)))
+
+
+def _our_channels(group: ChannelGroup) -> list[_Slices]:
+    slices: list[set[tuple[str, int, int]]] = [set() for _ in range(group.width)]
+    for member in weight_members(group):
+        for index, channel in enumerate(member.owner.tolist()):
+            if channel >= 0:
+                slices[channel].add((member.parameter, member.dim, index))
+    return [frozenset(found) for found in slices]
+
+
+def _their_channels(model: nn.Module, example_inputs: Tensor) -> set[_Slices]:
+    network = copy.deepcopy(model).eval()
+    names = {module: name for name, module in network.named_modules()}
+    layers = (nn.modules.conv._ConvNd, nn.Linear)
+    try:
+        graph = torch_pruning.DependencyGraph().build_dependency(network, example_inputs)
+        groups = list(graph.get_all_groups(root_module_types=list(layers)))
+    except Exception as error:
+        raise NetworkError(f"torch-pruning cannot trace the network: {' '.join(str(error).split())}") from error
+    channels: set[_Slices] = set()
+    for group in groups:
+        of_root: defaultdict[int, set[tuple[str, int, int]]] = defaultdict(set)
+        for item in group.items:
+            module = item.dep.target.module
+            if isinstance(module, layers):
+                for index, root in zip(item.idxs, item.root_idxs, strict=True):
+                    of_root[root].add((f"{names[module]}.weight", _dim(module, item.dep.handler.__name__), index))
+        channels.update(frozenset(slices) for slices in of_root.values())
+    return channels
+
+
+def _dim(module: nn.Module, handler: str) -> int:
+    """Return which dimension of the weight a pruning function of torch-pruning slices."""
+    outputs = "out_channels" in handler or "depthwise" in handler
+    transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+    return int(outputs == transposed)
