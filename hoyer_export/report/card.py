@@ -1,0 +1,80 @@
+"""card.md: the model card that travels with slim.onnx; every name in it stands in a code span, so it stays text."""
+
+import re
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from hoyer_export.report import number_format
+from hoyer_export.report.record import Report
+from hoyer_export.report.summary import (
+    accuracy_change,
+    accuracy_interval,
+    budget_words,
+    cautions,
+    headline,
+    recipe_tables,
+    speed_efficiency,
+    speedup_words,
+    title,
+    verification_steps,
+    was_sparse_trained,
+)
+
+
+def render_card(report: Report) -> str:
+    """Return card.md (GitHub-flavoured Markdown, with the front matter that the Hugging Face Hub reads)."""
+    environment = Environment(
+        loader=PackageLoader("hoyer_export.report"),
+        autoescape=False,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        name: getattr(number_format, name)
+        for name in ("exact", "percent", "share", "points", "milliseconds", "times", "small", "duration")
+    }
+    environment.filters |= {"code": code, "text": text}
+    network, data = title(report)
+    steps = verification_steps(report)
+    images = report.data.images.test if report.data and report.data.images else 0
+    return environment.get_template("card.md").render(
+        report=report,
+        sparse_trained=was_sparse_trained(report),
+        network=network,
+        data=data,
+        cautions=cautions(report),
+        headline=headline(report),
+        accuracy_change=accuracy_change(report),
+        interval=accuracy_interval(report.slim.accuracy, images) if images else None,
+        images=images,
+        budget=budget_words(report),
+        speedup=speedup_words(report),
+        efficiency=speed_efficiency(report),
+        steps=steps,
+        failed=[step for step in steps if not step.passed],
+        closest=max((step.ratio for step in steps if step.ratio is not None), default=None),
+        recipe=recipe_tables(report.recipe),
+    )
+
+
+def code(value: object) -> str:
+    """Return ``value`` as a code span that nothing in it can end, also inside a table.
+
+    Source: GitHub Flavored Markdown, 6.3 (code spans) and 4.10 (a pipe in a table is escaped even there).
+    """
+    words = _one_line(value).replace("|", "\\|") or " "
+    longest = max((len(run) for run in re.findall("`+", words)), default=0)
+    fence = "`" * (longest + 1)
+    room = " " if words.startswith("`") or words.endswith("`") else ""
+    return f"{fence}{room}{words}{room}{fence}"
+
+
+def text(value: object) -> str:
+    """Return ``value`` as one line of text in which nothing is markup."""
+    return re.sub(r"([\\`*_{}\[\]<>|~&$])", r"\\\1", _one_line(value))
+
+
+def _one_line(value: object) -> str:
+    return " ".join(str(value).split())

@@ -1,0 +1,99 @@
+"""The training curves of the page: loss, accuracy and MACs over the epochs of the three phases."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from hoyer_export.report.metrics import Epoch
+from hoyer_export.report.number_format import share
+from hoyer_export.report.plots import Band, Series, line_plot
+from hoyer_export.report.record import Report
+
+PHASE_NAMES = {"dense": "dense", "sparse": "Group-HS", "finetune": "fine-tune"}
+LOG_FROM = 30.0
+"""A loss that falls by more than this factor is drawn on a logarithmic axis."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One plot and the sentence under it."""
+
+    plot: Markup
+    caption: str
+
+
+def training_curves(report: Report, metrics: Sequence[Epoch]) -> tuple[Curve, ...]:
+    """Return the plots for which there are numbers; none without epochs."""
+    if not metrics:
+        return ()
+    bands = phase_bands(metrics)
+    curves = [_loss(metrics, bands)]
+    train = Series("training", "dense", tuple(epoch.train_accuracy for epoch in metrics))
+    held_out = Series("validation", "slim", tuple(epoch.validation_accuracy for epoch in metrics))
+    accuracies = [series for series in (held_out, train) if any(value is not None for value in series.values)]
+    if accuracies:
+        plot = line_plot(
+            name="accuracy",
+            title="Accuracy over epochs",
+            unit="accuracy, %",
+            series=accuracies,
+            bands=bands,
+            ceiling=100.0,
+            digits=1,
+        )
+        seen = f" Validation images: {report.validation}." if report.validation else ""
+        curves.append(Curve(plot, f"Correct top-1; training images as the epoch met them.{seen}"))
+    return (*curves, *_macs(report, metrics, bands))
+
+
+def phase_bands(metrics: Sequence[Epoch]) -> tuple[Band, ...]:
+    """Return where each phase lies when all epochs are counted through from 1."""
+    bands = []
+    first = 1
+    for index, epoch in enumerate(metrics, start=1):
+        if index == len(metrics) or metrics[index].phase != epoch.phase:
+            bands.append(Band(PHASE_NAMES[epoch.phase], first, index))
+            first = index + 1
+    return tuple(bands)
+
+
+def _loss(metrics: Sequence[Epoch], bands: Sequence[Band]) -> Curve:
+    losses = tuple(epoch.loss for epoch in metrics)
+    log = min(losses) > 0 and max(losses) / min(losses) > LOG_FROM
+    plot = line_plot(
+        name="loss",
+        title="Training loss over epochs",
+        unit="loss, log scale" if log else "loss",
+        series=[Series("training", "slim", losses)],
+        bands=bands,
+        log=log,
+        digits=2 if min(losses) >= 0.1 else math.ceil(1 - math.log10(max(min(losses), 1e-4))),
+    )
+    return Curve(plot, "Cross-entropy on the training images, without the penalty.")
+
+
+def _macs(report: Report, metrics: Sequence[Epoch], bands: Sequence[Band]) -> tuple[Curve, ...]:
+    effective = Series("effective", "slim", _percentages([epoch.effective_macs for epoch in metrics]))
+    alive = Series("alive", "alive", _percentages([epoch.alive_macs for epoch in metrics]))
+    known = [series for series in (effective, alive) if any(value is not None for value in series.values)]
+    if not known:
+        return ()
+    asked = report.budget.asked.get("macs")
+    plot = line_plot(
+        name="macs",
+        title="MACs over epochs",
+        unit="MACs, % of dense",
+        series=known,
+        bands=bands,
+        rule=(100 * asked, f"budget {share(asked)}") if isinstance(asked, float) else None,
+        ceiling=100.0,
+        digits=1,
+    )
+    caption = "MACs at the effective widths, and at the channels above 0.1 of the natural threshold (alive)."
+    return (Curve(plot, caption),)
+
+
+def _percentages(shares: Sequence[float | None]) -> tuple[float | None, ...]:
+    return tuple(None if value is None else 100 * value for value in shares)

@@ -1,0 +1,259 @@
+"""report.html: one self-contained page, readable offline, everything that came from a file escaped."""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from hoyer_export.report import number_format
+from hoyer_export.report.curves import PHASE_NAMES, training_curves
+from hoyer_export.report.metrics import Epoch
+from hoyer_export.report.plots import distributions_plot
+from hoyer_export.report.record import Report
+from hoyer_export.report.sections import GroupWidth
+from hoyer_export.report.summary import (
+    Step,
+    accuracy_change,
+    accuracy_interval,
+    budget_words,
+    cautions,
+    headline,
+    recipe_tables,
+    speed_efficiency,
+    speed_is_unclear,
+    speedup_words,
+    title,
+    verification_steps,
+    was_sparse_trained,
+)
+
+MARGIN_DECADES = 8
+"""The bars of the verification reach from 1e-8 of the tolerance to the tolerance, and a decade beyond."""
+ROWS_IN_ONE_COLUMN = 24
+MOST_TICKS = 20
+"""More blocks than that in one bar and their marks would fill it."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One figure of the headline: slim large, dense beside it.
+
+    Args:
+        name: what it is.
+        slim, dense: the two figures, written.
+        change: from dense to slim.
+        slim_length, dense_length: of the two bars, in per cent of the longer.
+        doubtful: the figures cannot be trusted.
+    """
+
+    name: str
+    slim: str
+    dense: str
+    change: str
+    slim_length: float
+    dense_length: float
+    doubtful: bool = False
+
+
+@dataclass(frozen=True)
+class WidthRow:
+    """One group's bar: lengths in per cent of its dense width.
+
+    Args:
+        group: the record.
+        kept: alive and kept.
+        filled: kept beyond the alive ones, to fill a block.
+        dropped: alive, but cut to meet the budget.
+        ticks: places of the blocks' ends.
+    """
+
+    group: GroupWidth
+    kept: float
+    filled: float
+    dropped: float
+    ticks: tuple[float, ...]
+
+
+def render_page(report: Report, metrics: Sequence[Epoch]) -> str:
+    """Return report.html.
+
+    Args:
+        report: from ``assemble_report`` or ``read_report``.
+        metrics: epochs in order; without any, the page says that the curves are absent.
+    """
+    environment = Environment(
+        loader=PackageLoader("hoyer_export.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        name: getattr(number_format, name)
+        for name in (
+            "count",
+            "exact",
+            "size",
+            "percent",
+            "share",
+            "points",
+            "milliseconds",
+            "times",
+            "small",
+            "duration",
+        )
+    }
+    environment.filters["breakable"] = breakable
+    network, data = title(report)
+    steps = verification_steps(report)
+    rows = width_rows(report)
+    return environment.get_template("page.html").render(
+        report=report,
+        sparse_trained=was_sparse_trained(report),
+        network=network,
+        data=data,
+        cautions=cautions(report),
+        headline=headline(report),
+        tiles=tiles(report),
+        accuracy_change=accuracy_change(report),
+        accuracy_intervals=_accuracy_intervals(report),
+        budget=budget_words(report),
+        speedup=speedup_words(report),
+        efficiency=speed_efficiency(report),
+        latency_plot=_latency_plot(report),
+        width_columns=_columns(rows),
+        curves=training_curves(report, metrics),
+        epochs=metrics,
+        phase_names=PHASE_NAMES,
+        steps=steps,
+        stages=_stages(steps),
+        failed=[step for step in steps if not step.passed],
+        margin=margin,
+        recipe=recipe_tables(report.recipe),
+        seconds=_seconds(report),
+    )
+
+
+def tiles(report: Report) -> tuple[Tile, ...]:
+    """Return the headline's figures: accuracy, MACs, latency, parameters, bytes."""
+    dense, slim = report.dense, report.slim
+    change = number_format.points(accuracy_change(report))
+    found = [_tile("Accuracy", number_format.percent, dense.accuracy, slim.accuracy, change)]
+    found.append(_tile("MACs", number_format.count, dense.macs, slim.macs))
+    if report.latency is not None:
+        before, after = report.latency.dense_ms.p50, report.latency.slim_ms.p50
+        faster = f"{number_format.times(report.latency.speedup.median)} as fast"
+        tile = _tile("Latency, median", number_format.milliseconds, before, after, faster)
+        doubtful = speed_is_unclear(report) or report.latency.noise is not None
+        found.append(replace(tile, doubtful=doubtful, change=f"{faster}, unclear" if doubtful else faster))
+    found.append(_tile("Parameters", number_format.count, dense.params, slim.params))
+    found.append(_tile("ONNX file", number_format.size, dense.onnx_bytes, slim.onnx_bytes))
+    return tuple(found)
+
+
+def _tile(
+    name: str, written: Callable[[float | None], str], dense: float, slim: float, change: str | None = None
+) -> Tile:
+    longest = max(dense, slim) or 1.0
+    return Tile(
+        name=name,
+        slim=written(slim),
+        dense=written(dense),
+        change=change or f"{number_format.share(slim / dense)} of dense",
+        slim_length=round(100 * slim / longest, 1),
+        dense_length=round(100 * dense / longest, 1),
+    )
+
+
+def width_rows(report: Report) -> tuple[WidthRow, ...]:
+    """Return every group's bar, in the network's order."""
+    return tuple(_width_row(group, report.align or 1) for group in report.widths)
+
+
+def _width_row(group: GroupWidth, align: int) -> WidthRow:
+    def part(channels: int) -> float:
+        return round(100 * min(channels, group.dense) / group.dense, 2)
+
+    blocks = range(align, group.dense, align) if align > 1 and group.dense / align <= MOST_TICKS else range(0)
+    return WidthRow(
+        group=group,
+        kept=part(min(group.alive, group.slim)),
+        filled=part(max(group.slim - group.alive, 0)),
+        dropped=part(max(group.alive - group.slim, 0)),
+        ticks=tuple(part(end) for end in blocks),
+    )
+
+
+def _columns(rows: tuple[WidthRow, ...]) -> tuple[tuple[WidthRow, ...], ...]:
+    if len(rows) <= ROWS_IN_ONE_COLUMN:
+        return (rows,) if rows else ()
+    half = (len(rows) + 1) // 2
+    return rows[:half], rows[half:]
+
+
+def margin(step: Step) -> float | None:
+    """Return the length in per cent of a step's error on the logarithmic scale of the bars; None without a number."""
+    if step.ratio is None:
+        return None
+    if step.ratio <= 0:
+        return 0.0
+    decades = math.log10(step.ratio) + MARGIN_DECADES
+    return round(100 * min(max(decades, 0.1), MARGIN_DECADES + 1) / (MARGIN_DECADES + 1), 1)
+
+
+def _stages(steps: Sequence[Step]) -> tuple[tuple[tuple[str, tuple[Step, ...]], ...], ...]:
+    """Return the tables of the verification as rows of tables that stand beside each other."""
+
+    def of(stage: str) -> tuple[Step, ...]:
+        return tuple(step for step in steps if step.stage == stage)
+
+    compared = dict.fromkeys(step.stage for step in steps if step.stage not in ("cut", "file"))
+    return (
+        (("The cut: what was removed was zero", of("cut")), ("The file, step by step", of("file"))),
+        tuple((f"{stage}, max |Δ| against torch", of(stage)) for stage in compared),
+    )
+
+
+def breakable(name: str) -> Markup:
+    """Return a module's name, escaped, that may be broken after its dots."""
+    return Markup("<wbr>").join(re.split(r"(?<=[./])", name))
+
+
+def _accuracy_intervals(report: Report) -> dict[str, tuple[float, float]]:
+    images = report.data.images.test if report.data and report.data.images else 0
+    if images == 0:
+        return {}
+    return {
+        "dense": accuracy_interval(report.dense.accuracy, images),
+        "slim": accuracy_interval(report.slim.accuracy, images),
+    }
+
+
+def _latency_plot(report: Report) -> Markup | None:
+    if report.latency is None:
+        return None
+    dense, slim = report.latency.dense_ms, report.latency.slim_ms
+    return distributions_plot(
+        name="latency",
+        title="Latency of the dense and the slim file",
+        rows=[
+            ("dense", "dense", dense.samples, dense.p50, dense.p90, dense.p99),
+            ("slim", "slim", slim.samples, slim.p50, slim.p90, slim.p99),
+        ],
+    )
+
+
+def _seconds(report: Report) -> tuple[tuple[str, float | None], ...]:
+    found = report.seconds
+    return (
+        ("dense training", found.dense),
+        ("Group-HS training", found.sparse),
+        ("cut", found.cut),
+        ("fine-tuning", found.finetune),
+        ("export", found.export),
+        ("verify", found.verify),
+        ("bench", found.bench),
+    )

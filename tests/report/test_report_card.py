@@ -1,0 +1,130 @@
+"""card.md is a model card whose code runs and whose names stay text."""
+
+import re
+from pathlib import Path
+
+import example_reports
+import numpy as np
+import onnx
+import pytest
+from markdown_it import MarkdownIt
+from onnx import TensorProto, helper, numpy_helper
+
+from hoyer_export.report.card import code, render_card, text
+from hoyer_export.report.record import Report, assemble_report
+
+EXAMPLES = ["passed", "failed", "noisy", "unmeasured", "many_groups", "hostile"]
+MARKUP = re.compile(r"<(script|style|strong|em|a|img|h1)\b")
+
+
+def rendered(markdown: str) -> str:
+    """Return the HTML of GitHub-flavoured Markdown that lets raw HTML through."""
+    return str(MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(markdown))
+
+
+@pytest.mark.parametrize(
+    "value", ["plain", "a`b", "``", "`", "a|b", "<b>", "**x**", "[a](b)", "x\n\n# y", " ", "a\\", "\\|"]
+)
+def test_a_code_span_in_a_table_holds_the_value_and_nothing_else(value: str) -> None:
+    html = rendered(f"| a | b |\n|---|---|\n| {code(value)} | c |\n")
+    cells = re.findall(r"<td>(.*?)</td>", html)
+    shown = " ".join(value.split()).replace("<", "&lt;").replace(">", "&gt;")
+    assert cells == [f"<code>{shown or ' '}</code>", "c"]
+
+
+@pytest.mark.parametrize(
+    "value", ["a*b*", "_x_", "`x`", "<script>", "[a](b)", "![a](b)", "a|b", "~~x~~", "&lt;", "a\n# b", "\\*"]
+)
+def test_escaped_text_has_no_markup(value: str) -> None:
+    html = rendered(f"| a | b |\n|---|---|\n| x {text(value)} | c |\n")
+    shown = " ".join(value.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    assert re.findall(r"<td>(.*?)</td>", html) == [f"x {shown}", "c"]
+
+
+def test_unescaped_text_would_have_been_noticed() -> None:
+    assert MARKUP.search(rendered("x **b** <script>"))
+
+
+def test_names_in_a_card_are_no_markup() -> None:
+    card = render_card(example_reports.hostile())
+    html = rendered(card.partition("---\n\n")[2])
+    assert not re.search(r"<(script|/style|style|a)\b", html)
+    # Our own headings and warnings alone are bold.
+    assert set(re.findall(r"<strong>(.*?)</strong>", html)) <= {
+        "Verification failed:",
+        "Noisy machine:",
+        "Failed",
+        "failed",
+    }
+    assert html.count("<h1>") == 1
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_row_of_every_table_has_as_many_cells_as_its_head(name: str) -> None:
+    html = rendered(render_card(getattr(example_reports, name)()))
+    for table in re.findall(r"<table>(.*?)</table>", html, re.DOTALL):
+        rows = [row.count("<th") + row.count("<td") for row in re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)]
+        assert len(set(rows)) == 1
+    assert "|--" not in html
+
+
+def test_the_card_opens_with_front_matter_and_the_result() -> None:
+    card = render_card(example_reports.passed())
+    assert card.startswith("---\nlibrary_name: onnx\n")
+    assert "# `cifar_resnet20` on `cifar10`, slim\n" in card
+    assert "49.6 % of the MACs, 2.21× as fast (95 % interval 2.19–2.24), 91.30 % accuracy (−0.43 points)." in card
+    assert "| MACs (FLOPs = 2 · MACs) | 40,551,808 | 20,133,632 | 49.6 % |" in card
+    assert "Passed, 39 of 39 steps" in card
+    assert "\n\n\n" not in card
+
+
+def test_a_speed_stands_beside_its_machine_number_of_runs_and_version() -> None:
+    (line,) = [p for p in render_card(example_reports.passed()).split("\n\n") if p.startswith("Speed:")]
+    for word in ("900 interleaved runs", "1 thread", "batch 1", "Platinum 8481C", "`1.32.0`", "2.19–2.24"):
+        assert word in line
+
+
+def test_a_failed_verification_is_the_first_thing_that_the_card_says() -> None:
+    card = render_card(example_reports.failed())
+    assert card.index("> **Verification failed:**") < card.index("| test accuracy")
+    assert "> **Budget missed:** at most 45.0 % of the dense MACs asked, 49.6 % reached." in card
+    assert "**Failed**: 3 of 39 steps." in card
+    assert "| batch 2, ones | not finite | 9.2e-5 |" in card
+
+
+def test_a_card_without_latency_claims_no_speed() -> None:
+    card = render_card(example_reports.unmeasured())
+    assert "Speed: not measured." in card
+    assert "as fast" not in card
+    assert "Validation: seen in training." in card
+
+
+def test_a_run_without_group_hs_does_not_claim_it() -> None:
+    arguments = example_reports.example_arguments()
+    arguments["recipe"]["sparse"]["epochs"] = 0
+    card = render_card(assemble_report(**arguments))
+    assert "without training with Group-HS" in card
+    assert "was trained with Group-HS" not in card
+
+
+def test_the_code_on_the_card_runs_on_the_file_that_it_describes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report: Report = example_reports.passed()
+    assert report.input is not None
+    # Logits are the sums over each channel's pixels: images of zeros give -1024 · mean / std.
+    graph = helper.make_graph(
+        [helper.make_node("ReduceSum", ["input", "axes"], ["logits"], keepdims=0)],
+        "sums",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 3, 32, 32])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])],
+        [numpy_helper.from_array(np.array([2, 3]), "axes")],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), tmp_path / "slim.onnx"
+    )
+    monkeypatch.chdir(tmp_path)
+    (snippet,) = re.findall(r"```python\n(.*?)```", render_card(report), re.DOTALL)
+    exec(snippet, {})
+    expected = int(np.argmax([-mean / std for mean, std in zip(report.input.mean, report.input.std, strict=True)]))
+    assert capsys.readouterr().out == f"[{expected}]\n"

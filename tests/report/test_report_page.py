@@ -1,0 +1,271 @@
+"""report.html is one well-formed page that loads nothing, shows every number and escapes every string."""
+
+import math
+import re
+from html.parser import HTMLParser
+
+import example_reports
+import pytest
+
+from hoyer_export.report import number_format as written
+from hoyer_export.report.metrics import Epoch
+from hoyer_export.report.page import margin, render_page, tiles, width_rows
+from hoyer_export.report.record import Report, assemble_report
+from hoyer_export.report.summary import Step
+
+VOID = {"meta", "br", "hr", "img", "input", "link", "wbr"}
+EXAMPLES = ["passed", "failed", "noisy", "unmeasured", "many_groups", "hostile"]
+MAY_LOAD = {"src", "href", "xlink:href", "action", "data", "poster", "srcset", "background", "formaction", "ping"}
+
+
+class Page(HTMLParser):
+    """Reads a page, and complains about what a browser would silently mend."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.complaints: list[str] = []
+        self.words: list[str] = []
+        self.feed(html)
+        self.close()
+        self.complaints += [f"<{tag}> is never closed" for tag in self.open]
+        self.text = re.sub(r"\s+", " ", " ".join(self.words))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        names = [name for name, _ in attrs]
+        if len(names) != len(set(names)):
+            self.complaints.append(f"<{tag}> has an attribute twice: {names}")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open.pop() != tag:
+            self.complaints.append(f"</{tag}> closes what is not open")
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.words.append(data)
+
+
+def page_of(name: str) -> Page:
+    report: Report = getattr(example_reports, name)()
+    return Page(render_page(report, example_reports.example_metrics()))
+
+
+def external(page: Page) -> list[str]:
+    """Return everything in ``page`` that a browser would fetch or run."""
+    found = [
+        tag for tag, _ in page.tags if tag in {"script", "iframe", "object", "embed", "link", "base", "img", "form"}
+    ]
+    for tag, attributes in page.tags:
+        found += [f"{tag} {name}={value}" for name, value in attributes.items() if name in MAY_LOAD]
+        found += [f"{tag} {name}" for name in attributes if name.startswith("on")]
+        found += [f"{tag} {name}={value}" for name, value in attributes.items() if "url(" in (value or "")]
+    return found
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_page_is_well_formed(name: str) -> None:
+    page = page_of(name)
+    assert page.complaints == []
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    labels = [part for _, a in page.tags for part in (a.get("aria-labelledby") or "").split()]
+    assert set(labels) <= set(ids)
+
+
+@pytest.mark.parametrize("broken", ["<p><b></p>", "<p>", "</p>", '<p class="a" class="b"></p>'])
+def test_a_page_that_is_not_well_formed_would_be_noticed(broken: str) -> None:
+    assert Page(broken).complaints
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_page_loads_and_runs_nothing(name: str) -> None:
+    html = render_page(getattr(example_reports, name)(), example_reports.example_metrics())
+    assert external(Page(html)) == []
+    style = re.search(r"<style>(.*?)</style>", html, re.DOTALL)
+    assert style is not None
+    assert re.findall(r"url\(([^)]*)\)|@import|https?:", style[1]) == ["#hatch"]
+    assert "default-src 'none'" in html
+
+
+@pytest.mark.parametrize(
+    "added",
+    [
+        "<script></script>",
+        '<img src="a.png">',
+        "<p onclick=x></p>",
+        '<a href="https://x"></a>',
+        "<p style='a:url(b)'></p>",
+    ],
+)
+def test_a_page_that_loads_something_would_be_noticed(added: str) -> None:
+    assert external(Page(added))
+
+
+def test_every_string_of_a_recipe_or_a_file_is_shown_as_text() -> None:
+    html = render_page(example_reports.hostile(), example_reports.example_metrics())
+    page = Page(html)
+    hostile = re.sub(r"\s+", " ", example_reports.HOSTILE)
+    assert "<script>" not in html
+    assert html.count("</style>") == 1
+    # title, h1, eyebrow, CPU, flag, two of versions, os, group, noise, check and value, dtype, validation, recipe, ...
+    assert page.text.count(hostile) >= 20
+
+
+def numbers_of(report: Report) -> list[str]:
+    """Return every number of a report as the page should write it."""
+    found = [written.percent(a) for a in (report.dense.accuracy, report.slim.accuracy, report.slim.onnx_accuracy)]
+    for figures in (report.dense, report.slim):
+        found += [written.exact(v) for v in (figures.params, figures.macs, figures.flops, figures.onnx_bytes)]
+    found += [written.percent(report.sparse.accuracy), written.share(report.sparse.effective_width)]
+    for width in report.widths:
+        found += [str(width.dense), str(width.alive), str(width.slim)]
+    found += [written.small(report.verify.cut.max_rel_error), written.small(report.verify.cut.tolerance)]
+    for check in report.verify.checks:
+        assert isinstance(check.value, float)
+        found += [written.small(check.value), written.small(check.tolerance)]
+    for row in report.verify.onnx:
+        found += [written.small(row.max_abs_error), written.small(row.tolerance)]
+    if report.latency is not None:
+        for ms in (report.latency.dense_ms, report.latency.slim_ms):
+            found += [written.milliseconds(v) for v in (ms.p50, ms.p90, ms.p99, ms.min, ms.cpu)]
+            found.append(written.exact(ms.n))
+        low, high = report.latency.speedup.ci95
+        found += [f"{report.latency.speedup.median:.2f}×", f"{low:.2f}–{high:.2f}"]
+        for convolutions in (report.latency.blocked_convs.dense, report.latency.blocked_convs.slim):
+            found.append(f"{convolutions.blocked} of {convolutions.total}")
+    found += [written.duration(seconds) for seconds in report.seconds.model_dump().values()]
+    found += list(report.environment.versions.values())
+    return found
+
+
+@pytest.mark.parametrize("name", ["passed", "failed", "noisy", "unmeasured", "many_groups"])
+def test_the_page_shows_every_number_of_the_report(name: str) -> None:
+    report: Report = getattr(example_reports, name)()
+    text = page_of(name).text
+    absent = [
+        number for number in numbers_of(report) if not re.search(rf"(?<![\w.,]){re.escape(number)}(?![\w,])", text)
+    ]
+    assert absent == []
+
+
+def row(html: str, head: str) -> list[str]:
+    """Return the cells of the one table row with that head."""
+    (cells,) = re.findall(rf'<tr><th scope="row">{re.escape(head)}</th>(.*?)</tr>', html)
+    return [re.sub("<[^>]*>", "", cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", cells)]
+
+
+def test_figures_stand_in_their_rows_and_columns() -> None:
+    report = example_reports.passed()
+    html = render_page(report, ())
+    assert row(html, "Test accuracy, torch") == ["91.73 %", "91.30 %", "−0.43 points", "88.61 %"]
+    assert row(html, "MACs") == ["40,551,808", "20,133,632", "49.6 %", "46.3 % effective"]
+    assert row(html, "Parameters") == ["272,474", "161,290", "59.2 %", "–"]
+    assert report.latency is not None
+    dense, slim = report.latency.dense_ms, report.latency.slim_ms
+    quantiles = {"p50": (dense.p50, slim.p50), "p90": (dense.p90, slim.p90), "p99": (dense.p99, slim.p99)}
+    for head, (before, after) in quantiles.items():
+        assert row(html, head) == [f"{before:.2f} ms", f"{after:.2f} ms", f"{before / after:.2f}×"]
+    assert row(html, "fastest") == [f"{dense.min:.2f} ms", f"{slim.min:.2f} ms", f"{dense.min / slim.min:.2f}×"]
+    assert row(html, "blocked convolutions") == ["21 of 21", "20 of 21", ""]
+
+
+def test_the_page_shows_every_number_of_every_epoch() -> None:
+    metrics = example_reports.example_metrics(4, 3, 2)
+    text = Page(render_page(example_reports.passed(), metrics)).text
+    for epoch in metrics:
+        assert f" {epoch.loss:.4g} " in text
+        assert f" {epoch.validation_accuracy:.2f} " in text
+        if epoch.effective_macs is not None:
+            assert f" {100 * epoch.effective_macs:.1f} " in text
+
+
+def test_a_run_that_went_well_warns_of_nothing() -> None:
+    text = page_of("passed").text
+    assert "✓ verified, 39 of 39 steps" in text
+    assert "✓ budget met" in text
+    assert "✓ quiet machine" in text
+    assert "✗" not in text
+
+
+def test_what_went_wrong_stands_at_the_top() -> None:
+    top = page_of("failed").text.partition("Figures")[0]
+    assert "✗ verification failed, 3 of 39 steps" in top
+    assert "Verification failed: 3 of 39 steps did not pass, do not ship this file; top-1 (17, tolerance 0)" in top
+    assert "Budget missed: at most 45.0 % of the dense MACs asked, 49.6 % reached" in top
+    assert page_of("failed").text.count("✗ failed") == 3
+
+
+def test_a_noisy_machine_is_named_beside_the_speed() -> None:
+    top = page_of("noisy").text.partition("Figures")[0]
+    assert "! noisy machine" in top
+    assert "Noisy machine: times spread by 41% of their median" in top
+    assert "1.08× as fast, unclear" in top
+
+
+def test_what_was_not_measured_is_said() -> None:
+    page = Page(render_page(example_reports.unmeasured(), ()))
+    assert "latency not measured" in page.text
+    assert "No curves: there is no metrics.jsonl" in page.text
+    assert "Validation images: seen in training" in page.text
+    assert "Latency, median" not in page.text
+
+
+def test_a_tile_draws_both_figures_to_one_scale() -> None:
+    macs = tiles(example_reports.passed())[1]
+    assert (macs.name, macs.slim, macs.dense, macs.change) == ("MACs", "20.1 M", "40.6 M", "49.6 % of dense")
+    assert macs.dense_length == 100
+    assert macs.slim_length == pytest.approx(100 * 20133632 / 40551808, abs=0.05)
+
+
+def test_a_width_bar_tells_kept_filled_and_dropped_channels_apart() -> None:
+    arguments = example_reports.example_arguments() | {"align": 16}
+    arguments["widths"] = [
+        {"group": "filled", "dense": 64, "alive": 20, "slim": 32},
+        {"group": "dropped", "dense": 64, "alive": 48, "slim": 16},
+        {"group": "wide", "dense": 2048, "alive": 2048, "slim": 2048},
+    ]
+    filled, dropped, wide = width_rows(assemble_report(**arguments))
+    assert (filled.kept, filled.filled, filled.dropped) == (31.25, 18.75, 0)
+    assert (dropped.kept, dropped.filled, dropped.dropped) == (25, 0, 50)
+    assert filled.ticks == (25, 50, 75)
+    assert wide.ticks == ()
+
+
+def step(ratio: float | None) -> Step:
+    return Step("file", "x", "", "", ratio, True)
+
+
+def test_a_margin_bar_is_logarithmic_and_ends_at_the_tolerance() -> None:
+    assert margin(step(1.0)) == pytest.approx(100 * 8 / 9, abs=0.05)
+    assert margin(step(1e-4)) == pytest.approx(100 * 4 / 9, abs=0.05)
+    assert margin(step(0.0)) == 0
+    assert margin(step(None)) is None
+    assert margin(step(1e9)) == 100
+    assert margin(step(1e-30)) == pytest.approx(100 * 0.1 / 9, abs=0.05)
+
+
+@pytest.mark.parametrize("accuracy", [None, 50.0])
+def test_a_single_epoch_has_a_page(accuracy: float | None) -> None:
+    epoch = Epoch(phase="finetune", epoch=0, loss=0.0, train_accuracy=accuracy)
+    page = Page(render_page(example_reports.passed(), [epoch]))
+    assert page.complaints == []
+    assert ("Accuracy over epochs" in page.text) == (accuracy is not None)
+
+
+def test_a_long_run_of_a_deep_network_stays_below_a_quarter_of_a_megabyte() -> None:
+    html = render_page(example_reports.many_groups(), example_reports.example_metrics(80, 80, 40))
+    assert len(html) < 250_000
+    assert Page(html).complaints == []
+
+
+def test_a_loss_over_many_decades_is_drawn_on_a_logarithmic_axis() -> None:
+    metrics = [Epoch(phase="dense", epoch=i, loss=math.exp(-i)) for i in range(8)]
+    assert "loss, log scale" in render_page(example_reports.passed(), metrics)
+    assert "loss, log scale" not in render_page(example_reports.passed(), metrics[:3])
