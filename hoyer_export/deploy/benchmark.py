@@ -1,0 +1,213 @@
+"""Measure the onnxruntime latency of ONNX files against each other, so that a noisy machine cannot decide.
+
+All files are loaded at once and run in turn, A, B, A, B, ..., so that whatever slows the machine down slows down all of
+them. The speed-up is the median over the rounds of A's time / B's time. Its 95 % interval is a percentile bootstrap
+over *blocks* of consecutive rounds, because neighbouring rounds share their disturbances and are no independent draws
+(E. Carlstein 1986, The use of subseries values for estimating the variance of a general statistic from a stationary
+sequence, Ann. Statist. 14:1171).
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hoyer_export.deploy.macs import count_macs
+from hoyer_export.deploy.onnx_file import ORT_ERRORS, first_line, open_session
+from hoyer_export.errors import FileError, HoyerExportError
+
+MIN_ROUNDS = 10
+_BLOCKS = 50
+_RESAMPLES = 1000
+
+# pyperf calls a benchmark unstable when its standard deviation is at least a tenth of its mean (V. Stinner,
+# https://github.com/psf/pyperf, pyperf/_cli.py, format_checks). The same tenth serves for the interval, because a
+# speed-up known to ±5 % still tells a good layout from a bad one (1.2 to 2 times), and for the share of the time that
+# the process had no processor, because alone on a core it has next to none.
+MAX_NOISE = 0.10
+
+
+@dataclass(frozen=True)
+class LatencyRecord:
+    """One file's latency for one batch.
+
+    Args:
+        file: its name, without the folder.
+        p50_ms, p90_ms, p99_ms, min_ms: quantiles of the wall time, milliseconds a batch.
+        n: runs measured.
+        cpu_ms: processor time of all threads, mean milliseconds a batch (a mean, because some systems count in ticks).
+        gmacs_per_second: 1e-9 · MACs of the batch / p50: falls when a file has fewer MACs and is not faster.
+        samples_ms: wall time of every run, in order; sample i of every file belongs to the same round.
+    """
+
+    file: str
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    min_ms: float
+    n: int
+    cpu_ms: float
+    gmacs_per_second: float
+    samples_ms: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """How many times as fast as the first file another is: median over rounds of first / other, 95 % interval."""
+
+    median: float
+    ci95: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class BenchmarkRecord:
+    """Latency of several files side by side.
+
+    Args:
+        files: one record a file, in the order given.
+        speedups: of every file but the first, over the first.
+        threads: intra-op threads of onnxruntime.
+        batch_size: images a run.
+        noisy: why the machine was too busy to trust the figures; None where it was quiet.
+    """
+
+    files: tuple[LatencyRecord, ...]
+    speedups: tuple[Speedup, ...]
+    threads: int
+    batch_size: int
+    noisy: str | None
+
+
+def benchmark(
+    paths: Sequence[str | Path], *, threads: int = 1, batch_size: int = 1, min_seconds: float = 5.0
+) -> BenchmarkRecord:
+    """Run the ONNX files ``paths`` in turn on the CPU and time every run.
+
+    ``noisy`` is set where one of these holds: a file's spread, 1.4826 · median |t − p50| (the standard deviation, if
+    the times were normal), is above 10 % of its p50; the 95 % interval of a speed-up is wider than 10 % of its median;
+    with one thread, the process waited for a processor more than 10 % of the time.
+
+    Args:
+        paths: one file or more; the first is the reference of the speed-ups.
+        threads: intra-op threads; 1 is steadier and what per-core throughput depends on.
+        batch_size: images a run.
+        min_seconds: time to measure, all files together, after a warm-up of a tenth of it; at least 10 rounds.
+
+    Raises:
+        FileError: a file is missing, damaged, or its input has no fixed size for this batch.
+        HoyerExportError: a number of files, threads, images or seconds that makes no sense.
+    """
+    if not paths or threads < 1 or batch_size < 1 or min_seconds <= 0:
+        raise HoyerExportError(
+            "a benchmark needs at least one file, threads and batch size of at least 1 and a positive time, got "
+            f"{len(paths)} files, {threads} threads, batch size {batch_size}, {min_seconds} s"
+        )
+    macs = [count_macs(path) for path in paths]  # reads and checks the files
+    sessions = [open_session(path, threads=threads) for path in paths]
+    feeds = [_feed(session, batch_size, path) for session, path in zip(sessions, paths, strict=True)]
+    for session, feed, path in zip(sessions, feeds, paths, strict=True):
+        try:
+            session.run(None, feed)
+        except ORT_ERRORS as error:
+            raise FileError(f"{path} does not run at batch size {batch_size} ({first_line(error)})") from error
+
+    _rounds(sessions, feeds, min_seconds / 10, 1)
+    wall_ms, cpu_ms = _rounds(sessions, feeds, min_seconds, MIN_ROUNDS)
+    p50, p90, p99 = np.percentile(wall_ms, (50, 90, 99), axis=0)
+    files = tuple(
+        LatencyRecord(
+            file=Path(path).name,
+            p50_ms=float(p50[i]),
+            p90_ms=float(p90[i]),
+            p99_ms=float(p99[i]),
+            min_ms=float(wall_ms[:, i].min()),
+            n=len(wall_ms),
+            cpu_ms=float(cpu_ms[:, i].mean()),
+            gmacs_per_second=float(1e-6 * macs[i].macs * batch_size / macs[i].batch / p50[i]),
+            samples_ms=tuple(wall_ms[:, i].tolist()),
+        )
+        for i, path in enumerate(paths)
+    )
+    speedups = tuple(paired_speedup(wall_ms[:, 0], wall_ms[:, i]) for i in range(1, len(files)))
+    waiting = 1 - cpu_ms.sum() / wall_ms.sum() if threads == 1 else 0.0
+    return BenchmarkRecord(files, speedups, threads, batch_size, noise(wall_ms, speedups, waiting))
+
+
+def paired_speedup(reference_ms: NDArray[np.float64], other_ms: NDArray[np.float64]) -> Speedup:
+    """Return the median of reference / other over rounds, and its 95 % interval by bootstrap over blocks of rounds.
+
+    Args:
+        reference_ms, other_ms: shape [rounds], one round's two times at the same place.
+    """
+    ratios = reference_ms / other_ms
+    count = min(_BLOCKS, len(ratios))
+    blocks = ratios[: len(ratios) // count * count].reshape(count, -1)
+    generator = np.random.default_rng(0)  # fixed: the same times give the same interval
+    medians = [np.median(blocks[generator.integers(count, size=count)]) for _ in range(_RESAMPLES)]
+    low, high = np.percentile(medians, (2.5, 97.5))
+    return Speedup(float(np.median(ratios)), (float(low), float(high)))
+
+
+def noise(wall_ms: NDArray[np.float64], speedups: Sequence[Speedup], waiting: float) -> str | None:
+    """Return why the figures cannot be trusted, if so: the three criteria of ``benchmark``.
+
+    Args:
+        wall_ms: shape [rounds, files].
+        speedups: of every file but the first.
+        waiting: share of the wall time without a processor.
+    """
+    p50 = np.median(wall_ms, axis=0)
+    spread = float((1.4826 * np.median(np.abs(wall_ms - p50), axis=0) / p50).max())
+    interval = max(((s.ci95[1] - s.ci95[0]) / s.median for s in speedups), default=0.0)
+    found = {
+        f"times spread by {spread:.0%} of their median": spread,
+        f"the speed-up's 95 % interval is {interval:.0%} wide": interval,
+        f"the process waited for a processor {waiting:.0%} of the time": waiting,
+    }
+    reasons = [reason for reason, share in found.items() if share > MAX_NOISE]
+    if not reasons:
+        return None
+    return f"too noisy to say: {', '.join(reasons)} (limit {MAX_NOISE:.0%} each); measure again on an idle machine"
+
+
+def _rounds(
+    sessions: Sequence[Any], feeds: Sequence[dict[str, NDArray[Any]]], min_seconds: float, min_rounds: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return wall and CPU milliseconds, shape [rounds, files] each, of running all sessions in turn."""
+    wall: list[list[int]] = []
+    cpu: list[list[int]] = []
+    end = time.perf_counter() + min_seconds
+    while time.perf_counter() < end or len(wall) < min_rounds:
+        wall_round, cpu_round = [], []
+        for session, feed in zip(sessions, feeds, strict=True):
+            cpu_start, start = time.process_time_ns(), time.perf_counter_ns()
+            session.run(None, feed)
+            wall_round.append(time.perf_counter_ns() - start)
+            cpu_round.append(time.process_time_ns() - cpu_start)
+        wall.append(wall_round)
+        cpu.append(cpu_round)
+    return np.array(wall) * 1e-6, np.array(cpu) * 1e-6
+
+
+def _feed(session: Any, batch_size: int, path: str | Path) -> dict[str, NDArray[Any]]:
+    """Return noise (normal, variance 1) for every input of the session."""
+    generator = np.random.default_rng(0)
+    types = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}
+    feed = {}
+    for value in session.get_inputs():
+        shape = [
+            batch_size if axis == 0 and not isinstance(size, int) else size for axis, size in enumerate(value.shape)
+        ]
+        if not shape or shape[0] != batch_size or not all(isinstance(size, int) for size in shape):
+            raise FileError(
+                f"{path}: input {value.name!r} is {value.shape}, expected [batch or {batch_size}, fixed sizes ...]; "
+                "export it again, or give the batch size that it has"
+            )
+        if value.type not in types:
+            raise FileError(f"{path}: input {value.name!r} is a {value.type}, expected one of {', '.join(types)}")
+        feed[value.name] = generator.standard_normal(shape).astype(types[value.type])
+    return feed

@@ -1,0 +1,136 @@
+import time
+
+import numpy as np
+import pytest
+import torch
+from onnx import helper
+from test_macs import write, zeros
+from torch import nn
+
+from hoyer_export.deploy import benchmark as module
+from hoyer_export.deploy.benchmark import Speedup, benchmark, noise, paired_speedup
+from hoyer_export.deploy.export import export_onnx
+from hoyer_export.deploy.macs import count_macs
+from hoyer_export.errors import FileError, HoyerExportError
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bench")
+    for name, channels in (("dense", 128), ("slim", 32)):
+        model = nn.Sequential(nn.Conv2d(16, channels, 3), nn.ReLU(), nn.Conv2d(channels, channels, 3))
+        export_onnx(model, torch.zeros(1, 16, 28, 28), folder / f"{name}.onnx")
+    return folder / "dense.onnx", folder / "slim.onnx"
+
+
+def test_less_work_is_faster_and_the_record_is_consistent(files):
+    record = benchmark([str(path) for path in files], batch_size=2, min_seconds=0.5)
+    dense, slim = record.files
+    assert (dense.file, slim.file, record.threads, record.batch_size) == ("dense.onnx", "slim.onnx", 1, 2)
+    assert dense.n == slim.n == len(dense.samples_ms) == len(slim.samples_ms) >= module.MIN_ROUNDS
+    for found in record.files:
+        assert found.min_ms <= found.p50_ms <= found.p90_ms <= found.p99_ms
+        assert found.p50_ms == np.median(found.samples_ms)
+        assert found.cpu_ms > 0
+    assert dense.gmacs_per_second == pytest.approx(2 * count_macs(files[0]).macs / (dense.p50_ms * 1e6))
+    [speedup] = record.speedups
+    # 17 times the MACs: even a very busy machine sees twice the time
+    assert speedup.ci95[1] >= speedup.median > 2
+    assert speedup.median == pytest.approx(np.median(np.divide(dense.samples_ms, slim.samples_ms)))
+
+
+def test_one_file_has_no_speedup_and_at_least_ten_rounds(files):
+    record = benchmark(files[:1], min_seconds=1e-6)
+    assert (len(record.files), record.speedups) == (1, ())
+    assert record.files[0].n == module.MIN_ROUNDS
+
+
+class Recorder:
+    """A session that notes its turn and takes its time."""
+
+    def __init__(self, name, turns, seconds=0.0):
+        self.name, self.turns, self.seconds = name, turns, seconds
+
+    def run(self, names, feed):
+        self.turns.append(self.name)
+        time.sleep(self.seconds)
+
+
+def test_files_run_in_turn_and_waiting_is_wall_time_but_no_cpu_time():
+    turns = []
+    wall_ms, cpu_ms = module._rounds([Recorder("a", turns), Recorder("b", turns, 0.01)], [{}, {}], 1e-9, 5)
+    assert "".join(turns) == "ab" * 5
+    assert wall_ms.shape == cpu_ms.shape == (5, 2)
+    assert wall_ms[:, 1].min() >= 10
+    assert cpu_ms[:, 1].mean() < 5
+
+
+def test_a_constant_ratio_has_an_interval_of_no_width():
+    times = np.linspace(1, 2, 200)  # a machine that slows down: the paired ratio does not see it
+    assert paired_speedup(2 * times, times) == Speedup(2.0, (2.0, 2.0))
+
+
+def test_the_interval_agrees_with_order_statistics_for_independent_rounds():
+    # a median's distribution-free 95 % interval: ranks n/2 ± 0.98 √n (W. Conover, Practical Nonparametric Statistics)
+    ratios = np.random.default_rng(3).lognormal(sigma=0.2, size=1000)
+    low, high = paired_speedup(ratios, np.ones(1000)).ci95
+    ranked = np.sort(ratios)
+    assert low == pytest.approx(ranked[500 - 31], abs=0.006)
+    assert high == pytest.approx(ranked[500 + 31], abs=0.006)
+
+
+def test_disturbances_that_last_widen_the_interval():
+    generator = np.random.default_rng(5)
+    bursts = np.repeat(generator.lognormal(sigma=0.2, size=50), 20)  # 1,000 rounds, 50 independent ones
+    lasting, shuffled = (
+        paired_speedup(bursts, np.ones(1000)),
+        paired_speedup(generator.permutation(bursts), np.ones(1000)),
+    )
+    width = np.ptp(lasting.ci95) / np.ptp(shuffled.ci95)
+    assert width > 2  # √20 for means
+
+
+def test_few_rounds_make_a_wide_interval_and_the_same_times_the_same_interval():
+    generator = np.random.default_rng(4)
+    times = generator.lognormal(sigma=0.2, size=(2, 1000))
+    few, many = paired_speedup(times[0, :10], times[1, :10]), paired_speedup(*times)
+    assert np.ptp(few.ci95) > 3 * np.ptp(many.ci95)
+    assert paired_speedup(*times) == many
+
+
+QUIET = np.full((100, 2), 1.0)
+SPREAD = QUIET * np.where(np.arange(100) % 2, 1.2, 0.8)[:, None]
+OUTLIER = QUIET.copy()
+OUTLIER[0] = 100
+
+NOISE = [
+    ("quiet", QUIET, (1.99, 2.01), 0.0, None),
+    ("one outlier", OUTLIER, (1.99, 2.01), 0.0, None),
+    ("spread", SPREAD, (1.99, 2.01), 0.0, "times spread by 30% of their median"),
+    ("interval", QUIET, (1.8, 2.2), 0.0, "95 % interval is 20% wide"),
+    ("waiting", QUIET, (1.99, 2.01), 0.25, "waited for a processor 25% of the time"),
+]
+
+
+@pytest.mark.parametrize(("wall_ms", "ci95", "waiting", "reason"), [c[1:] for c in NOISE], ids=[c[0] for c in NOISE])
+def test_a_noisy_machine_is_said_with_its_reason(wall_ms, ci95, waiting, reason):
+    found = noise(wall_ms, [Speedup(2.0, ci95)], waiting)
+    assert found is None if reason is None else reason in found
+
+
+def test_a_batch_or_a_size_that_the_file_does_not_take_is_said_in_one_line(tmp_path, files):
+    node = helper.make_node("Conv", ["x", "w"], ["y"])
+    for shape, line in (
+        ([4, 3, 8, 8], r"'x' is \[4, 3, 8, 8\], expected \[batch or 1, fixed sizes ...\]"),
+        (["n", 3, "h", 8], "dimension 2 of the input 'x' is dynamic"),
+    ):
+        with pytest.raises(FileError, match=line):
+            benchmark([files[0], write(tmp_path / "f.onnx", [node], {"x": shape}, "y", {"w": zeros(4, 3, 3, 3)})])
+
+
+@pytest.mark.parametrize("wrong", [{"threads": 0}, {"batch_size": 0}, {"min_seconds": 0}])
+def test_numbers_that_make_no_sense_are_refused(files, wrong):
+    with pytest.raises(HoyerExportError, match="at least one file"):
+        benchmark(files, **wrong)
+    with pytest.raises(HoyerExportError, match="got 0 files"):
+        benchmark([])

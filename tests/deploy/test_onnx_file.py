@@ -1,0 +1,72 @@
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from hoyer_export.deploy.benchmark import benchmark
+from hoyer_export.deploy.explain import blocked_convolutions
+from hoyer_export.deploy.export import export_onnx
+from hoyer_export.deploy.macs import count_macs
+from hoyer_export.deploy.onnx_file import subnormals
+from hoyer_export.deploy.verify import verify_onnx
+from hoyer_export.errors import FileError
+
+NETWORK = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3)).eval()
+IMAGES = torch.linspace(-1, 1, 2 * 64).reshape(2, 1, 8, 8)
+
+READERS = {
+    "macs": count_macs,
+    "bench": lambda path: benchmark([path], min_seconds=0.01),
+    "explain": blocked_convolutions,
+    "verify": lambda path: verify_onnx(path, NETWORK, IMAGES),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole") / "whole.onnx"
+    export_onnx(NETWORK, IMAGES, path)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+@pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "missing", "folder"])
+def test_a_file_that_is_no_whole_onnx_file_is_named_in_one_line(tmp_path, whole, read, damage):
+    path = tmp_path / "slim.onnx"
+    contents = {"truncated": whole[:-100], "empty": b"", "garbage": b"not an ONNX file\n" * 9}
+    if damage in contents:
+        path.write_bytes(contents[damage])
+    elif damage == "folder":
+        path.mkdir()
+    with pytest.raises(FileError, match=r"slim\.onnx") as caught:
+        read(path)
+    assert len(str(caught.value).splitlines()) == 1
+    assert sorted(tmp_path.iterdir()) == ([] if damage == "missing" else [path])
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+def test_an_operator_that_nobody_knows_is_named_in_one_line(tmp_path, whole, read):
+    model = onnx.load_model_from_string(whole)
+    next(node for node in model.graph.node if node.op_type == "Relu").op_type = "Rleu"
+    onnx.save(model, tmp_path / "slim.onnx")
+    with pytest.raises(FileError, match=r"slim\.onnx.*Rleu"):
+        read(tmp_path / "slim.onnx")
+
+
+def test_what_the_checker_passes_and_onnxruntime_does_not_is_named_in_one_line(tmp_path, whole):
+    model = onnx.load_model_from_string(whole)
+    model.graph.node[0].domain = "nobody"
+    model.opset_import.append(onnx.helper.make_opsetid("nobody", 1))
+    onnx.save(model, tmp_path / "slim.onnx")
+    assert count_macs(tmp_path / "slim.onnx").uncounted == {"Conv": 1}
+    with pytest.raises(FileError, match=r"onnxruntime cannot load .*slim\.onnx \(.*\); export it again") as caught:
+        benchmark([tmp_path / "slim.onnx"])
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_subnormals_are_the_float32_values_between_zero_and_the_smallest_normal():
+    tiny = np.finfo(np.float32).tiny
+    values = np.array([0, tiny, -tiny, tiny / 2, -tiny / 2, 1e-45, np.nan, 1], np.float32)
+    assert subnormals(onnx.numpy_helper.from_array(values)).tolist() == [0, 0, 0, 1, 1, 1, 0, 0]
+    assert not subnormals(onnx.numpy_helper.from_array(values.astype(np.float64))).any()

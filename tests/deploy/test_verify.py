@@ -1,0 +1,260 @@
+import math
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+from torchvision.models import get_model
+
+from hoyer_export.deploy import verify
+from hoyer_export.deploy.export import export_onnx
+from hoyer_export.deploy.verify import verify_onnx
+from hoyer_export.deploy.weight_sizes import contraction_weights
+from hoyer_export.errors import DataError, VerificationFailed
+
+torch.manual_seed(0)
+IMAGES = torch.randn(5, 2, 8, 8)
+
+
+class Net(nn.Module):
+    """A convolution with a folded norm, a pre-activation norm that stays, a transposed convolution, a linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 3, bias=False)
+        self.norm = nn.BatchNorm2d(4)
+        self.pre = nn.BatchNorm2d(4)
+        self.up = nn.ConvTranspose2d(4, 3, 2)
+        self.linear = nn.Linear(3, 5)
+        self.unused = nn.Linear(9, 9)
+
+    def forward(self, x):
+        x = self.norm(self.conv(x)).relu()
+        return self.linear(self.up(self.pre(x).relu()).mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def net():
+    model = Net().train()
+    model(IMAGES)  # running statistics that are not the identity
+    return model
+
+
+@pytest.fixture(scope="module")
+def file(net, tmp_path_factory):
+    path = tmp_path_factory.mktemp("verify") / "slim.onnx"
+    export_onnx(net, IMAGES, path)
+    return path
+
+
+def changed(file, tmp_path, change):
+    """Return a copy of the file with a change made to its graph."""
+    model = onnx.load(file)
+    change(model.graph)
+    onnx.save(model, tmp_path / "changed.onnx")
+    return tmp_path / "changed.onnx"
+
+
+def change_weight(name, change):
+    def apply(graph):
+        [tensor] = [t for t in graph.initializer if t.name == name]
+        array = onnx.numpy_helper.to_array(tensor).copy()
+        tensor.CopyFrom(onnx.numpy_helper.from_array(change(array), name))
+
+    return apply
+
+
+def failed(record):
+    return [check.name for check in record.checks if not check.passed]
+
+
+def test_a_right_file_passes_every_step(net, file):
+    labels = net.eval()(IMAGES).argmax(1)
+    record = verify_onnx(file, net.train(), IMAGES, labelled=[(IMAGES[:3], labels[:3]), (IMAGES[3:], labels[3:] + 1)])
+    assert record.passed
+    assert [check.name for check in record.checks] == [
+        "interface",
+        "outputs, optimisation disabled",
+        "outputs, optimisation all",
+        "rows of a batch",
+        "weight sizes",
+        "subnormal weights",
+        "top-1",
+    ]
+    assert {(c.batch, c.inputs, c.optimization) for c in record.onnx} == {
+        (batch, kind, optimization)
+        for batch in (1, 2, 3, 8)
+        for kind in ("real", "zeros", "ones", "noise")
+        for optimization in ("disabled", "all")
+    }
+    assert all(c.max_abs_error <= c.tolerance and c.tolerance >= 1e-5 for c in record.onnx)
+    assert record.onnx_accuracy == record.torch_accuracy == 60
+    assert net.training
+
+
+def test_without_labelled_images_there_is_no_accuracy(net, file):
+    record = verify_onnx(file, net, IMAGES, batches=(2,))
+    assert (record.passed, record.onnx_accuracy, record.torch_accuracy) == (True, None, None)
+    assert "top-1" not in [check.name for check in record.checks]
+
+
+def test_a_wrong_weight_fails_the_outputs(net, file, tmp_path):
+    wrong = changed(file, tmp_path, change_weight("linear.weight", lambda w: w + 1e-3))
+    record = verify_onnx(wrong, net, IMAGES)
+    assert not record.passed
+    assert failed(record) == ["outputs, optimisation disabled", "outputs, optimisation all"]
+    value = next(check.value for check in record.checks if not check.passed)
+    assert value > 1e-5
+
+
+def test_an_error_of_twice_the_tolerance_fails_and_of_half_of_it_passes(net, file, tmp_path):
+    largest = max(1, net.eval()(IMAGES).abs().max().item())
+    for share, passes in ((0.5, True), (2, False)):
+        shift = 1e-5 * largest * share
+        moved = changed(file, tmp_path, change_weight("linear.bias", lambda b, shift=shift: b + np.float32(shift)))
+        assert verify_onnx(moved, net, IMAGES, batches=(5,)).passed == passes
+
+
+def test_an_output_that_is_not_a_number_fails(net, file, tmp_path):
+    wrong = changed(file, tmp_path, change_weight("linear.bias", lambda b: b * np.float32(np.nan)))
+    record = verify_onnx(wrong, net, IMAGES, batches=(1,))
+    assert failed(record)[:2] == ["outputs, optimisation disabled", "outputs, optimisation all"]
+    assert math.isinf(record.onnx[0].max_abs_error)
+
+
+def test_a_subnormal_weight_fails_its_step_alone(net, file, tmp_path):
+    def change(array):
+        array[0] = 1e-40
+        return array
+
+    pruned = Net()
+    pruned.load_state_dict(net.state_dict())
+    with torch.no_grad():
+        pruned.linear.weight[0] = 0
+    export_onnx(pruned, IMAGES, tmp_path / "pruned.onnx")
+    record = verify_onnx(
+        changed(tmp_path / "pruned.onnx", tmp_path, change_weight("linear.weight", change)), pruned, IMAGES
+    )
+    assert failed(record) == ["subnormal weights"]
+    assert next(check.value for check in record.checks if not check.passed) == 3
+
+
+def test_a_file_of_another_width_fails_the_weight_sizes_alone(net, file):
+    wider = Net()  # one more channel in conv, that nothing reads: the outputs are the same
+    wider.conv, wider.norm, wider.pre = nn.Conv2d(2, 5, 3, bias=False), nn.BatchNorm2d(5), nn.BatchNorm2d(5)
+    wider.up = nn.ConvTranspose2d(5, 3, 2)
+    narrow = net.state_dict()
+    padded = {
+        name: torch.cat([narrow[name], torch.zeros_like(narrow[name][:1])])
+        if name.split(".")[0] in ("conv", "norm", "pre", "up") and narrow[name].shape[:1] == (4,)
+        else narrow[name]
+        for name in narrow
+    }
+    wider.load_state_dict(padded)
+    record = verify_onnx(file, wider, IMAGES)
+    assert failed(record) == ["weight sizes"]
+    assert next(check.value for check in record.checks if not check.passed) == 4  # conv and up, on both sides
+
+
+def test_a_network_that_mixes_the_images_of_a_batch_fails_the_rows(tmp_path):
+    class Mixing(nn.Module):
+        def forward(self, x):
+            return (x - x.mean(0)).mean((2, 3))
+
+    export_onnx(Mixing(), IMAGES, tmp_path / "f.onnx")
+    assert failed(verify_onnx(tmp_path / "f.onnx", Mixing(), IMAGES)) == ["rows of a batch"]
+
+
+def test_top_1_counts_clear_disagreements_only(net, file, tmp_path, monkeypatch):
+    labels = net.eval()(IMAGES).argmax(1)
+    bias = 100 * np.eye(5, dtype=np.float32)[(labels[0] + 1) % 5]  # every image gets a class that is not the first's
+    biased = changed(file, tmp_path, change_weight("linear.bias", lambda b: b + bias))
+    record = verify_onnx(biased, net, IMAGES, labelled=[(IMAGES, labels)])
+    assert "top-1" in failed(record)
+    assert record.torch_accuracy == 100 > record.onnx_accuracy
+    monkeypatch.setattr(verify, "RELATIVE_TOLERANCE", 1000.0)  # no two logits are further apart: nothing is clear
+    assert failed(verify_onnx(biased, net, IMAGES, labelled=[(IMAGES, labels)])) == []
+
+
+def fix_batch(graph):
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param == "batch":
+                dim.dim_value = 2
+
+
+INTERFACES = [
+    ("fixed batch", fix_batch, r"takes input FLOAT \[2, 2, 8, 8\], expected input FLOAT \[batch, 2, 8, 8\]"),
+    ("output name", lambda g: rename(g, "logits", "scores"), r"returns scores FLOAT \[batch, 5\], expected logits"),
+    ("input name", lambda g: rename(g, "input", "image"), "takes image FLOAT .* expected input FLOAT"),
+]
+
+
+def rename(graph, old, new):
+    for value in (*graph.input, *graph.output):
+        value.name = new if value.name == old else value.name
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [new if name == old else name for name in names]
+
+
+@pytest.mark.parametrize(("change", "line"), [c[1:] for c in INTERFACES], ids=[c[0] for c in INTERFACES])
+def test_another_interface_is_said_in_one_line(net, file, tmp_path, change, line):
+    with pytest.raises(VerificationFailed, match=line) as caught:
+        verify_onnx(changed(file, tmp_path, change), net, IMAGES)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_images_of_another_size_or_no_images_are_said_in_one_line(net, file):
+    with pytest.raises(
+        VerificationFailed, match=r"takes input FLOAT \[batch, 2, 8, 8\], expected .* \[batch, 2, 9, 9\]"
+    ):
+        verify_onnx(file, net, torch.zeros(2, 2, 9, 9))
+    with pytest.raises(DataError, match=r"needs images and batches of at least 1, got \[\[0, 2, 8, 8\]\]"):
+        verify_onnx(file, net, IMAGES[:0])
+    with pytest.raises(DataError, match="top-1 needs labelled images, got none"):
+        verify_onnx(file, net, IMAGES, batches=(1,), labelled=[])
+
+
+def test_a_network_of_two_inputs_is_compared_too(tmp_path):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+
+        def forward(self, x, index):
+            return self.linear(x) * index[:, None]
+
+    inputs = torch.randn(3, 4), torch.tensor([1, 2, 3])
+    model = Two()
+    export_onnx(model, inputs, tmp_path / "f.onnx")
+    record = verify_onnx(tmp_path / "f.onnx", model, inputs, labelled=[(inputs, torch.tensor([0, 0, 0]))])
+    assert record.passed
+
+
+def test_weights_are_those_that_meet_the_input_whatever_holds_them():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used = nn.Parameter(torch.randn(6, 4))
+            self.table = nn.Linear(7, 2)
+            self.auxiliary = nn.Linear(11, 11)
+            self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+        def forward(self, x):  # [N, T, 6]
+            x = x @ self.used + self.table(torch.ones(4, 7)).sum()
+            return self.attention(x, x, x, need_weights=False)[0]
+
+    found = contraction_weights(Odd().eval().requires_grad_(False), (torch.randn(2, 3, 6),))
+    assert found == {(4, 6): 1, (4, 12): 1, (4, 4): 1}
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet50", "densenet121", "googlenet", "vit_b_16", "swin_v2_t", "convnext_tiny"])
+def test_torchvision_networks_pass(tmp_path, name):
+    model = get_model(name, **({"init_weights": True, "aux_logits": True} if name == "googlenet" else {}))
+    images = torch.randn(4, 3, 224 if name == "vit_b_16" else 64, 224 if name == "vit_b_16" else 64)
+    export_onnx(model, images, tmp_path / "f.onnx")
+    assert verify_onnx(tmp_path / "f.onnx", model, images, batches=(1, 2)).passed
