@@ -1,0 +1,6 @@
+"""Data by name: name → batches of the training, validation and test images."""
+
+from hoyer_export.data.load import load_data
+from hoyer_export.data.splits import DataSplits, Split
+
+__all__ = ["DataSplits", "Split", "load_data"]

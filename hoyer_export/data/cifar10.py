@@ -1,0 +1,160 @@
+"""CIFAR-10 from its official files, in the binary or the Python layout: folder → bytes and labels.
+
+A Python batch is a pickle. Nothing in it is ever called: the three names that a NumPy array needs are replaced by
+records, every other name is refused, and the array is built here from the recorded bytes.
+
+Source: https://www.cs.toronto.edu/~kriz/cifar.html (both layouts are described there).
+"""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hoyer_export.errors import DataError
+
+_TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
+_TEST = ("test_batch",)
+_RECORDS = 10_000  # images a file
+_PIXELS = 3 * 32 * 32  # bytes an image: the planes of red, green and blue
+HOW_TO_GET = "unpack https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz in a folder and name that folder as root"
+
+
+def read_cifar10(root: Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Read the training and the test images.
+
+    Args:
+        root: holds ``cifar-10-batches-bin`` or ``cifar-10-batches-py``, or is one of these folders itself.
+
+    Returns:
+        (images uint8 [count, 3, 32, 32], labels int64 [count]) for training (50,000) and test (10,000).
+
+    Raises:
+        DataError: a file is missing, truncated, or holds something else.
+    """
+    for folder, ending, read in (
+        (root / "cifar-10-batches-bin", ".bin", _read_binary),
+        (root / "cifar-10-batches-py", "", _read_python),
+        (root, ".bin", _read_binary),
+        (root, "", _read_python),
+    ):
+        if (folder / (_TEST[0] + ending)).is_file() or (folder / (_TRAIN[0] + ending)).is_file():
+            train = [read(folder / (name + ending)) for name in _TRAIN]
+            test = [read(folder / (name + ending)) for name in _TEST]
+            return _join(train), _join(test)
+    raise DataError(
+        f"no CIFAR-10 under {root}: expected cifar-10-batches-bin/data_batch_1.bin or "
+        f"cifar-10-batches-py/data_batch_1 there; {HOW_TO_GET}"
+    )
+
+
+def _join(files: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]) -> tuple[Tensor, Tensor]:
+    images = np.concatenate([pixels for pixels, _ in files]).reshape(-1, 3, 32, 32)
+    labels = np.concatenate([labels for _, labels in files])
+    return torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64))
+
+
+def _read_binary(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Read records of one label byte and 3,072 pixel bytes."""
+    try:
+        content = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}; {HOW_TO_GET}") from error
+    if len(content) != _RECORDS * (1 + _PIXELS):
+        raise DataError(
+            f"{path}: expected {_RECORDS * (1 + _PIXELS):,} bytes ({_RECORDS:,} records of {1 + _PIXELS:,}), "
+            f"found {len(content):,}; {HOW_TO_GET}"
+        )
+    records = content.reshape(_RECORDS, 1 + _PIXELS)
+    return records[:, 1:], _checked_labels(records[:, 0], path)
+
+
+def _read_python(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Read a pickled dict with ``data`` (uint8 [10000, 3072]) and ``labels`` (10,000 numbers)."""
+    try:
+        with open(path, "rb") as file:
+            content = _BatchReader(file).load()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}; {HOW_TO_GET}") from error
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    except Exception as error:  # a damaged pickle fails in as many ways as there are instructions in it
+        raise DataError(f"{path} is no CIFAR-10 batch ({type(error).__name__}: {error}); {HOW_TO_GET}") from error
+    # Written by Python 2: read as bytes, its keys are bytes.
+    batch = {_text(key): value for key, value in content.items()} if isinstance(content, Mapping) else {}
+    data, labels = batch.get("data"), batch.get("labels")
+    if not isinstance(data, _Array) or not isinstance(labels, list):
+        raise DataError(f"{path}: expected a dict with an array 'data' and a list 'labels'; {HOW_TO_GET}")
+    if not all(type(label) is int and 0 <= label <= 9 for label in labels) or len(labels) != _RECORDS:
+        raise DataError(f"{path}: expected {_RECORDS:,} labels between 0 and 9; {HOW_TO_GET}")
+    return data.pixels(path), np.array(labels, np.uint8)
+
+
+def _checked_labels(labels: NDArray[np.uint8], path: Path) -> NDArray[np.uint8]:
+    if labels.max() > 9:
+        record = int(labels.argmax())
+        raise DataError(f"{path}: record {record} has label {labels[record]}; expected 0 to 9; {HOW_TO_GET}")
+    return labels
+
+
+class _Dtype:
+    """Stands for ``numpy.dtype``: remembers what it was asked for."""
+
+    def __init__(self, code: str | bytes, *_flags: int) -> None:
+        self.code = _text(code)
+
+    def __setstate__(self, state: Any) -> None:
+        """Ignore byte order and alignment, which a byte does not have."""
+
+
+class _Array:
+    """Stands for ``numpy.ndarray``: remembers its dtype, shape and bytes."""
+
+    state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def pixels(self, path: Path) -> NDArray[np.uint8]:
+        """Return the array, if it is the one of a batch of CIFAR-10."""
+        match self.state:
+            case (_, (int(), int()) as shape, _Dtype(code="u1" | "|u1"), fortran_order, bytes(raw)):
+                if shape == (_RECORDS, _PIXELS) and len(raw) == _RECORDS * _PIXELS:
+                    return np.frombuffer(raw, np.uint8).reshape(shape, order="F" if fortran_order else "C")
+                found = f"{shape} with {len(raw):,} bytes"
+            case _:
+                found = "something else"
+        raise DataError(
+            f"{path}: expected 'data' to be bytes of shape ({_RECORDS}, {_PIXELS}), found {found}; {HOW_TO_GET}"
+        )
+
+
+class _BatchReader(pickle.Unpickler):
+    """Unpickles numbers, strings, bytes, lists, dicts and arrays; refuses every other name."""
+
+    # NumPy 2 moved the module.
+    _STAND_INS = {  # noqa: RUF012  (never changed)
+        ("numpy", "dtype"): _Dtype,
+        ("numpy", "ndarray"): _Array,
+        ("numpy.core.multiarray", "_reconstruct"): lambda *_arguments: _Array(),
+        ("numpy._core.multiarray", "_reconstruct"): lambda *_arguments: _Array(),
+    }
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(file, encoding="bytes")
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return the stand-in for a name."""
+        if (module, name) not in self._STAND_INS:
+            wanted = repr(f"{module}.{name}")  # quoted, because the file chooses these letters
+            raise DataError(f"refused: it asks for {wanted}, which no CIFAR-10 batch needs; do not trust this file")
+        return self._STAND_INS[module, name]
+
+
+def _text(value: Any) -> Any:
+    return value.decode("latin1") if isinstance(value, bytes) else value

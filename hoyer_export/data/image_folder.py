@@ -1,0 +1,190 @@
+"""A labelled image folder: decoded, resized and augmented by worker processes, image by image.
+
+Every image draws its crop and flip from (seed, epoch, its index) alone, so the number of workers changes nothing.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import default_loader
+from torchvision.transforms import v2
+
+from hoyer_export.data.splits import batch_indices, hold_out, mixed_seed, seeded_generator
+from hoyer_export.errors import DataError
+
+_LAYOUT = "expected train/CLASS/*.jpg and test/CLASS/*.jpg (or val/) there"
+# Evaluation looks at the middle 224 of an image whose short side is 256, the custom since Krizhevsky et al. 2012.
+_RESIZE_PER_CROP = 256 / 224
+
+Samples = list[tuple[str, int]]
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Takes the place of an image that could not be read, because an exception loses its shape between processes."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class FolderSplit:
+    """Images on disk, decoded when they are needed.
+
+    Args:
+        samples: (path, class) of every image.
+        training: how an augmented image is made; None where there is no augmentation.
+        evaluation: how any other image is made.
+        seed: with the epoch, decides order, crops and flips.
+        workers: processes that decode; 0 decodes in this one.
+    """
+
+    samples: Samples
+    training: v2.Compose | None
+    evaluation: v2.Compose
+    seed: int
+    workers: int
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.samples)
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        epoch: int = 0,
+        device: torch.device | str = "cpu",
+        shuffle: bool = False,
+        augment: bool = False,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (images float32 [N, 3, S, S] normalised, classes int64 [N]); see ``Split.batches``.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        device = torch.device(device)
+        order = seeded_generator(self.seed, epoch) if shuffle else None
+        indices = batch_indices(len(self), batch_size, order)
+        transform = self.training if augment and self.training else self.evaluation
+        loader = DataLoader(
+            _Epoch(self.samples, transform, self.seed, epoch),
+            batch_sampler=[batch.tolist() for batch in indices],
+            num_workers=self.workers,
+            collate_fn=_collate,
+            pin_memory=device.type == "cuda",
+            generator=torch.Generator(),  # its own, or it would draw from the global one
+        )
+        for batch in loader:
+            if isinstance(batch, Unreadable):
+                raise DataError(batch.message)
+            images, labels = batch
+            yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class _Epoch(Dataset[Any]):
+    """One pass over the images, as the worker processes see it."""
+
+    samples: Samples
+    transform: v2.Compose
+    seed: int
+    epoch: int
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int] | Unreadable:
+        path, label = self.samples[index]
+        try:
+            image = default_loader(path)
+        except Exception as error:  # each image format fails in its own way
+            return Unreadable(f"cannot read the image {path} ({error}); replace it or take it out of the folder")
+        with torch.random.fork_rng(devices=[]):
+            # The transforms draw from the global generator; the caller finds it as it was.
+            torch.manual_seed(mixed_seed(self.seed, self.epoch, index + 1))  # a key that ends in 0 is the order's
+            return self.transform(image), label
+
+
+def _collate(items: list[tuple[Tensor, int] | Unreadable]) -> Any:
+    for item in items:
+        if isinstance(item, Unreadable):
+            return item
+    return default_collate(items)
+
+
+def read_image_folder(
+    root: Path,
+    *,
+    validation: float,
+    seed: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    augment: bool,
+    image_size: int,
+    workers: int,
+) -> tuple[FolderSplit, FolderSplit, FolderSplit, int]:
+    """Find the images of a folder with one folder a class.
+
+    With train, val and test each is what its name says, and ``validation`` is not used. With train and only one of
+    the two others, that one is the test set, and the validation images are held out of train.
+
+    Args:
+        root: holds the folders ``train``, and ``test`` or ``val`` or both.
+        validation: share of the training images that is held out.
+        seed: decides which, and with the epoch order and augmentation.
+        mean: of each of the three channels, of values in 0..1.
+        std: of each channel.
+        augment: training images are random crops, flipped at random.
+        image_size: S, the side of an image in pixels.
+        workers: processes that decode.
+
+    Returns:
+        (train, validation, test, number of classes).
+
+    Raises:
+        DataError: a folder is missing, has no classes or images, or has other classes than train.
+    """
+    for folder in (root, root / "train"):
+        if not folder.is_dir():
+            raise DataError(f"no folder {folder}; {_LAYOUT}")
+    names = [name for name in ("val", "test") if (root / name).is_dir()]
+    if not names:
+        raise DataError(f"{root} has neither test nor val; {_LAYOUT}")
+    parts = {name: _image_folder(root / name) for name in ("train", *names)}
+    classes: list[str] = parts["train"].classes
+    for name in names:
+        if odd := sorted(set(classes) ^ set(parts[name].classes)):
+            where = "train" if odd[0] in classes else name
+            raise DataError(f"{root}: the class {odd[0]!r} is in {where} only; train and {name} need the same classes")
+    train: Samples = parts["train"].samples
+    test: Samples = parts[names[-1]].samples
+    if len(names) == 2:
+        held_out: Samples = parts["val"].samples
+    else:
+        rest, chosen = hold_out([label for _, label in train], validation, seed)
+        train, held_out = [train[i] for i in rest.tolist()], [train[i] for i in chosen.tolist()]
+
+    finish = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
+    training = v2.Compose([v2.RandomResizedCrop(image_size), v2.RandomHorizontalFlip(), *finish])
+    short_side = round(image_size * _RESIZE_PER_CROP)
+    evaluation = v2.Compose([v2.Resize(short_side), v2.CenterCrop(image_size), *finish])
+    return (
+        FolderSplit(train, training if augment else None, evaluation, seed, workers),
+        FolderSplit(held_out, None, evaluation, seed, workers),
+        FolderSplit(test, None, evaluation, seed, workers),
+        len(classes),
+    )
+
+
+def _image_folder(folder: Path) -> ImageFolder:
+    try:
+        return ImageFolder(str(folder))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{folder}: {reason}; expected one folder a class, each with at least one image") from error

@@ -1,0 +1,179 @@
+"""A data set by its name: what its files are called, its usual mean and deviation, whether it is augmented."""
+
+import difflib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hoyer_export.data.cifar10 import HOW_TO_GET, read_cifar10
+from hoyer_export.data.idx import how_to_get, read_idx_set
+from hoyer_export.data.splits import DataSplits, hold_out
+from hoyer_export.data.tensor_split import TensorSplit
+from hoyer_export.errors import DataError
+
+_DIGITS_TEST_IMAGES = 360
+_DIGITS_TEST_SEED = 0  # its own, so that the test images are the same whatever the recipe's seed
+
+
+@dataclass(frozen=True)
+class _Defaults:
+    """Mean and deviation of each channel over the training images (values in 0..1), and whether to augment."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augment: bool
+
+
+_DEFAULTS = {
+    # over the 1,437 images that are not test images
+    "digits": _Defaults((0.3054,), (0.3761,), augment=False),
+    # https://github.com/pytorch/examples/blob/main/mnist/main.py
+    "mnist": _Defaults((0.1307,), (0.3081,), augment=False),
+    "fashion-mnist": _Defaults((0.2860,), (0.3530,), augment=False),
+    "cifar10": _Defaults((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), augment=True),
+    # of ImageNet: https://docs.pytorch.org/vision/stable/models.html
+    "imagefolder": _Defaults((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), augment=True),
+}
+
+
+def load_data(
+    name: str,
+    *,
+    root: Path | None = None,
+    validation: float = 0.15,
+    seed: int = 0,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    augment: bool | None = None,
+    image_size: int | None = None,
+    workers: int = 0,
+) -> DataSplits:
+    """Load a data set, with a validation split held out of its training images.
+
+    Args:
+        name: ``digits`` (ships with scikit-learn), ``mnist``, ``fashion-mnist``, ``cifar10`` or ``imagefolder``.
+        root: folder of the files; none is needed for ``digits``.
+        validation: share of the training images that is held out, the same of every class; above 0, below 1.
+        seed: decides which images are held out, and with the epoch their order and augmentation.
+        mean: of each channel, of values in 0..1; the usual one of the data set where None.
+        std: of each channel; the usual one where None.
+        augment: whether training batches that ask for augmentation get it. None: yes for ``cifar10`` (window of
+            the image with 4 zero pixels around it, flip) and ``imagefolder``. For the others it is a window with
+            an eighth of the side around it, and no flip.
+        image_size: side of an image in pixels, for ``imagefolder`` only: 224 where None.
+        workers: processes that decode images, for ``imagefolder``; the others are in memory and need none.
+
+    Raises:
+        DataError: an argument is out of range, or the files are missing, damaged or of another kind.
+    """
+    if name not in _DEFAULTS:
+        close = difflib.get_close_matches(name, _DEFAULTS, n=1)
+        advice = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(_DEFAULTS)}"
+        raise DataError(f"unknown data set {name!r}; {advice}")
+    defaults = _DEFAULTS[name]
+    channels = len(defaults.mean)
+    mean = _per_channel("mean", mean, defaults.mean, channels)
+    std = _per_channel("std", std, defaults.std, channels)
+    if min(std) <= 0:
+        raise DataError(f"std is {list(std)}; expected numbers above 0")
+    if not 0 < validation < 1:
+        raise DataError(f"validation is {validation}; expected a share of the training images, above 0 and below 1")
+    if seed < 0 or seed >= 2**32:
+        raise DataError(f"seed is {seed}; expected 0 to {2**32 - 1}")
+    if workers < 0:
+        raise DataError(f"workers is {workers}; expected 0 or more processes")
+    augment = defaults.augment if augment is None else augment
+
+    if name == "imagefolder":
+        from hoyer_export.data.image_folder import read_image_folder  # torchvision takes a second to import
+
+        side = 224 if image_size is None else image_size
+        if side < 1:
+            raise DataError(f"image_size is {side}; expected pixels, at least 1")
+        train, held_out, test, classes = read_image_folder(
+            _needed(root, name, "train/CLASS/*.jpg and test/CLASS/*.jpg", "name that folder as root"),
+            validation=validation,
+            seed=seed,
+            mean=mean,
+            std=std,
+            augment=augment,
+            image_size=side,
+            workers=workers,
+        )
+        return DataSplits(name, train, held_out, test, classes, (3, side, side), mean, std)
+
+    (images, labels), (test_images, test_labels) = _read(name, root)
+    _, height, width = images.shape[1:]
+    if image_size not in (None, height):
+        raise DataError(f"image_size is {image_size}, but the images of {name} are {height}×{width}; leave it out")
+
+    def split(images: Tensor, labels: Tensor, *, augment: bool = False) -> TensorSplit:
+        return TensorSplit(
+            images,
+            labels,
+            full_scale=16 if name == "digits" else 255,
+            mean=mean,
+            std=std,
+            seed=seed,
+            crop_padding=height // 8 if augment else 0,  # 4 for 32×32, as He et al. 2015, section 4.2
+            flip=augment and name == "cifar10",
+        )
+
+    rest, chosen = hold_out(labels.numpy(), validation, seed)
+    return DataSplits(
+        name=name,
+        train=split(images[rest], labels[rest], augment=augment),
+        validation=split(images[chosen], labels[chosen]),
+        test=split(test_images, test_labels),
+        classes=10,
+        input_shape=(channels, height, width),
+        mean=mean,
+        std=std,
+    )
+
+
+def _per_channel(
+    what: str, given: Sequence[float] | None, default: tuple[float, ...], channels: int
+) -> tuple[float, ...]:
+    values = default if given is None else tuple(float(value) for value in given)
+    if len(values) != channels or not all(math.isfinite(value) for value in values):
+        raise DataError(f"{what} is {list(values)}; expected {channels} finite numbers, one a channel")
+    return values
+
+
+def _read(name: str, root: Path | None) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return (images uint8 [count, C, H, W], labels int64 [count]) for training and test."""
+    if name == "digits":
+        return _read_digits()
+    if name == "cifar10":
+        return read_cifar10(_needed(root, name, "cifar-10-batches-bin or cifar-10-batches-py", HOW_TO_GET))
+    folder = "MNIST" if name == "mnist" else "FashionMNIST"
+    return read_idx_set(_needed(root, name, f"{folder}/raw/*-ubyte", how_to_get(folder)), folder)
+
+
+def _needed(root: Path | None, name: str, files: str, advice: str) -> Path:
+    """Return ``root``, which every data set but the digits needs."""
+    if root is None:
+        raise DataError(f"the data set {name!r} needs a root, the folder that holds {files}: {advice}")
+    if not root.is_dir():
+        raise DataError(f"no folder {root}, where the data set {name!r} expects {files}: {advice}")
+    return root
+
+
+def _read_digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return 1,437 training and 360 test images, uint8 [count, 1, 8, 8] with values 0..16.
+
+    Source: UCI's Optical Recognition of Handwritten Digits, the copy inside scikit-learn.
+    """
+    from sklearn.datasets import load_digits  # half a second to import
+
+    bunch = load_digits()
+    images = torch.from_numpy(bunch.images.astype(np.uint8))[:, None]
+    labels = torch.from_numpy(bunch.target.astype(np.int64))
+    rest, test = hold_out(labels.numpy(), _DIGITS_TEST_IMAGES, _DIGITS_TEST_SEED)
+    return (images[rest], labels[rest]), (images[test], labels[test])

@@ -1,0 +1,123 @@
+"""Three splits of one data set, and the order in which their images come: a function of (seed, epoch) alone.
+
+So a training that was interrupted after a whole epoch goes on with exactly the batches it would have seen.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hoyer_export.errors import DataError
+
+
+class Split(Protocol):
+    """Labelled images that come in batches."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        ...
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        epoch: int = 0,
+        device: torch.device | str = "cpu",
+        shuffle: bool = False,
+        augment: bool = False,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (images float32 [N, C, H, W] normalised, classes int64 [N]) once through the split.
+
+        Args:
+            batch_size: N of every batch but the last.
+            epoch: counts from the start of the whole run; with the seed it decides order and augmentation.
+            device: where the batches are wanted.
+            shuffle: in a random order; a last batch of a single image is left out (batch norm cannot train on it).
+            augment: with random crops and flips, where the split has them (validation and test never do).
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class DataSplits:
+    """A data set, ready to train on.
+
+    Args:
+        name: as in ``load_data``.
+        train: without the validation images.
+        validation: held out of the training images; every choice is made on it.
+        test: for the final number only.
+        classes: number of classes; targets are 0..classes-1.
+        input_shape: (C, H, W) of one image.
+        mean: subtracted from each channel, whose values lie in 0..1.
+        std: divides each channel after that.
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    classes: int
+    input_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def mixed_seed(*key: int) -> int:
+    """Return a seed of 32 bits that depends on ``key`` alone, and is unrelated for neighbouring keys.
+
+    torch's CPU generator looks at 32 bits of its seed only, so the whole key is mixed into them. A trailing 0 changes
+    nothing in a key.
+    """
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
+
+
+def seeded_generator(*key: int) -> torch.Generator:
+    """Return a CPU generator seeded with ``mixed_seed(*key)``."""
+    return torch.Generator().manual_seed(mixed_seed(*key))
+
+
+def batch_indices(count: int, batch_size: int, order: torch.Generator | None) -> list[Tensor]:
+    """Return the int64 indices of every batch of one epoch; in the natural order where ``order`` is None.
+
+    Raises:
+        DataError: ``batch_size`` is below 1.
+    """
+    if batch_size < 1:
+        raise DataError(f"batch_size is {batch_size}; expected at least 1")
+    indices = torch.arange(count) if order is None else torch.randperm(count, generator=order)
+    batches = list(torch.split(indices, batch_size))
+    if order is not None and len(batches) > 1 and len(batches[-1]) == 1 < batch_size:
+        batches.pop()
+    return batches
+
+
+def hold_out(labels: Sequence[int] | NDArray[np.int64], share: float | int, seed: int) -> tuple[Tensor, Tensor]:
+    """Split indices in two, with the same proportion of every class in both.
+
+    Args:
+        labels: class of every image, [count].
+        share: of the images that are held out, above 0 and below 1; or, as an integer, their number.
+        seed: decides which.
+
+    Returns:
+        (indices that stay, indices held out), int64, both ascending.
+
+    Raises:
+        DataError: a class has too few images to appear in both.
+    """
+    from sklearn.model_selection import train_test_split  # half a second to import
+
+    try:
+        rest, held_out = train_test_split(np.arange(len(labels)), test_size=share, stratify=labels, random_state=seed)
+    except ValueError as error:
+        raise DataError(
+            f"cannot hold out {share:g} of {len(labels)} training images with every class on both sides "
+            f"({error}); give each class more images, or another validation share"
+        ) from error
+    return torch.from_numpy(np.sort(rest)), torch.from_numpy(np.sort(held_out))

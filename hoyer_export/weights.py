@@ -1,0 +1,117 @@
+"""Weights from a file: path → a model's parameters and buffers, all of them or none; no code from the file runs."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from hoyer_export.errors import FileError, NetworkError
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Copy the weights in the file ``path`` into ``model``.
+
+    Args:
+        model: changed in place; keeps its dtype and device.
+        path: as for ``read_weights``.
+
+    Raises:
+        FileError: the file is missing, damaged, or holds something else.
+        NetworkError: a name or shape does not agree with the model's.
+    """
+    assign_weights(model, read_weights(path), source=str(path))
+
+
+def assign_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> None:
+    """Copy ``weights`` into ``model``; every name and shape must agree, else nothing is copied.
+
+    Counters of batch norm (``num_batches_tracked``) may be missing: checkpoints of PyTorch before 0.4.1 have none.
+
+    Args:
+        model: changed in place; keeps its dtype and device.
+        weights: name → tensor.
+        source: where the weights come from, for the error.
+
+    Raises:
+        NetworkError: a name or shape does not agree with the model's.
+    """
+    expected = model.state_dict()
+    for name, tensor in expected.items():
+        if name not in weights and name.endswith("num_batches_tracked"):
+            continue
+        if name not in weights:
+            raise NetworkError(f"{source} does not fit the network: {name!r} is missing; {_count(weights, expected)}")
+        if weights[name].shape != tensor.shape:
+            raise NetworkError(
+                f"{source} does not fit the network: {name!r} should be {_shape(tensor)}, got {_shape(weights[name])}; "
+                "check the network's name, in_channels and classes"
+            )
+    for name in weights:
+        if name not in expected:
+            raise NetworkError(f"{source} does not fit the network, which has no {name!r}; {_count(weights, expected)}")
+    model.load_state_dict(weights, strict=False)  # all that can be missing here are the counters
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a ``.safetensors`` file, or a PyTorch checkpoint with ``weights_only=True``, onto the CPU.
+
+    Args:
+        path: a checkpoint holds a state dict, or one under the key ``state_dict``; the prefix ``module.`` that
+            ``DataParallel`` puts before every name is taken off.
+
+    Returns:
+        Name → tensor.
+
+    Raises:
+        FileError: the file is missing, damaged, or holds something else; or a weight is not a finite number.
+    """
+    if not path.is_file():
+        raise FileError(f"{path}: expected a file of weights (.safetensors, .pt, .pth), found {_found(path)}")
+    content: object
+    try:
+        if path.suffix == ".safetensors":
+            content = safetensors.torch.load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file makes zipfile, pickle, struct, torch, ... fail in their own ways
+        first_line = next(iter(str(error).splitlines()), "")
+        raise FileError(
+            f"{path} is no readable file of weights ({type(error).__name__}: {first_line}); "
+            "expected .safetensors, or a state dict saved with torch.save"
+        ) from error
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping) or not content:
+        raise FileError(f"{path}: expected a dict of weights, got {_kind(content)}")
+    weights: dict[str, Tensor] = {}
+    for name, tensor in content.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise FileError(
+                f"{path}: expected a dict of names and tensors, perhaps under the key 'state_dict'; "
+                f"{name!r} holds {_kind(tensor)}"
+            )
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise FileError(f"{path}: {name!r} holds numbers that are not finite; a training that diverged?")
+        weights[name] = tensor
+    if all(name.startswith("module.") for name in weights):
+        weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
+    return weights
+
+
+def _found(path: Path) -> str:
+    return "a folder" if path.is_dir() else "nothing"
+
+
+def _kind(content: object) -> str:
+    return "an empty dict" if content == {} else f"an object of type {type(content).__name__}"
+
+
+def _shape(tensor: Tensor) -> str:
+    return "×".join(str(size) for size in tensor.shape) or "a single number"
+
+
+def _count(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    found = sum(name in expected for name in weights)
+    return f"{found} of the network's {len(expected)} names are in the file, which holds {len(weights)}"

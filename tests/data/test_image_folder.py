@@ -1,0 +1,162 @@
+"""Image folders: the same batches whatever the number of workers, and bad folders explained."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from hoyer_export.data import DataSplits, Split, load_data
+from hoyer_export.errors import DataError
+
+# Python 3.12 warns of every fork in a process with threads; torch's are idle here, and its loader forks by default.
+pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork.. may lead to deadlocks:DeprecationWarning")
+
+CLASSES = ("ant", "bee", "cat")
+SIZE = 16
+
+
+def write_images(folder: Path, count: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    for name in CLASSES:
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            smooth = generator.integers(0, 256, (4, 5, 3), dtype=np.uint8)
+            Image.fromarray(smooth).resize((24, 20)).save(folder / name / f"{number}.png")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_images(tmp_path / "train", 8, seed=0)
+    write_images(tmp_path / "val", 2, seed=1)
+    return tmp_path
+
+
+def load(root: Path, **options) -> DataSplits:
+    return load_data("imagefolder", root=root, **{"image_size": SIZE, "validation": 0.25, **options})
+
+
+def everything(split: Split, **options) -> tuple[Tensor, Tensor]:
+    batches = list(split.batches(4, **options))
+    return torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])
+
+
+def test_without_a_test_folder_val_is_the_test_set_and_validation_is_held_out_of_train(root: Path) -> None:
+    data = load(root)
+    assert (len(data.train), len(data.validation), len(data.test)) == (18, 6, 6)
+    assert (data.classes, data.input_shape) == (3, (3, SIZE, SIZE))
+    for split, count in ((data.train, 6), (data.validation, 2), (data.test, 2)):
+        assert everything(split)[1].bincount().tolist() == [count] * 3
+
+
+def test_with_three_folders_each_is_what_its_name_says(root: Path) -> None:
+    write_images(root / "test", 3, seed=2)
+    data = load(root)
+    assert (len(data.train), len(data.validation), len(data.test)) == (24, 6, 9)
+
+
+def test_with_train_and_test_validation_is_held_out_of_train(root: Path) -> None:
+    (root / "val").rename(root / "test")
+    data = load(root)
+    assert (len(data.train), len(data.validation), len(data.test)) == (18, 6, 6)
+
+
+def test_evaluation_resizes_and_takes_the_middle_as_pillow_would(root: Path) -> None:
+    data = load(root, mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.4])
+    images, labels = everything(data.test)
+    short = round(SIZE * 256 / 224)  # 18; the other side is 24 · 18 / 20 = 21.6
+    resized = Image.open(root / "val/ant/0.png").resize((21, short), Image.Resampling.BILINEAR)
+    top, left = (short - SIZE) // 2, round((21 - SIZE) / 2)
+    pixels = np.asarray(resized)[top : top + SIZE, left : left + SIZE] / 255
+    expected = torch.from_numpy((pixels - [0.5, 0.4, 0.3]) / [0.2, 0.3, 0.4]).permute(2, 0, 1)
+    assert torch.allclose(images[0].double(), expected, atol=1e-6)
+    assert images.dtype == torch.float32
+    assert labels.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_order_crops_and_flips_depend_on_seed_and_epoch_and_not_on_the_workers(root: Path) -> None:
+    asked = {"shuffle": True, "augment": True}
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    first, first_labels = everything(load(root).train, epoch=3, **asked)
+    assert torch.equal(torch.get_rng_state(), state), "the global generator was used"
+    with_workers, labels = everything(load(root, workers=2).train, epoch=3, **asked)
+    assert torch.equal(with_workers, first)
+    assert torch.equal(labels, first_labels)
+    torch.manual_seed(6)
+    assert torch.equal(everything(load(root).train, epoch=3, **asked)[0], first)
+    assert not torch.equal(everything(load(root).train, epoch=4, **asked)[0], first)
+
+
+def test_every_image_of_every_epoch_has_a_crop_of_its_own(root: Path) -> None:
+    for path in (root / "train/ant").iterdir():
+        if path.name != "0.png":
+            shutil.copy(root / "train/ant/0.png", path)
+    write_images(root / "test", 1, seed=2)  # so that nothing is held out of train
+    images, labels = everything(load(root).train, augment=True)
+    ants = images[labels == 0].flatten(1)
+    assert len(ants.unique(dim=0)) == len(ants) == 8
+    assert not torch.equal(everything(load(root).train, epoch=1, augment=True)[0], images)
+
+
+def test_only_training_images_are_augmented_and_only_where_both_ask_for_it(root: Path) -> None:
+    data = load(root)
+    for split in (data.validation, data.test):
+        assert torch.equal(everything(split, augment=True)[0], everything(split)[0])
+    plain = everything(data.train)[0]
+    assert not torch.equal(everything(data.train, augment=True)[0], plain)
+    assert torch.equal(everything(load(root, augment=False).train, augment=True)[0], plain)
+
+
+def test_grey_images_and_images_with_transparency_become_three_channels(root: Path) -> None:
+    for mode, number in (("L", 0), ("RGBA", 1)):
+        Image.open(root / f"val/ant/{number}.png").convert(mode).save(root / f"val/ant/{number}.png")
+    assert everything(load(root).test)[0].shape == (6, 3, SIZE, SIZE)
+
+
+def move(source: str, target: str):
+    return lambda root: (root / source).rename(root / target)
+
+
+def remove(folder: str):
+    return lambda root: shutil.rmtree(root / folder)
+
+
+def empty(folder: str):
+    return lambda root: [path.unlink() for path in (root / folder).iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (remove("train"), "no folder {root}/train; expected train/CLASS/*.jpg and test/CLASS/*.jpg (or val/) there"),
+        (remove("val"), "{root} has neither test nor val"),
+        (move("val/bee", "val/wasp"), "{root}: the class 'bee' is in train only; train and val need the same classes"),
+        (move("train/ant", "train/emu"), "the class 'ant' is in val only"),
+        (remove("val/cat"), "the class 'cat' is in train only"),
+        (lambda root: [remove(f"train/{name}")(root) for name in CLASSES], "expected one folder a class"),
+        (empty("train/bee"), "{root}/train: Found no valid file for the classes bee"),
+        (lambda root: [path.unlink() for path in list((root / "train/bee").iterdir())[1:]], "cannot hold out 0.25"),
+    ],
+)
+def test_a_wrong_folder_is_explained_in_one_line(root: Path, damage, message: str) -> None:
+    damage(root)
+    with pytest.raises(DataError) as caught:
+        load(root)
+    assert message.format(root=root) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("damage", [lambda content: b"no image", lambda content: content[:-200], lambda content: b""])
+def test_an_unreadable_image_is_named_in_one_line(root: Path, workers: int, damage) -> None:
+    path = root / "val/bee/1.png"
+    path.write_bytes(damage(path.read_bytes()))
+    data = load(root, workers=workers)
+    with pytest.raises(DataError) as caught:
+        everything(data.test)
+    assert f"cannot read the image {path} (" in str(caught.value)
+    assert "\n" not in str(caught.value)
