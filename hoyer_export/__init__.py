@@ -5,6 +5,7 @@ each is imported when it is first used, so that ``hx.count_macs`` does not wait 
 """
 
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +76,10 @@ _HOME = {
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return _version("hoyer-export")
+        try:
+            return _version("hoyer-export")
+        except PackageNotFoundError:
+            return "not installed"
     if name not in _HOME:
         raise AttributeError(f"module 'hoyer_export' has no attribute {name!r}")
     return getattr(import_module(f"hoyer_export.{_HOME[name]}"), name)

@@ -92,12 +92,14 @@ class ChannelMap:
         unprunable: everything labelled that cannot be removed, with the reason.
         contractions: the network's MACs, for costs at any widths.
         shapes: dense shape of every parameter and buffer.
+        buffers: the names in ``shapes`` that are buffers: cut like parameters, not counted as such.
     """
 
     groups: tuple[ChannelGroup, ...]
     unprunable: tuple[Unprunable, ...]
     contractions: tuple[Contraction, ...]
     shapes: dict[str, tuple[int, ...]]
+    buffers: frozenset[str] = frozenset()
 
     def group(self, name: str) -> ChannelGroup:
         """Return the group called ``name``; KeyError if there is none."""

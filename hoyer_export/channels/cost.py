@@ -37,7 +37,7 @@ def dense_macs(channels: ChannelMap) -> int:
 
 
 def params_of_keep(channels: ChannelMap, keep: Mapping[str, Tensor]) -> int:
-    """Return the number of elements of all parameters and buffers once only the channels in ``keep`` are left."""
+    """Return the number of elements of all parameters once only the channels in ``keep`` are left."""
     sizes = {name: list(shape) for name, shape in channels.shapes.items()}
     for group in channels.groups:
         if group.name in keep:
@@ -46,7 +46,7 @@ def params_of_keep(channels: ChannelMap, keep: Mapping[str, Tensor]) -> int:
             for member in group.members:
                 owned = member.owner[member.owner >= 0]
                 sizes[member.parameter][member.dim] -= int(gone[owned].sum())
-    return sum(prod(shape) for shape in sizes.values())
+    return sum(prod(shape) for name, shape in sizes.items() if name not in channels.buffers)
 
 
 def shares_of_keep(channels: ChannelMap, keep: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from collections import defaultdict
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from hoyer_export.channels.channel_map import Axis, ChannelGroup, ChannelMap, Contraction, Member, Unprunable
 from hoyer_export.channels.labels import Classes, Labels, Slot, Vector
@@ -17,8 +18,10 @@ from hoyer_export.channels.tracer import Tracer
 ONLY_CHANNEL = "the only channel of its group"
 
 
-def channel_map(tracer: Tracer, shapes: dict[str, tuple[int, ...]]) -> ChannelMap:
-    """Return the channel map of a finished trace; ``shapes`` are the dense shapes of parameters and buffers."""
+def channel_map(tracer: Tracer, model: nn.Module) -> ChannelMap:
+    """Return the channel map of a finished trace of ``model``."""
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    shapes = {name: tuple(tensor.shape) for name, tensor in {**parameters, **buffers}.items()}
     labels = tracer.labels
     classes = labels.solve()
     group_of, channel_of, names = _group(labels, classes)
@@ -43,7 +46,7 @@ def channel_map(tracer: Tracer, shapes: dict[str, tuple[int, ...]]) -> ChannelMa
         Contraction(found.name, found.constant, tuple(_axis(axis, group_of, channel_of, groups) for axis in found.axes))
         for found in tracer.contractions
     )
-    return ChannelMap(groups, tuple(_unprunable(labels, classes, group_of)), contractions, shapes)
+    return ChannelMap(groups, tuple(_unprunable(labels, classes, group_of)), contractions, shapes, frozenset(buffers))
 
 
 def _group(labels: Labels, classes: Classes) -> tuple[Vector, Vector, list[str]]:

@@ -56,7 +56,6 @@ def trace_channels(
             f"the network cannot be copied ({_one_line(error)}); detach or drop what it caches"
         ) from error
     tracer = Tracer(traced, batch_size=inputs[0].shape[0] if inputs and inputs[0].ndim else 1)
-    shapes = {name: tuple(tensor.shape) for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
     calls = _Calls(tracer, {**RULES, **(rules or {})})
     with ExitStack() as hooks, torch.no_grad():
         for name, module in traced.named_modules():
@@ -72,7 +71,7 @@ def trace_channels(
     for output in tensors_in(outputs):
         if not tracer.is_parameter(output):
             tracer.fix_tensor(output, "the model's output")
-    return channel_map(tracer, shapes)
+    return channel_map(tracer, model)
 
 
 class _Calls(TorchFunctionMode):

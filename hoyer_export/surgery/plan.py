@@ -8,9 +8,9 @@ Format (JSON, version 1)::
 network; removing channels alone leaves it empty.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,23 +33,22 @@ class PruningPlan:
     keep: dict[str, dict[int, Tensor]]
     shapes: dict[str, tuple[int, ...]]
 
-    def to_json(self) -> str:
-        """Return the plan as JSON, sorted by parameter."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as what JSON holds, sorted by parameter."""
         keep = {
             name: {"shape": list(self.shapes[name]), **{str(dim): _as_ranges(kept) for dim, kept in dims.items()}}
             for name, dims in sorted(self.keep.items())
         }
-        return json.dumps({"version": VERSION, "keep": keep, "edits": []})
+        return {"version": VERSION, "keep": keep, "edits": []}
 
     @staticmethod
-    def from_json(text: str) -> "PruningPlan":
+    def from_dict(plan: Any) -> "PruningPlan":
         """Read a plan back.
 
         Raises:
             FileError: it is not a plan of this version, or its indices are out of range, repeated or unsorted.
         """
         try:
-            plan = json.loads(text)
             version = plan["version"]
             if version != VERSION or plan["edits"]:
                 raise FileError(f"the pruning plan has version {version}, this release reads {VERSION}: upgrade it")
@@ -62,7 +61,7 @@ class PruningPlan:
                 }
                 for name, entry in plan["keep"].items()
             }
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise FileError(f"the pruning plan is damaged ({error}): make the slim file again") from error
         return PruningPlan(keep, shapes)
 

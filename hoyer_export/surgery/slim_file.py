@@ -8,6 +8,7 @@ import copy
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -19,6 +20,7 @@ from hoyer_export.run_folder import write_whole
 from hoyer_export.surgery.cut import SlimModel
 from hoyer_export.surgery.plan import PruningPlan, apply_plan_
 
+METADATA_KEY = "hoyer_export"
 FORMAT = "hoyer-export-slim/1"
 
 
@@ -39,12 +41,13 @@ def save_slim(
         in_channels: of that network.
         classes: of that network.
     """
-    metadata = {
+    facts = {
         "format": FORMAT,
-        "plan": slim.plan.to_json(),
-        "network": json.dumps({"name": network, "in_channels": in_channels, "classes": classes}),
+        "network": {"name": network, "in_channels": in_channels, "classes": classes},
+        "plan": slim.plan.to_dict(),
     }
-    write_whole(Path(path), save(_tensors(slim.model), metadata))
+    # One key: safetensors writes several in an order that changes from run to run.
+    write_whole(Path(path), save(_tensors(slim.model), {METADATA_KEY: json.dumps(facts)}))
 
 
 def load_slim(path: str | Path, into: nn.Module | None = None) -> SlimModel:
@@ -71,12 +74,9 @@ def load_slim(path: str | Path, into: nn.Module | None = None) -> SlimModel:
         raise FileError(f"{path} does not exist") from error
     except (OSError, SafetensorError, struct.error) as error:
         raise FileError(f"{path} cannot be read as safetensors ({error}): it is damaged or not a slim file") from error
-    if metadata.get("format") != FORMAT:
-        raise FileError(
-            f"{path} is no slim file: expected format {FORMAT} in its metadata, got {metadata.get('format')}"
-        )
-    plan = PruningPlan.from_json(metadata.get("plan", ""))
-    model = copy.deepcopy(into) if into is not None else _build(path, metadata.get("network", "{}"))
+    facts = _facts(path, metadata.get(METADATA_KEY, "{}"))
+    plan = PruningPlan.from_dict(facts.get("plan"))
+    model = copy.deepcopy(into) if into is not None else _build(path, facts.get("network"))
     apply_plan_(model, plan)
     _fill(path, model, weights)
     return SlimModel(model, plan)
@@ -89,11 +89,21 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.cpu().contiguous() for name, tensor in state.items() if name in unique}
 
 
-def _build(path: Path, network: str) -> nn.Module:
+def _facts(path: Path, text: str) -> dict[str, Any]:
     try:
-        named = json.loads(network)
-        name, in_channels, classes = named["name"], named["in_channels"], named["classes"]
-    except (ValueError, KeyError, TypeError) as error:
+        facts = json.loads(text)
+        found = facts.get("format")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise FileError(f"{path}: its metadata is damaged: make the slim file again") from error
+    if found != FORMAT:
+        raise FileError(f"{path} is no slim file: expected format {FORMAT} in its metadata, got {found}")
+    return dict(facts)
+
+
+def _build(path: Path, network: Any) -> nn.Module:
+    try:
+        name, in_channels, classes = network["name"], network["in_channels"], network["classes"]
+    except (KeyError, TypeError) as error:
         raise FileError(f"{path}: the network in its metadata is damaged: pass the dense network as into=") from error
     if not isinstance(name, str):
         raise NetworkError(f"{path} does not say which network it is of: pass the dense network as into=")

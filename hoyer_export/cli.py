@@ -1,0 +1,269 @@
+"""The command line: parse, one call, print. Nothing heavy is imported before a verb needs it.
+
+Exit codes: 0 done; 1 the input is wrong (one line); 2 usage; 3 a verification failed or a budget was missed;
+70 a bug of ours (with its traceback); 130 interrupted.
+"""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from hoyer_export.errors import HoyerExportError
+
+EXIT_BUG = 70  # EX_SOFTWARE of sysexits.h
+
+
+class Interrupted(HoyerExportError):
+    """Control-C; the message says how to go on."""
+
+    exit_code = 130
+
+
+class _Verbs(TyperGroup):
+    """Turn Control-C into an error of ours before typer makes a bare "Aborted!" of it."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted; nothing was left half-written") from None
+
+
+app = typer.Typer(
+    cls=_Verbs,
+    name="hoyer-export",
+    help="Train it sparse, cut it exactly, ship it fast: channel pruning down to a verified ONNX file.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of tables.")]
+AllowImport = Annotated[
+    list[str],
+    typer.Option(
+        "--allow-import", metavar="PACKAGE", help="Package that may be imported for a network package.module:function."
+    ),
+]
+Overrides = Annotated[
+    list[str], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Set one key of the recipe; may be repeated.")
+]
+RunDir = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run.", show_default=False)]
+
+
+def main() -> None:
+    """Run the command line: the one place where errors become lines and exit codes."""
+    try:
+        app()
+    except HoyerExportError as error:
+        print(f"{'' if isinstance(error, Interrupted) else 'error: '}{error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader (head, say) has gone; Python must not complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception:
+        traceback.print_exc()
+        print("This is a bug in hoyer-export; please report it with the lines above.", file=sys.stderr)
+        sys.exit(EXIT_BUG)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"hoyer-export {version('hoyer-export')}")
+        except PackageNotFoundError:
+            print("hoyer-export, from a source tree that is not installed")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file.", show_default=False)],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Absent or empty, else --resume is needed.")],
+    overrides: Overrides = [],  # noqa: B006  (typer copies it)
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last whole epoch of the same recipe.")
+    ] = False,
+    allow_import: AllowImport = [],  # noqa: B006
+    as_json: Json = False,
+) -> None:
+    """Do the whole chain: train, cut, fine-tune, export, verify, measure, report."""
+    from hoyer_export.recipe import load_recipe
+    from hoyer_export.run_folder import check_free
+
+    resolved = load_recipe(recipe, overrides)
+    check_free(out, resume=resume)
+    _loading("torch")
+    from hoyer_export.console import print_report, progress
+    from hoyer_export.pipeline.chain import run_recipe
+
+    try:
+        with progress() as shown:
+            report = run_recipe(resolved, out, resume=resume, allow_import=allow_import, progress=shown)
+    except KeyboardInterrupt:
+        again = (
+            ""
+            if not (out / "recipe.toml").exists()
+            else f"; go on with the same command{'' if resume else ' and --resume'}"
+        )
+        raise Interrupted(f"interrupted{again}") from None
+    _print_json(report.model_dump(mode="json", exclude_unset=True)) if as_json else print_report(report, out)
+    _stop_unless_good(report)
+
+
+@app.command()
+def inspect(
+    recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="A TOML file.", show_default=False)] = None,
+    network: Annotated[str | None, typer.Option(metavar="NAME", help="A network instead of a recipe.")] = None,
+    input_shape: Annotated[
+        str | None, typer.Option("--input", metavar="CxHxW", help="Shape of one image, e.g. 3x224x224.")
+    ] = None,
+    classes: Annotated[int | None, typer.Option(min=1, help="Number of classes.")] = None,
+    macs: Annotated[float | None, typer.Option(help="Say whether this share of the dense MACs can be reached.")] = None,
+    align: Annotated[int | None, typer.Option(help="Multiple that widths are rounded up to (16 unless set).")] = None,
+    overrides: Overrides = [],  # noqa: B006
+    allow_import: AllowImport = [],  # noqa: B006
+    as_json: Json = False,
+) -> None:
+    """Show a network's channel groups, the MACs each carries, what is unprunable and why, and what can be reached."""
+    if (recipe is None) == (network is None):
+        raise typer.BadParameter("give either a RECIPE or --network NAME", param_hint="RECIPE")
+    if network is None and (input_shape or classes):
+        raise typer.BadParameter("only together with --network; in a recipe they follow from the data")
+    if network is not None and overrides:
+        raise typer.BadParameter("only together with a RECIPE", param_hint="--set")
+    if macs is not None and not 0 < macs <= 1:
+        raise typer.BadParameter(f"expected a share above 0 and at most 1, got {macs:g}", param_hint="--macs")
+    if align not in (None, 1, 4, 8, 16):
+        raise typer.BadParameter(f"expected 1, 4, 8 or 16, got {align}", param_hint="--align")
+    shape = None if input_shape is None else _shape(input_shape)
+    resolved = None
+    if recipe is not None:
+        from hoyer_export.recipe import load_recipe
+
+        resolved = load_recipe(recipe, overrides)
+    _loading("torch")
+    from hoyer_export.console import print_inspection
+    from hoyer_export.pipeline.inspecting import inspect_network, inspect_recipe
+
+    if resolved is not None:
+        found = inspect_recipe(resolved, macs=macs, align=align, allow_import=allow_import)
+    else:
+        assert network is not None
+        found = inspect_network(
+            network, input_shape=shape, classes=classes, macs=macs, align=align or 16, allow_import=allow_import
+        )
+    _print_json(asdict(found)) if as_json else print_inspection(found)
+
+
+@app.command()
+def export(run_dir: RunDir, allow_import: AllowImport = [], as_json: Json = False) -> None:  # noqa: B006
+    """Write dense.onnx and slim.onnx again from a run's weights."""
+    _loading("torch")
+    from hoyer_export.console import print_exports, progress
+    from hoyer_export.pipeline.chain import export_run
+
+    with progress() as shown:
+        found = export_run(run_dir, allow_import=allow_import, progress=shown)
+    _print_json(found) if as_json else print_exports(found, run_dir)
+
+
+@app.command()
+def verify(run_dir: RunDir, allow_import: AllowImport = [], as_json: Json = False) -> None:  # noqa: B006
+    """Verify a run's slim.onnx against its slim network and the test set again."""
+    _loading("torch")
+    from hoyer_export.console import print_verification, progress
+    from hoyer_export.pipeline.chain import verify_run
+
+    with progress() as shown:
+        found = verify_run(run_dir, allow_import=allow_import, progress=shown)
+    _print_json(found) if as_json else print_verification(found)
+    if not found["passed"]:
+        raise typer.Exit(3)
+
+
+@app.command()
+def report(run_dir: RunDir, as_json: Json = False) -> None:
+    """Write report.json, report.html and card.md again from a run's records."""
+    from hoyer_export.console import print_report
+    from hoyer_export.pipeline.reporting import report_run
+
+    found = report_run(run_dir)
+    _print_json(found.model_dump(mode="json", exclude_unset=True)) if as_json else print_report(found, run_dir)
+    _stop_unless_good(found)
+
+
+@app.command()
+def macs(
+    file: Annotated[Path, typer.Argument(metavar="F.onnx", help="An ONNX file.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Count MACs, FLOPs, params and bytes of an ONNX file, node by node."""
+    from hoyer_export.console import print_macs
+    from hoyer_export.deploy.macs import count_macs
+
+    found = count_macs(file)
+    _print_json(asdict(found)) if as_json else print_macs(found)
+
+
+@app.command()
+def bench(
+    files: Annotated[list[Path], typer.Argument(metavar="A.onnx B.onnx", help="ONNX files.", show_default=False)],
+    threads: Annotated[int, typer.Option(min=1, help="onnxruntime's threads.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a run.")] = 1,
+    min_seconds: Annotated[float, typer.Option(min=0.1, help="Seconds of measuring, all files together.")] = 5.0,
+    as_json: Json = False,
+) -> None:
+    """Measure the latency of ONNX files in onnxruntime, interleaved."""
+    from hoyer_export.console import print_benchmark
+    from hoyer_export.deploy.benchmark import benchmark
+
+    found = benchmark(files, threads=threads, batch_size=batch_size, min_seconds=min_seconds)
+    _print_json(asdict(found)) if as_json else print_benchmark(found)
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    sizes = text.lower().replace("×", "x").split("x")
+    if len(sizes) != 3 or not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        raise typer.BadParameter(f"expected CxHxW, e.g. 3x224x224, got {text!r}", param_hint="--input")
+    channels, height, width = map(int, sizes)
+    return channels, height, width
+
+
+def _loading(what: str) -> None:
+    """Say what takes the first seconds, where somebody is waiting for it."""
+    if sys.stderr.isatty():
+        print(f"loading {what} ...", file=sys.stderr)
+
+
+def _print_json(found: Mapping[str, Any]) -> None:
+    print(json.dumps(found, indent=1, default=str, allow_nan=False))
+
+
+def _stop_unless_good(report: Any) -> None:
+    if not (report.verify.passed and report.budget.met):
+        raise typer.Exit(3)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""The chain on one screen: data to report, and the same stages one at a time from a run's files."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hoyer_export.environment import environment_record
+from hoyer_export.errors import FileError, RecipeError
+from hoyer_export.pipeline.inputs import Inputs, check_budget, check_export, load_inputs
+from hoyer_export.pipeline.phases import cut_and_finetune, train_dense, train_sparse
+from hoyer_export.pipeline.progress import Progress
+from hoyer_export.pipeline.reporting import write_run_report
+from hoyer_export.pipeline.shipping import bench_files, export_files, verify_files
+from hoyer_export.recipe import Recipe, changed_keys, dump_recipe, load_recipe
+from hoyer_export.report.files import read_report
+from hoyer_export.report.record import Report
+from hoyer_export.run_folder import (
+    RunFolder,
+    check_free,
+    create_folder,
+    drop_stages,
+    open_folder,
+    read_stages,
+    write_stage,
+    write_whole,
+)
+from hoyer_export.surgery.cut import SlimModel
+from hoyer_export.surgery.slim_file import load_slim
+
+
+def run_recipe(
+    recipe: Recipe, out: Path, *, resume: bool = False, allow_import: Sequence[str] = (), progress: Progress
+) -> Report:
+    """Run the whole chain into the folder ``out``; every stage that is already done is taken from its files.
+
+    Args:
+        recipe: as resolved.
+        out: absent or empty; with ``resume`` also the folder of an earlier run of the same recipe.
+        resume: go on from the last whole epoch; a finished run is left untouched.
+        allow_import: packages that may be imported for a network ``package.module:function``.
+        progress: is told what happens.
+
+    Returns:
+        What report.json holds; whether verification passed and the budget was met is in it.
+
+    Raises:
+        HoyerExportError: an input is wrong (nothing has been written then), or training diverged, or a file is damaged.
+    """
+    if check_free(out, resume=resume):
+        folder = open_folder(out)
+        _check_same(recipe, folder)
+        if "report" in read_stages(folder) and folder.report.is_file():
+            progress.note(f"{out} is finished; nothing to do")
+            return read_report(out)
+    environment = environment_record()
+    with torch_threads(recipe.threads):
+        inputs = load_inputs(recipe, allow_import=allow_import, progress=progress)
+        if not resume or "inputs" not in read_stages(RunFolder(out)):
+            check_export(inputs)
+            check_budget(inputs, progress)
+        folder = create_folder(out)
+        _begin(folder, inputs)
+        train_dense(inputs, folder, progress)
+        train_sparse(inputs, folder, progress)
+        slim = cut_and_finetune(inputs, folder, progress)
+        export_files(inputs, slim, folder, progress)
+        verify_files(inputs, slim, folder, progress)
+        bench_files(inputs, folder, environment, progress)
+    report = write_run_report(recipe, folder)
+    if folder.checkpoint.is_dir() and not any(folder.checkpoint.iterdir()):
+        folder.checkpoint.rmdir()
+    return report
+
+
+def export_run(path: Path, *, allow_import: Sequence[str] = (), progress: Progress) -> dict[str, Any]:
+    """Write the ONNX files of the run in ``path`` again, and return their figures.
+
+    The same network gives the same bytes. Where they differ (another version of torch), what was verified and measured
+    holds no longer and is forgotten.
+    """
+    run = _open_run(path, "finetune", allow_import, progress)
+    before = read_stages(run.folder).get("export")
+    drop_stages(run.folder, "export")
+    after = export_files(run.inputs, run.slim, run.folder, progress)
+    if before is not None and _hashes(before) != _hashes(after):
+        drop_stages(run.folder, "verify", "bench", "report")
+        progress.note(f"the files have changed; verify and measure them: hoyer-export run RECIPE --out {path} --resume")
+    return after
+
+
+def verify_run(path: Path, *, allow_import: Sequence[str] = (), progress: Progress) -> dict[str, Any]:
+    """Verify slim.onnx of the run in ``path`` again, and return every check; a finished run's report follows."""
+    run = _open_run(path, "export", allow_import, progress)
+    was_finished = "report" in read_stages(run.folder)
+    drop_stages(run.folder, "verify", "report")
+    found = verify_files(run.inputs, run.slim, run.folder, progress)
+    if was_finished:
+        write_run_report(run.inputs.recipe, run.folder)
+    return found
+
+
+def _hashes(exported: dict[str, Any]) -> list[str]:
+    return [exported[file]["onnx_sha256"] for file in ("dense", "slim")]
+
+
+@contextmanager
+def torch_threads(threads: int | None) -> Iterator[None]:
+    """Give torch so many CPU threads for a while; None leaves its own choice."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run whose slim network is there."""
+
+    folder: RunFolder
+    inputs: Inputs
+    slim: SlimModel
+
+
+def _open_run(path: Path, needed: str, allow_import: Sequence[str], progress: Progress) -> _Run:
+    folder = open_folder(path)
+    if needed not in read_stages(folder):
+        raise FileError(
+            f"{path} has not come that far (no record of {needed}); go on with  hoyer-export run RECIPE --out {path} "
+            "--resume"
+        )
+    inputs = load_inputs(load_recipe(folder.recipe), allow_import=allow_import, progress=progress, pretrained=False)
+    return _Run(folder, inputs, load_slim(folder.slim_weights, into=inputs.network))
+
+
+def _check_same(recipe: Recipe, folder: RunFolder) -> None:
+    changed = changed_keys(load_recipe(folder.recipe), recipe)
+    if changed:
+        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        raise RecipeError(
+            f"{folder.path} holds the run of another recipe, {changed[0]}{more}; give another --out, "
+            f"or the recipe it was begun with"
+        )
+
+
+def _begin(folder: RunFolder, inputs: Inputs) -> None:
+    """Write what the run is before its first stage."""
+    if not folder.recipe.exists():
+        write_whole(folder.recipe, dump_recipe(inputs.recipe))
+    folder.checkpoint.mkdir(exist_ok=True)
+    data = inputs.data
+    images = {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)}
+    record = {
+        "data": {"name": data.name, "classes": data.classes, "images": images},
+        "input": {"shape": list(data.input_shape), "mean": list(data.mean), "std": list(data.std)},
+    }
+    write_stage(folder, "inputs", record)

@@ -1,0 +1,178 @@
+"""What a recipe names, looked at before the first file is made: data, network, weights, channels, budget, export."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hoyer_export.channels.channel_map import ChannelMap
+from hoyer_export.channels.cost import dense_macs, macs_of_keep, params_of_keep
+from hoyer_export.channels.trace import trace_channels
+from hoyer_export.data import DataSplits, load_data
+from hoyer_export.deploy.export import export_onnx
+from hoyer_export.deploy.macs import count_macs
+from hoyer_export.errors import DataError, NetworkError, RecipeError
+from hoyer_export.networks import build_network
+from hoyer_export.pipeline.progress import Progress
+from hoyer_export.recipe import Recipe
+from hoyer_export.report.number_format import share
+from hoyer_export.surgery.selection import least_keep
+from hoyer_export.weights import load_weights
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything a run starts from.
+
+    Args:
+        recipe: as resolved.
+        data: the three splits.
+        network: the dense network, with the given weights where there are any.
+        example: two validation images, float32 [2, C, H, W], normalised.
+        channels: what lives or dies together in the network.
+        in_channels: what the network was built with; None where it was not told.
+        classes: the same.
+        device: where training runs.
+    """
+
+    recipe: Recipe
+    data: DataSplits
+    network: nn.Module
+    example: Tensor
+    channels: ChannelMap
+    in_channels: int | None
+    classes: int | None
+    device: torch.device
+
+
+def load_inputs(recipe: Recipe, *, allow_import: Sequence[str], progress: Progress, pretrained: bool = True) -> Inputs:
+    """Load, build and trace what the recipe names.
+
+    Args:
+        recipe: as resolved.
+        allow_import: packages that may be imported for a network ``package.module:function``.
+        progress: is told.
+        pretrained: read the weights that the recipe names, if it names any.
+
+    Raises:
+        DataError: the data is missing, damaged, or does not fit the network.
+        NetworkError: the network cannot be built, run or traced, its weights do not fit, or nothing can be pruned.
+    """
+    progress.headline(f"{recipe.network.name} on {recipe.data.name}")
+    data = load_recipe_data(recipe)
+    in_channels, classes = told_to_network(recipe, data)
+    network = build_dense(recipe, in_channels, classes, allow_import)
+    if pretrained and recipe.dense.weights is not None:
+        load_weights(network, Path(recipe.dense.weights))
+    example = next(data.validation.batches(2))[0]
+    _check_output(network, example, data, recipe)
+    channels = trace_channels(network, example)
+    if not channels.groups:
+        reasons = sorted({entry.reason for entry in channels.unprunable})
+        raise NetworkError(
+            f"nothing in {recipe.network.name} can be pruned exactly "
+            f"({'; '.join(reasons[:3]) or 'no channels found'}); see  hoyer-export inspect"
+        )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Inputs(recipe, data, network, example, channels, in_channels, classes, device)
+
+
+def load_recipe_data(recipe: Recipe) -> DataSplits:
+    """Load the data set that the recipe names."""
+    table = recipe.data
+    return load_data(
+        table.name,
+        root=None if table.root is None else Path(table.root),
+        validation=table.validation,
+        seed=recipe.seed,
+        mean=table.mean,
+        std=table.std,
+        augment=table.augment,
+        image_size=table.image_size,
+        workers=table.workers,
+    )
+
+
+def build_dense(recipe: Recipe, in_channels: int | None, classes: int | None, allow_import: Sequence[str]) -> nn.Module:
+    """Build the untrained dense network; the recipe's seed decides its weights."""
+    torch.manual_seed(recipe.seed)
+    return build_network(recipe.network.name, in_channels=in_channels, classes=classes, allow_import=allow_import)
+
+
+def check_export(inputs: Inputs) -> None:
+    """Export the untrained network once, to nowhere: what cannot be shipped is said before it is trained.
+
+    Raises:
+        NetworkError: torch.onnx cannot export the network.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "dense.onnx"
+        export_onnx(inputs.network, inputs.example, path, opset=inputs.recipe.export.opset)
+        counted, expected = count_macs(path).macs, dense_macs(inputs.channels)
+    if counted != expected:
+        raise NetworkError(
+            f"the exported graph of {inputs.recipe.network.name} has {counted:,} MACs, but {expected:,} were traced: "
+            "an operation of it is counted by one and not by the other, so a budget could not be kept"
+        )
+
+
+def check_budget(inputs: Inputs, progress: Progress) -> None:
+    """Say before training what the narrowest aligned network costs.
+
+    Raises:
+        RecipeError: that is more than the recipe asks for.
+    """
+    table = inputs.recipe.cut
+    for key, asked, cost in (("macs", table.macs, macs_of_keep), ("params", table.params, params_of_keep)):
+        if asked is None:
+            continue
+        keep = least_keep(inputs.channels, table.align)
+        least = cost(inputs.channels, keep) / cost(inputs.channels, {})
+        if least > asked:
+            lower = [align for align in (1, 4, 8) if align < table.align]
+            way_out = " or lower cut.align" if lower else ""
+            raise RecipeError(
+                f"cut.{key} = {asked:g} cannot be reached: {inputs.recipe.network.name} at its narrowest with "
+                f"align = {table.align} keeps {least:.4f} of its {key}; ask for more{way_out}"
+            )
+        progress.note(f"{key} = {asked:g} can be reached: the narrowest network keeps {share(least)}")
+
+
+def told_to_network(recipe: Recipe, data: DataSplits) -> tuple[int | None, int | None]:
+    """Return the channels and classes to build with: the recipe's, else the data's for networks known by name."""
+    name, told = recipe.network.name, recipe.network
+    if told.in_channels is not None and told.in_channels != data.input_shape[0]:
+        raise DataError(
+            f"network.in_channels is {told.in_channels}, but the images of {data.name} have {data.input_shape[0]}; "
+            "leave the key out"
+        )
+    if told.classes is not None and told.classes < data.classes:
+        raise DataError(
+            f"network.classes is {told.classes}, but {data.name} has {data.classes} classes; leave the key out"
+        )
+    # A user's own function may take neither.
+    if ":" in name and not name.startswith("torchvision:"):
+        return told.in_channels, told.classes
+    return data.input_shape[0], told.classes or data.classes
+
+
+def _check_output(network: nn.Module, example: Tensor, data: DataSplits, recipe: Recipe) -> None:
+    name, shape = recipe.network.name, "×".join(map(str, example.shape[1:]))
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            logits = network(example)
+    except Exception as error:  # foreign code may raise anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise NetworkError(f"{name} cannot take the {shape} images of {data.name} ({reason[:200]})") from error
+    finally:
+        network.train(training)
+    if not isinstance(logits, Tensor) or logits.shape[:1] != (2,) or logits.ndim != 2 or logits.shape[1] < data.classes:
+        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise NetworkError(
+            f"{name} should return logits [N, {data.classes}] for images of {data.name}, got {got} for N = 2"
+        )

@@ -1,0 +1,152 @@
+"""What a network offers before any training: its channel groups, what each carries, and what can be reached."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hoyer_export.channels.channel_map import ChannelMap
+from hoyer_export.channels.cost import dense_macs, macs_at, macs_of_keep
+from hoyer_export.channels.trace import trace_channels
+from hoyer_export.errors import NetworkError
+from hoyer_export.networks import build_network, default_input_shape
+from hoyer_export.pipeline.inputs import build_dense, load_recipe_data, told_to_network
+from hoyer_export.recipe import Recipe
+from hoyer_export.surgery.selection import least_keep
+
+
+@dataclass(frozen=True)
+class GroupCost:
+    """One channel group.
+
+    Args:
+        name: of the group.
+        width: its channels.
+        macs: MACs that would go with the whole group: of every layer that writes or reads its channels. A layer
+            between two groups counts in both.
+        share: of the dense MACs.
+        least: the fewest channels that alignment allows.
+    """
+
+    name: str
+    width: int
+    macs: int
+    share: float
+    least: int
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why some channels cannot be removed exactly: ``channels`` indices of ``parameters`` (name, dimension)."""
+
+    reason: str
+    parameters: tuple[str, ...]
+    channels: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What tracing found.
+
+    Args:
+        network: its name.
+        input_shape: (C, H, W).
+        params: of the dense network.
+        macs: of the dense network, one image.
+        groups: in the network's order.
+        unprunable: by reason, the most channels first.
+        align: multiple that widths are rounded up to.
+        least_macs: share of the dense MACs at the least widths.
+        asked_macs: share that was asked for, if any.
+        reachable: whether that can be reached; None where nothing was asked.
+    """
+
+    network: str
+    input_shape: tuple[int, ...]
+    params: int
+    macs: int
+    groups: tuple[GroupCost, ...]
+    unprunable: tuple[Reason, ...]
+    align: int
+    least_macs: float
+    asked_macs: float | None
+    reachable: bool | None
+
+
+def inspect_recipe(
+    recipe: Recipe, *, macs: float | None = None, align: int | None = None, allow_import: Sequence[str] = ()
+) -> Inspection:
+    """Inspect the network of a recipe on its data; ``macs`` and ``align`` are the recipe's where not given."""
+    data = load_recipe_data(recipe)
+    network = build_dense(recipe, *told_to_network(recipe, data), allow_import)
+    example = next(data.validation.batches(2))[0]
+    macs = recipe.cut.macs if macs is None else macs
+    return _inspect(recipe.network.name, network, example, macs, recipe.cut.align if align is None else align)
+
+
+def inspect_network(
+    name: str,
+    *,
+    input_shape: tuple[int, ...] | None = None,
+    classes: int | None = None,
+    macs: float | None = None,
+    align: int = 16,
+    allow_import: Sequence[str] = (),
+) -> Inspection:
+    """Inspect a network by its name.
+
+    Args:
+        name: as for ``build_network``.
+        input_shape: (C, H, W) of one image; needed for a network of one's own.
+        classes: number of outputs; the network's own number where None.
+        macs: share of the dense MACs that is wanted.
+        align: multiple that widths are rounded up to.
+        allow_import: packages that may be imported for ``package.module:function``.
+
+    Raises:
+        NetworkError: the network cannot be built or traced, or its input shape is not known.
+    """
+    usual = default_input_shape(name)
+    shape = input_shape or usual
+    # Where the input is the network's own, nothing has to be told.
+    in_channels = shape[0] if shape is not None and usual is not None and shape[0] != usual[0] else None
+    network = build_network(name, in_channels=in_channels, classes=classes, allow_import=allow_import)
+    if shape is None:
+        raise NetworkError(f"the input of {name} is not known; give it with --input, e.g. --input 3x224x224")
+    example = torch.randn((2, *shape), generator=torch.Generator().manual_seed(0))
+    return _inspect(name, network, example, macs, align)
+
+
+def _inspect(name: str, network: nn.Module, example: Tensor, asked: float | None, align: int) -> Inspection:
+    channels = trace_channels(network, example)
+    dense = dense_macs(channels)
+    least = least_keep(channels, align)
+    groups = []
+    for group in channels.groups:
+        carried = dense - round(macs_at(channels, {group.name: torch.zeros(group.width, dtype=torch.float64)}))
+        groups.append(GroupCost(group.name, group.width, carried, carried / dense, len(least[group.name])))
+    share = macs_of_keep(channels, least) / dense
+    return Inspection(
+        network=name,
+        input_shape=tuple(example.shape[1:]),
+        params=sum(parameter.numel() for parameter in network.parameters()),
+        macs=dense,
+        groups=tuple(groups),
+        unprunable=_by_reason(channels),
+        align=align,
+        least_macs=share,
+        asked_macs=asked,
+        reachable=None if asked is None else share <= asked,
+    )
+
+
+def _by_reason(channels: ChannelMap) -> tuple[Reason, ...]:
+    parameters: dict[str, list[str]] = defaultdict(list)
+    count: dict[str, int] = defaultdict(int)
+    for entry in channels.unprunable:
+        parameters[entry.reason].append(f"{entry.parameter} dim {entry.dim}")
+        count[entry.reason] += len(entry.indices)
+    reasons = [Reason(reason, tuple(names), count[reason]) for reason, names in parameters.items()]
+    return tuple(sorted(reasons, key=lambda reason: -reason.channels))

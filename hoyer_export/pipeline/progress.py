@@ -1,0 +1,37 @@
+"""What a stage tells whoever is watching. The pipeline prints nothing itself."""
+
+from typing import Protocol
+
+from hoyer_export.sparsify.training import EpochRecord, StepProgress
+
+
+class Progress(Protocol):
+    """Somebody who watches: a terminal, a log, nobody."""
+
+    def headline(self, text: str) -> None:
+        """A stage begins."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line."""
+
+    def step(self, step: StepProgress) -> None:
+        """A training step was made."""
+
+    def epoch(self, epoch: EpochRecord, epochs: int) -> None:
+        """An epoch of ``epochs`` is whole."""
+
+
+class Silent:
+    """Watches nothing."""
+
+    def headline(self, text: str) -> None:
+        """Ignore it."""
+
+    def note(self, text: str) -> None:
+        """Ignore it."""
+
+    def step(self, step: StepProgress) -> None:
+        """Ignore it."""
+
+    def epoch(self, epoch: EpochRecord, epochs: int) -> None:
+        """Ignore it."""

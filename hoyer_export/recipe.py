@@ -1,0 +1,366 @@
+"""A recipe: TOML in, one frozen record a table out; whatever is wrong is said in one line that names the key.
+
+Nothing unknown is ignored: an unknown key, a value of the wrong kind and a choice made twice are errors. Values are
+not converted (``epochs = "3"`` is a string, and wrong).
+"""
+
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from hoyer_export.errors import RecipeError
+
+BUDGETS = ("macs", "params", "threshold")
+"""The keys of [cut] of which exactly one is set."""
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(min_length=1)]
+# A TOML array arrives as a list, which a strict tuple refuses.
+PerChannel = Annotated[tuple[float, ...], Field(strict=False, min_length=1)]
+Deviations = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
+Batches = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Network(_Table):
+    """[network]: ``in_channels`` and ``classes`` default to what the data has."""
+
+    name: Name
+    in_channels: Count | None = None
+    classes: Count | None = None
+
+
+class Data(_Table):
+    """[data]: a relative ``root`` is looked up from the working directory; ``mean``, ``std``: one number a channel."""
+
+    name: Name
+    root: Name | None = None
+    validation: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    mean: PerChannel | None = None
+    std: Deviations | None = None
+    augment: bool | None = None
+    image_size: Count | None = None
+    workers: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _mean_beside_std(self) -> "Data":
+        if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
+            raise PydanticCustomError("rule", "mean and std belong together, one number a channel each")
+        return self
+
+
+class Phase(_Table):
+    """What the three phases of training have in common; learning rates follow half a cosine to 0."""
+
+    epochs: Annotated[int, Field(ge=0)]
+    lr: Positive
+    batch_size: Count = 128
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: NotNegative = 5e-4
+    warmup: NotNegative = 0.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    @model_validator(mode="after")
+    def _warm_before_the_end(self) -> "Phase":
+        if self.warmup >= self.epochs > 0:
+            raise PydanticCustomError("rule", "warmup must be shorter than epochs")
+        return self
+
+
+class Dense(Phase):
+    """[dense]: ``weights`` is a .safetensors file of the dense network to start from."""
+
+    epochs: Annotated[int, Field(ge=0)] = 30
+    lr: Positive = 0.1
+    weights: Name | None = None
+
+    @model_validator(mode="after")
+    def _starts_somewhere(self) -> "Dense":
+        if self.epochs == 0 and self.weights is None:
+            raise PydanticCustomError("rule", 'epochs = 0 needs weights = "FILE.safetensors" to start from')
+        return self
+
+
+class Sparse(Phase):
+    """[sparse]: with ``scale = "relative"`` the strength has the unit of weight decay."""
+
+    epochs: Annotated[int, Field(ge=0)] = 30
+    lr: Positive = 0.05
+    regulariser: Literal["group-hs"] = "group-hs"
+    strength: NotNegative = 1e-3
+    scale: Literal["relative", "paper"] = "relative"
+    max_rate: Positive | None = None
+
+
+class Cut(_Table):
+    """[cut]: one of ``macs`` and ``params`` (shares of dense) or ``threshold`` (in natural thresholds)."""
+
+    macs: Share | None = None
+    params: Share | None = None
+    threshold: Literal["natural"] | Positive | None = None
+    align: Literal[1, 4, 8, 16] = 16
+
+    @model_validator(mode="after")
+    def _exactly_one_budget(self) -> "Cut":
+        given = [key for key in BUDGETS if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise PydanticCustomError(
+                "rule",
+                "needs exactly one of macs, params and threshold, got {given}",
+                {"given": _listed(given) or "none"},
+            )
+        return self
+
+    def asked(self) -> dict[str, float | str]:
+        """Return the one budget that is set, e.g. ``{"macs": 0.5}``."""
+        return {key: getattr(self, key) for key in BUDGETS if getattr(self, key) is not None}
+
+
+class Finetune(Phase):
+    """[finetune]: training of the slim network."""
+
+    epochs: Annotated[int, Field(ge=0)] = 15
+    lr: Positive = 0.05
+
+
+class Export(_Table):
+    """[export]"""
+
+    opset: Annotated[int, Field(ge=18, le=20)] = 20
+
+
+class Verify(_Table):
+    """[verify]: the batch sizes that onnxruntime and torch are compared at."""
+
+    batches: Batches = (1, 2, 3, 8)
+
+
+class Bench(_Table):
+    """[bench]: one onnxruntime thread and batch 1 unless asked; at least ``min_seconds`` of measuring."""
+
+    threads: Count = 1
+    batch_size: Count = 1
+    min_seconds: Positive = 5.0
+
+
+class Recipe(_Table):
+    """A whole recipe, resolved: what the file leaves out has its default.
+
+    ``threads`` is torch's own on a CPU (its default: one a core): with 1, a run can be repeated to the last bit, and on
+    a shared machine a small network trains many times faster, because no thread waits for another that has no core.
+    """
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    threads: Count | None = None
+    network: Network
+    data: Data
+    dense: Dense = Dense()
+    sparse: Sparse = Sparse()
+    cut: Cut
+    finetune: Finetune = Finetune()
+    export: Export = Export()
+    verify: Verify = Verify()
+    bench: Bench = Bench()
+
+
+def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply overrides.
+
+    Args:
+        path: a TOML file.
+        overrides: each ``section.key=value`` (or ``seed=value``); the value is read as TOML, and as a string where it
+            is none. Setting one of [cut]'s budgets unsets the others.
+
+    Raises:
+        RecipeError: the file cannot be read, or a key or value is wrong; one line that names the culprit.
+    """
+    path = Path(path)
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}; give the path of a TOML file") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path} is not UTF-8 text, so it is no TOML recipe") from error
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{path} is not TOML: {_one_line(str(error))}") from error
+    set_by = {_apply(override, tables): override for override in overrides}
+    return _resolve(tables, str(path), set_by)
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Return the recipe as TOML that ``load_recipe`` reads back to the same."""
+    return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
+
+
+def changed_keys(old: Recipe, new: Recipe) -> list[str]:
+    """Return one ``section.key: old → new`` for every value that differs."""
+    before, after = _flat(old.model_dump()), _flat(new.model_dump())
+    return [
+        f"{key}: {_show(before.get(key))} → {_show(after.get(key))}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tables.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _apply(override: str, tables: dict[str, Any]) -> tuple[str, ...]:
+    """Set one value in ``tables`` and return its key."""
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or len(parts) > 2 or not all(parts):
+        raise RecipeError(f"--set {override}: expected section.key=value, e.g. --set sparse.strength=2e-3")
+    value = _toml_value(text.strip())
+    if len(parts) == 1:
+        tables[parts[0]] = value
+        return (parts[0],)
+    section, name = parts
+    table = tables.setdefault(section, {})
+    if not isinstance(table, dict):
+        raise RecipeError(f"--set {override}: {section} is {_show(table)} in the recipe, not a table")
+    if section == "cut" and name in BUDGETS:
+        for other in BUDGETS:
+            table.pop(other, None)
+    table[name] = value
+    return section, name
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return parsed["value"] if parsed.keys() == {"value"} else text
+
+
+def _resolve(tables: dict[str, Any], path: str, set_by: Mapping[tuple[str, ...], str]) -> Recipe:
+    try:
+        return Recipe.model_validate(tables)
+    except ValidationError as error:
+        # The branches of a union each complain about the same key; an unknown key explains a missing one (nmae for
+        # name), so it comes first.
+        details = {_key(detail): detail for detail in reversed(error.errors(include_url=False))}
+        key = min(reversed(details), key=lambda key: details[key]["type"] != "extra_forbidden")
+        more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+        source = f"--set {set_by[key]}" if key in set_by else path
+        raise RecipeError(f"{source}: {_explain(details[key], key)}{more}") from None
+
+
+def _key(detail: ErrorDetails) -> tuple[str, ...]:
+    """Return the place of an error without the names of union branches, e.g. ("cut", "threshold", "float")."""
+    if detail["type"] == "extra_forbidden":
+        return tuple(str(part) for part in detail["loc"])
+    return tuple(str(part) for part in detail["loc"] if isinstance(part, int) or part in _known_words())
+
+
+def _explain(detail: ErrorDetails, path: tuple[str, ...]) -> str:
+    if detail["type"] == "extra_forbidden":
+        return _unknown_key(path)
+    key = ".".join(path) or "the recipe"
+    if detail["type"] == "rule":
+        return f"{key}: {detail['msg']}"
+    if detail["type"] == "missing":
+        return f"{key} is missing: {'the table [' + key + '] is needed' if len(path) == 1 else 'expected a value'}"
+    return f"{key}: expected {_expected(detail, path)}, got {_show(detail['input'])}{_closest(detail)}"
+
+
+def _known_words() -> set[str]:
+    tables = {name: _table_class(name) for name in Recipe.model_fields}
+    return set(tables) | {key for table in tables.values() if table is not None for key in table.model_fields}
+
+
+def _table_class(name: str) -> type[BaseModel] | None:
+    annotation = Recipe.model_fields[name].annotation
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def _unknown_key(path: tuple[str, ...]) -> str:
+    section = ".".join(path[:-1])
+    table = _table_class(path[0]) if len(path) > 1 and path[0] in Recipe.model_fields else Recipe
+    valid = list(table.model_fields) if table is not None else []
+    close = get_close_matches(path[-1], valid, n=1, cutoff=0.6)
+    where = f"[{section}] has" if section else "a recipe has"
+    hint = f"did you mean {close[0]}?" if close else f"it has {_listed(valid)}"
+    return f"{'.'.join(path)}: {where} no key {path[-1]!r}; {hint}"
+
+
+_KINDS = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "string_type": "a string",
+    "string_too_short": "a string that is not empty",
+    "bool_type": "true or false",
+    "model_type": "a table",
+    "model_attributes_type": "a table",
+    "dict_type": "a table",
+    "tuple_type": "a list of numbers",
+    "too_short": "a list that is not empty",
+}
+
+
+def _expected(detail: ErrorDetails, path: tuple[str, ...]) -> str:
+    if path == ("cut", "threshold"):
+        return 'a number above 0, or "natural"'
+    context = detail.get("ctx", {})
+    bounds = {"greater_than": "above", "greater_than_equal": "of at least", "less_than": "below"}
+    if detail["type"] in bounds:
+        return f"a number {bounds[detail['type']]} {next(iter(context.values())):g}"
+    if detail["type"] == "less_than_equal":
+        return f"a number of at most {context['le']:g}"
+    if detail["type"] == "literal_error":
+        return str(context["expected"]).replace("'", '"')
+    return _KINDS.get(detail["type"], _one_line(detail["msg"]))
+
+
+def _closest(detail: ErrorDetails) -> str:
+    if detail["type"] != "literal_error" or not isinstance(detail["input"], str):
+        return ""
+    choices = [part.strip("'") for part in str(detail.get("ctx", {})["expected"]).replace(" or ", ", ").split(", ")]
+    close = get_close_matches(detail["input"], choices, n=1)
+    return f'; did you mean "{close[0]}"?' if close else ""
+
+
+def _show(value: object) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        text = '"' + _one_line(value) + '"'
+    elif isinstance(value, dict):
+        text = f"a table with {_listed(value) or 'nothing in it'}"
+    elif isinstance(value, (list, tuple)):
+        text = f"[{', '.join(_show(item) for item in value)}]"
+    else:
+        text = str(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _one_line(text: str) -> str:
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

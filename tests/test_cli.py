@@ -1,0 +1,206 @@
+"""The command line: pure JSON for machines, one line for a mistake, and the exit code that says which kind."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from hoyer_export import cli
+from hoyer_export.deploy import macs as macs_module
+from hoyer_export.deploy.export import export_onnx
+from hoyer_export.errors import FileError, HoyerExportError, VerificationFailed
+from hoyer_export.pipeline import chain
+
+RECIPE = '[network]\nname = "cifar_resnet20"\n[data]\nname = "digits"\n[cut]\nmacs = 0.5\nalign = 4\n'
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Return a function that runs the command line in this process: arguments → (exit code, stdout, stderr)."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["hoyer-export", *arguments])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def linear_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ONNX file of 12·5 MACs."""
+    path = tmp_path_factory.mktemp("onnx") / "linear.onnx"
+    export_onnx(nn.Linear(12, 5), torch.zeros(2, 12), path)
+    return path
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+def test_macs_prints_the_closed_formula_to_people_and_pure_json_to_machines(call, linear_file: Path) -> None:
+    code, out, err = call("macs", str(linear_file))
+    assert (code, err) == (0, "")
+    assert "60 MACs = 120 FLOPs for one image" in out
+    code, out, err = call("macs", str(linear_file), "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["macs"] == 60
+
+
+def test_bench_compares_every_file_with_the_first(call, linear_file: Path) -> None:
+    code, out, _ = call("bench", str(linear_file), str(linear_file), "--min-seconds", "0.1", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert [file["file"] for file in found["files"]] == ["linear.onnx", "linear.onnx"]
+    assert len(found["speedups"]) == 1
+    code, out, _ = call("bench", str(linear_file), str(linear_file), "--min-seconds", "0.1")
+    assert code == 0
+    assert "linear.onnx" in out
+
+
+def test_inspect_says_what_each_group_carries_and_what_can_be_reached(call) -> None:
+    code, out, _ = call("inspect", "--network", "lenet5", "--macs", "0.5", "--align", "1", "--json")
+    assert code == 0
+    found = json.loads(out)
+    # 24²·20·25 + 8²·50·20·25 + 800·500 + 500·10
+    conv1, conv2, fc1, fc2 = 288_000, 1_600_000, 400_000, 5_000
+    assert found["macs"] == conv1 + conv2 + fc1 + fc2
+    carried = {group["name"]: group["macs"] for group in found["groups"]}
+    assert carried == {"conv1": conv1 + conv2, "conv2": conv2 + fc1, "fc1": fc1 + fc2}
+    # one channel each: 24²·25 + 8²·25 + 16 + 10
+    assert found["least_macs"] == pytest.approx((14_400 + 1_600 + 16 + 10) / found["macs"])
+    assert found["reachable"] is True
+    assert any("output" in reason["reason"] for reason in found["unprunable"])
+
+
+def test_inspect_of_a_recipe_uses_its_data_budget_and_alignment(call, recipe: Path) -> None:
+    code, out, _ = call("inspect", str(recipe))
+    assert code == 0
+    assert "cifar_resnet20, input 1×8×8" in out
+    assert "macs = 0.5 can be reached" in out
+    code, out, _ = call("inspect", str(recipe), "--set", "cut.macs=0.001", "--set", "cut.align=16")
+    assert code == 0
+    assert "macs = 0.001 cannot be reached" in out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["fly"],
+        ["run"],
+        ["run", "r.toml"],
+        ["run", "r.toml", "--out", "d", "--fast"],
+        ["bench"],
+        ["bench", "a.onnx", "--threads", "0"],
+        ["inspect"],
+        ["inspect", "r.toml", "--network", "lenet5"],
+        ["inspect", "--network", "lenet5", "--input", "3x224"],
+        ["inspect", "--network", "lenet5", "--macs", "2"],
+        ["inspect", "--network", "lenet5", "--align", "5"],
+        ["inspect", "--network", "lenet5", "--set", "cut.macs=1"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_exits_2(call, arguments: list[str]) -> None:
+    code, out, err = call(*arguments)
+    assert code == 2
+    assert out + err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["macs", "absent.onnx"], "absent.onnx"),
+        (["bench", "absent.onnx"], "absent.onnx"),
+        (["report", "absent"], "absent is absent"),
+        (["export", "absent"], "absent is absent"),
+        (["verify", "absent"], "absent is absent"),
+        (["run", "absent.toml", "--out", "out"], "absent.toml"),
+        (["inspect", "absent.toml"], "absent.toml"),
+        (["inspect", "--network", "lenet6"], "unknown network 'lenet6'"),
+        (["inspect", "--network", "os:system"], "--allow-import os"),
+        (["inspect", "--network", "lenet5", "--input", "1x8x8"], "fails on an input"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_line_on_stderr_and_exits_1(
+    call, arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(*arguments)
+    assert (code, out) == (1, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert said in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(HoyerExportError("x"), 1), (FileError("x"), 1), (VerificationFailed("x"), 3)]
+)
+def test_every_error_of_ours_has_its_exit_code(
+    call, error: HoyerExportError, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path) -> None:
+        raise error
+
+    monkeypatch.setattr(macs_module, "count_macs", fail)
+    assert call("macs", "any.onnx") == (code, "", "error: x\n")
+
+
+def test_a_bug_keeps_its_traceback_and_exits_70(call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> None:
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr(macs_module, "count_macs", fail)
+    code, out, err = call("macs", "any.onnx")
+    assert (code, out) == (70, "")
+    assert "Traceback" in err
+    assert "ZeroDivisionError: ours" in err
+
+
+def test_control_c_exits_130_and_says_how_to_resume_once_there_is_something(
+    call, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chain, "run_recipe", interrupted)
+    assert call("run", str(recipe), "--out", str(out)) == (130, "", "interrupted\n")
+
+    def interrupted_later(*arguments: object, **options: object) -> None:
+        out.mkdir()
+        (out / "recipe.toml").write_text(RECIPE)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chain, "run_recipe", interrupted_later)
+    code, _, err = call("run", str(recipe), "--out", str(out))
+    assert code == 130
+    assert err == "interrupted; go on with the same command and --resume\n"
+
+
+def test_a_folder_in_the_way_is_said_before_anything_is_loaded(call, recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").write_text("precious")
+    code, _, err = call("run", str(recipe), "--out", str(tmp_path / "thesis"))
+    assert code == 1
+    assert "holds other files" in err
+    code, _, err = call("run", str(recipe), "--out", str(recipe))
+    assert code == 1
+    assert "is a file" in err
+    assert recipe.read_text() == RECIPE

@@ -1,0 +1,415 @@
+"""The whole chain on the digits with a small network: every file, the budget, resuming, and refusing."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from safetensors import safe_open
+
+from hoyer_export.deploy.macs import count_macs
+from hoyer_export.errors import DataError, FileError, HoyerExportError, NetworkError, RecipeError
+from hoyer_export.pipeline.chain import export_run, run_recipe, verify_run
+from hoyer_export.pipeline.progress import Silent
+from hoyer_export.pipeline.reporting import report_run
+from hoyer_export.recipe import Recipe, load_recipe
+from hoyer_export.run_folder import RunFolder, drop_stages, read_stages
+from hoyer_export.sparsify.training import EpochRecord
+from hoyer_export.surgery.slim_file import load_slim
+
+NETWORK = """
+from torch import nn
+
+def small(in_channels=1, classes=10):
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 16, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, classes),
+    )
+
+def nothing_to_prune(in_channels=1, classes=10):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
+
+def eleven_outputs():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 11), nn.Unflatten(1, (1, 11)))
+"""
+RECIPE = """
+[network]
+name = "tiny_nets:small"
+[data]
+name = "digits"
+validation = 0.2
+[dense]
+epochs = 3
+lr = 0.1
+[sparse]
+epochs = 2
+strength = 5e-3
+[cut]
+macs = 0.5
+align = 4
+[finetune]
+epochs = 2
+[bench]
+min_seconds = 0.2
+"""
+DENSE_MACS = 64 * 8 * 9 + 16 * 16 * 8 * 9 + 16 * 10
+FILES = {
+    *("recipe.toml", "metrics.jsonl", "stages.json", "dense.safetensors", "sparse.safetensors", "slim.safetensors"),
+    *("widths.json", "dense.onnx", "slim.onnx", "report.json", "report.html", "card.md"),
+}
+# What depends on the clock and the machine.
+MEASURED = ("seconds", "latency", "environment", "created")
+
+
+class Stop(Exception):
+    """Stands for a power cut."""
+
+
+class StopAfter(Silent):
+    """Cuts the power after an epoch, or when a stage begins."""
+
+    def __init__(self, *, epoch: tuple[str, int] | None = None, headline: str | None = None) -> None:
+        self._epoch = epoch
+        self._headline = headline
+
+    def epoch(self, epoch: EpochRecord, epochs: int) -> None:
+        if (epoch.phase, epoch.epoch) == self._epoch:
+            raise Stop
+
+    def headline(self, text: str) -> None:
+        if self._headline is not None and text.startswith(self._headline):
+            raise Stop
+
+
+class Listening(Silent):
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def headline(self, text: str) -> None:
+        self.said.append(text)
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory):
+    """A folder with a user's own network and recipe; one CPU thread, as bit-identity needs."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "tiny_nets.py").write_text(NETWORK)
+    (folder / "recipe.toml").write_text(RECIPE)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield folder
+    torch.set_num_threads(threads)
+
+
+Runner = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def run(home: Path) -> Runner:
+    """Return a function that runs the recipe into a folder: (out, *overrides, progress, resume)."""
+
+    def run(out: Path, *overrides: str, progress: Silent | None = None, resume: bool = False) -> Path:
+        run_recipe(
+            recipe(home, *overrides),
+            out,
+            resume=resume,
+            allow_import=["tiny_nets"],
+            progress=progress or Silent(),
+        )
+        return out
+
+    return run
+
+
+def recipe(home: Path, *overrides: str) -> Recipe:
+    return load_recipe(home / "recipe.toml", overrides)
+
+
+@pytest.fixture(scope="module")
+def finished(home: Path, run: Runner) -> Path:
+    """One unbroken run; nobody changes it."""
+    return run(home / "finished")
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the unbroken run."""
+    shutil.copytree(finished, tmp_path / "copied")
+    return tmp_path / "copied"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def slim_content(folder: Path) -> tuple[dict[str, str], dict[str, bytes]]:
+    """Return the metadata and tensors of slim.safetensors; the order of the former is not fixed."""
+    with safe_open(folder / "slim.safetensors", "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+        return file.metadata(), {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
+
+
+def report_of(folder: Path) -> dict[str, object]:
+    return json.loads((folder / "report.json").read_text())
+
+
+def test_a_run_leaves_exactly_the_files_of_the_contract(finished: Path) -> None:
+    assert {path.name for path in finished.iterdir()} == FILES
+
+
+def test_the_budget_holds_for_the_exported_graphs(finished: Path) -> None:
+    dense, slim = count_macs(finished / "dense.onnx").macs, count_macs(finished / "slim.onnx").macs
+    assert dense == DENSE_MACS
+    assert slim <= 0.5 * dense
+    report = report_of(finished)
+    assert (report["dense"]["macs"], report["slim"]["macs"]) == (dense, slim)
+    assert report["budget"] == {"asked": {"macs": 0.5}, "met": True, "reached": {"macs": slim / dense}}
+    assert report["verify"]["passed"] is True
+
+
+def test_widths_and_weights_and_onnx_tell_the_same_story(finished: Path, home: Path) -> None:
+    import tiny_nets
+
+    keep = json.loads((finished / "widths.json").read_text())
+    slim = load_slim(finished / "slim.safetensors", into=tiny_nets.small()).model
+    assert {name: len(indices) for name, indices in keep.items()} == {
+        "0": slim[0].out_channels,
+        "3": slim[3].out_channels,
+    }
+    assert all(len(indices) % 4 == 0 for indices in keep.values())
+    widths = {row["group"]: row["slim"] for row in report_of(finished)["widths"]}
+    assert widths == {name: len(indices) for name, indices in keep.items()}
+    params = sum(parameter.numel() for parameter in slim.parameters())
+    assert report_of(finished)["slim"]["params"] == params
+
+
+def test_metrics_hold_one_line_an_epoch(finished: Path) -> None:
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    phases = [("dense", 0), ("dense", 1), ("dense", 2), ("sparse", 0), ("sparse", 1), ("finetune", 0), ("finetune", 1)]
+    assert [(line["phase"], line["epoch"]) for line in lines] == phases
+    assert all((line["penalty"] is not None) == (line["phase"] == "sparse") for line in lines)
+
+
+def test_the_recipe_in_the_folder_is_the_resolved_one(finished: Path, home: Path) -> None:
+    assert load_recipe(finished / "recipe.toml") == recipe(home)
+
+
+def test_weights_name_their_network_and_the_file_its_normalisation(finished: Path) -> None:
+    with safe_open(finished / "dense.safetensors", "pt") as file:
+        assert file.metadata().keys() == {"hoyer_export.network"}
+        built = json.loads(file.metadata()["hoyer_export.network"])
+    assert built == {"name": "tiny_nets:small", "in_channels": None, "classes": None}
+    properties = {entry.key: entry.value for entry in onnx.load(finished / "slim.onnx").metadata_props}
+    assert json.loads(properties["hoyer_export.mean"]) == report_of(finished)["input"]["mean"]
+    assert json.loads(properties["hoyer_export.std"]) == report_of(finished)["input"]["std"]
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        {"epoch": ("dense", 1)},
+        {"epoch": ("sparse", 0)},
+        {"epoch": ("finetune", 0)},
+        {"headline": "verify"},
+    ],
+    ids=str,
+)
+def test_a_run_that_was_cut_short_resumes_to_the_same_bits(
+    cut: dict[str, object], finished: Path, run: Runner, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(Stop):
+        run(out, progress=StopAfter(**cut))
+    assert not (out / "report.json").exists()
+    run(out, resume=True)
+    whole, resumed = contents(finished), contents(out)
+    assert resumed.keys() == whole.keys()
+    for name in (
+        "dense.safetensors",
+        "sparse.safetensors",
+        "dense.onnx",
+        "slim.onnx",
+        "widths.json",
+    ):
+        assert resumed[name] == whole[name], name
+    assert slim_content(out) == slim_content(finished)
+    without_seconds = [
+        [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines.splitlines()]
+        for lines in (whole["metrics.jsonl"], resumed["metrics.jsonl"])
+    ]
+    assert without_seconds[0] == without_seconds[1]
+    reports = [
+        {key: value for key, value in report_of(folder).items() if key not in MEASURED} for folder in (finished, out)
+    ]
+    assert reports[0] == reports[1]
+
+
+def test_another_seed_gives_other_bits(finished: Path, run: Runner, tmp_path: Path) -> None:
+    with pytest.raises(Stop):
+        run(tmp_path / "out", "seed=1", progress=StopAfter(headline="sparse"))
+    assert (tmp_path / "out" / "dense.safetensors").read_bytes() != (finished / "dense.safetensors").read_bytes()
+
+
+def test_a_finished_run_is_left_untouched(copied: Path, run: Runner) -> None:
+    before = {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
+    said = Listening()
+    run(copied, resume=True, progress=said)
+    assert {path: path.stat().st_mtime_ns for path in copied.rglob("*")} == before
+    assert said.said == [f"{copied} is finished; nothing to do"]
+
+
+def test_resume_refuses_another_recipe_and_names_the_difference(copied: Path, run: Runner) -> None:
+    before = contents(copied)
+    with pytest.raises(RecipeError, match=r"another recipe, dense\.lr: 0\.1 → 0\.2"):
+        run(copied, "dense.lr=0.2", resume=True)
+    assert contents(copied) == before
+
+
+def test_a_run_without_resume_never_enters_a_folder_that_holds_one(copied: Path, run: Runner) -> None:
+    before = contents(copied)
+    with pytest.raises(FileError, match="already holds a run"):
+        run(copied)
+    assert contents(copied) == before
+
+
+def test_a_damaged_checkpoint_is_named_and_nothing_is_changed(run: Runner, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(Stop):
+        run(out, progress=StopAfter(epoch=("dense", 0)))
+    checkpoint = out / "checkpoint" / "dense.safetensors"
+    for content in (b"\x00" * 100, checkpoint.read_bytes()[:-10]):
+        checkpoint.write_bytes(content)
+        before = contents(out)
+        with pytest.raises(FileError, match=r"checkpoint/dense\.safetensors"):
+            run(out, resume=True)
+        assert contents(out) == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "said"),
+    [
+        (["network.name=tiny_nets:absent"], NetworkError, "no function 'absent'"),
+        (["network.name=os:getcwd"], NetworkError, "--allow-import os"),
+        (["network.name=lenet5"], NetworkError, "1×8×8 images of digits"),
+        (
+            ["network.name=tiny_nets:nothing_to_prune"],
+            NetworkError,
+            "nothing in tiny_nets:nothing_to_prune can be pruned",
+        ),
+        (["network.name=tiny_nets:eleven_outputs"], NetworkError, r"logits \[N, 10\].*got \[2, 1, 11\]"),
+        (["network.in_channels=3"], DataError, "network.in_channels is 3"),
+        (["network.classes=9"], DataError, "network.classes is 9"),
+        (["data.name=mnist"], DataError, "needs a root"),
+        (["data.name=digit"], DataError, "did you mean 'digits'"),
+        (["dense.weights=absent.safetensors"], FileError, "absent.safetensors"),
+        (["cut.macs=0.001"], RecipeError, "cut.macs = 0.001 cannot be reached: .* keeps"),
+        (["cut.params=0.001"], RecipeError, "cut.params = 0.001 cannot be reached"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_input_is_said_before_the_first_file_is_made(
+    overrides: list[str], error: type[HoyerExportError], said: str, run: Runner, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=said) as caught:
+        run(tmp_path / "out", *overrides)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dense_weights_are_where_training_starts_and_the_report_says_so(
+    finished: Path, run: Runner, tmp_path: Path
+) -> None:
+    weights = finished / "dense.safetensors"
+    out = run(tmp_path / "out", f"dense.weights={weights}", "dense.epochs=0", "sparse.epochs=0", "finetune.epochs=0")
+    assert (out / "dense.safetensors").read_bytes() == weights.read_bytes()
+    report = report_of(out)
+    assert report["dense"]["accuracy"] == report_of(finished)["dense"]["accuracy"]
+    assert report["validation"] == "seen in training"
+    # The path of the weights was absolute; whose machine it is stays private.
+    assert report["recipe"]["dense"]["weights"] == "dense.safetensors"
+    assert str(tmp_path) not in (out / "report.json").read_text()
+
+
+@pytest.mark.parametrize("override", ["cut.params=0.5", "cut.threshold=0.95"])
+def test_params_and_thresholds_cut_too(override: str, finished: Path, run: Runner, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    weights = finished / "sparse.safetensors"
+    epochs = ["dense.epochs=0", "sparse.epochs=0", "finetune.epochs=0"]
+    with pytest.raises(Stop):
+        run(out, f"dense.weights={weights}", *epochs, override, progress=StopAfter(headline="verify"))
+    exported = read_stages(RunFolder(out))["export"]
+    share = exported["slim"]["params"] / exported["dense"]["params"]
+    assert share <= 0.5 if "params" in override else share < 1
+
+
+def test_a_training_that_diverges_is_said_with_its_phase(run: Runner, tmp_path: Path) -> None:
+    with pytest.raises(HoyerExportError, match="dense"):
+        run(tmp_path / "out", "dense.lr=1e30", "dense.momentum=0.99")
+
+
+def test_verify_again_passes_and_a_perturbed_file_fails_and_stays_failed(copied: Path, home: Path) -> None:
+    assert verify_run(copied, allow_import=["tiny_nets"], progress=Silent())["passed"] is True
+    model = onnx.load(copied / "slim.onnx")
+    weight = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 4)
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values.flat[0] += 0.1
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    onnx.save(model, copied / "slim.onnx")
+    assert verify_run(copied, allow_import=["tiny_nets"], progress=Silent())["passed"] is False
+    assert report_of(copied)["verify"]["passed"] is False
+    export_run(copied, allow_import=["tiny_nets"], progress=Silent())
+    assert verify_run(copied, allow_import=["tiny_nets"], progress=Silent())["passed"] is True
+
+
+def test_a_truncated_onnx_file_is_named(copied: Path, home: Path) -> None:
+    path = copied / "slim.onnx"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(FileError, match=r"slim\.onnx"):
+        verify_run(copied, allow_import=["tiny_nets"], progress=Silent())
+
+
+def test_export_again_writes_the_same_bytes_and_forgets_nothing(copied: Path, home: Path) -> None:
+    before = contents(copied)
+    (copied / "slim.onnx").unlink()
+    export_run(copied, allow_import=["tiny_nets"], progress=Silent())
+    assert (copied / "slim.onnx").read_bytes() == before["slim.onnx"]
+    assert "report" in read_stages(RunFolder(copied))
+
+
+def test_report_again_writes_the_same_report(copied: Path) -> None:
+    before = report_of(copied)
+    for name in ("report.json", "report.html", "card.md"):
+        (copied / name).unlink()
+    report_run(copied)
+    after = report_of(copied)
+    assert {key for key in before if before[key] != after.get(key)} <= {"created"}
+    assert (copied / "card.md").exists()
+    assert (copied / "report.html").exists()
+
+
+def test_a_stage_that_has_nothing_to_start_from_says_what_to_do(copied: Path) -> None:
+    drop_stages(RunFolder(copied), "finetune", "export", "report")
+    with pytest.raises(FileError, match="no record of finetune, export yet"):
+        report_run(copied)
+    for again in (export_run, verify_run):
+        with pytest.raises(FileError, match="has not come that far"):
+            again(copied, allow_import=["tiny_nets"], progress=Silent())
+
+
+def test_damaged_records_are_named(copied: Path) -> None:
+    stages = json.loads((copied / "stages.json").read_text())
+    del stages["verify"]["accuracy"]
+    (copied / "stages.json").write_text(json.dumps(stages))
+    with pytest.raises(FileError, match=r"stages\.json is damaged"):
+        report_run(copied)

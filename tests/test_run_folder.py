@@ -1,0 +1,126 @@
+"""Files appear whole or not at all, and a folder that is not ours is left alone."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from hoyer_export.errors import FileError
+from hoyer_export.run_folder import (
+    RunFolder,
+    check_free,
+    create_folder,
+    drop_stages,
+    open_folder,
+    read_stages,
+    whole_file,
+    write_stage,
+    write_whole,
+)
+
+
+def listing(path: Path) -> list[str]:
+    return sorted(entry.name for entry in path.iterdir())
+
+
+def test_a_file_is_replaced_whole_and_nothing_else_is_left(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    write_whole(target, "old")
+    write_whole(target, b"new")
+    assert target.read_bytes() == b"new"
+    assert listing(tmp_path) == ["a.txt"]
+
+
+def test_a_body_that_raises_leaves_the_old_file_and_no_part(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    write_whole(target, "old")
+
+    def write_half() -> None:
+        with whole_file(target) as part:
+            part.write_text("half")
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        write_half()
+    assert target.read_text() == "old"
+    assert listing(tmp_path) == ["a.txt"]
+
+
+def test_a_folder_that_is_missing_is_said_with_the_file(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=r"cannot write .*a\.txt"):
+        write_whole(tmp_path / "absent" / "a.txt", "x")
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_an_absent_or_empty_folder_is_free_and_stays_as_it_is(resume: bool, tmp_path: Path) -> None:
+    assert check_free(tmp_path / "new" / "deep", resume=resume) is False
+    assert check_free(tmp_path, resume=resume) is False
+    assert listing(tmp_path) == []
+
+
+def test_what_an_interrupted_write_left_does_not_occupy_a_folder(tmp_path: Path) -> None:
+    (tmp_path / ".recipe.toml.part").write_text("half")
+    assert check_free(tmp_path, resume=False) is False
+    create_folder(tmp_path)
+    assert listing(tmp_path) == []
+
+
+def test_a_file_a_strangers_folder_and_a_second_run_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("precious")
+    stranger = tmp_path / "stranger"
+    stranger.mkdir()
+    (stranger / "thesis.txt").write_text("precious")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.toml").write_text("seed = 0")
+    for resume in (False, True):
+        with pytest.raises(FileError, match="is a file"):
+            check_free(file, resume=resume)
+        with pytest.raises(FileError, match="is a file, so no folder can be made in it"):
+            check_free(file / "below", resume=resume)
+        with pytest.raises(FileError, match=r"holds other files \(thesis\.txt"):
+            check_free(stranger, resume=resume)
+    with pytest.raises(FileError, match="already holds a run; add --resume"):
+        check_free(run, resume=False)
+    assert check_free(run, resume=True) is True
+    assert file.read_text() == (stranger / "thesis.txt").read_text() == "precious"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(FileError, match="cannot be written"):
+        check_free(tmp_path / "new", resume=False)
+
+
+def test_opening_what_is_no_run_says_what_to_give(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for name, said in [("absent", "is absent"), ("file", "is a file"), (".", "holds no run")]:
+        with pytest.raises(FileError, match=said):
+            open_folder(tmp_path / name)
+
+
+def test_the_records_of_stages_add_up_and_the_newest_of_a_stage_counts(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert read_stages(folder) == {}
+    write_stage(folder, "dense", {"seconds": 1.5})
+    write_stage(folder, "sparse", {"widths": {"conv1": [1, 2]}})
+    write_stage(folder, "dense", {"seconds": 2.5})
+    assert read_stages(folder) == {"dense": {"seconds": 2.5}, "sparse": {"widths": {"conv1": [1, 2]}}}
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"dense": 3}', "\x00"])
+def test_damaged_stage_records_are_said_so(content: str, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.stages.write_text(content)
+    with pytest.raises(FileError, match=r"stages\.json is damaged"):
+        read_stages(folder)
+
+
+def test_a_dropped_stage_is_forgotten_and_the_others_stay(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for stage in ("export", "verify", "report"):
+        write_stage(folder, stage, {"seconds": 1})
+    drop_stages(folder, "verify", "report", "never there")
+    assert read_stages(folder) == {"export": {"seconds": 1}}
