@@ -141,6 +141,9 @@ def inspect(
     classes: Annotated[int | None, typer.Option(min=1, help="Number of classes.")] = None,
     macs: Annotated[float | None, typer.Option(help="Say whether this share of the dense MACs can be reached.")] = None,
     align: Annotated[int | None, typer.Option(help="Multiple that widths are rounded up to (16 unless set).")] = None,
+    cross_check: Annotated[
+        bool, typer.Option("--cross-check", help="Also ask torch-pruning which channels are coupled.")
+    ] = False,
     overrides: Overrides = [],  # noqa: B006
     allow_import: AllowImport = [],  # noqa: B006
     as_json: Json = False,
@@ -167,11 +170,17 @@ def inspect(
     from hoyer_export.pipeline.inspecting import inspect_network, inspect_recipe
 
     if resolved is not None:
-        found = inspect_recipe(resolved, macs=macs, align=align, allow_import=allow_import)
+        found = inspect_recipe(resolved, macs=macs, align=align, second_opinion=cross_check, allow_import=allow_import)
     else:
         assert network is not None
         found = inspect_network(
-            network, input_shape=shape, classes=classes, macs=macs, align=align or 16, allow_import=allow_import
+            network,
+            input_shape=shape,
+            classes=classes,
+            macs=macs,
+            align=align or 16,
+            second_opinion=cross_check,
+            allow_import=allow_import,
         )
     _print_json(asdict(found)) if as_json else print_inspection(found)
 

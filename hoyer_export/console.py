@@ -189,6 +189,15 @@ def print_inspection(found: "Inspection") -> None:
     if found.asked_macs is not None:
         verdict = "can be reached" if found.reachable else "cannot be reached"
         console.print(_plain(f"macs = {found.asked_macs:g} {verdict}"))
+    if (check := found.cross_check) is not None:
+        channels = sum(group.width for group in found.groups)
+        console.print(
+            _plain(f"torch-pruning couples {check.agreeing:,} of these {channels:,} channels in the same way")
+        )
+        if check.only_here:
+            console.print(_plain(f"it couples channels of {', '.join(check.only_here)} otherwise"))
+        if check.only_there:
+            console.print(_plain(f"it would also remove channels of {', '.join(check.only_there)}"))
 
 
 def print_exports(found: Mapping[str, Any], folder: Path) -> None:

@@ -84,6 +84,13 @@ def test_inspect_says_what_each_group_carries_and_what_can_be_reached(call) -> N
     assert any("output" in reason["reason"] for reason in found["unprunable"])
 
 
+def test_inspect_asks_torch_pruning_for_a_second_opinion(call) -> None:
+    code, out, _ = call("inspect", "--network", "cifar_resnet20", "--cross-check")
+    assert code == 0
+    assert "torch-pruning couples 448 of these 448 channels in the same way" in out
+    assert "it would also remove channels of linear.weight" in out
+
+
 def test_inspect_of_a_recipe_uses_its_data_budget_and_alignment(call, recipe: Path) -> None:
     code, out, _ = call("inspect", str(recipe))
     assert code == 0

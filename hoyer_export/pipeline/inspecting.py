@@ -15,6 +15,7 @@ from hoyer_export.networks import build_network, default_input_shape
 from hoyer_export.pipeline.inputs import build_dense, load_recipe_data, told_to_network
 from hoyer_export.recipe import Recipe
 from hoyer_export.surgery.selection import least_keep
+from hoyer_export.surgery.torch_pruning_baseline import CrossCheck, cross_check
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Inspection:
         least_macs: share of the dense MACs at the least widths.
         asked_macs: share that was asked for, if any.
         reachable: whether that can be reached; None where nothing was asked.
+        cross_check: what torch-pruning finds on the same network, where that was asked.
     """
 
     network: str
@@ -73,17 +75,24 @@ class Inspection:
     least_macs: float
     asked_macs: float | None
     reachable: bool | None
+    cross_check: CrossCheck | None
 
 
 def inspect_recipe(
-    recipe: Recipe, *, macs: float | None = None, align: int | None = None, allow_import: Sequence[str] = ()
+    recipe: Recipe,
+    *,
+    macs: float | None = None,
+    align: int | None = None,
+    second_opinion: bool = False,
+    allow_import: Sequence[str] = (),
 ) -> Inspection:
     """Inspect the network of a recipe on its data; ``macs`` and ``align`` are the recipe's where not given."""
     data = load_recipe_data(recipe)
     network = build_dense(recipe, *told_to_network(recipe, data), allow_import)
     example = next(data.validation.batches(2))[0]
     macs = recipe.cut.macs if macs is None else macs
-    return _inspect(recipe.network.name, network, example, macs, recipe.cut.align if align is None else align)
+    align = recipe.cut.align if align is None else align
+    return _inspect(recipe.network.name, network, example, macs, align, second_opinion)
 
 
 def inspect_network(
@@ -93,6 +102,7 @@ def inspect_network(
     classes: int | None = None,
     macs: float | None = None,
     align: int = 16,
+    second_opinion: bool = False,
     allow_import: Sequence[str] = (),
 ) -> Inspection:
     """Inspect a network by its name.
@@ -103,6 +113,7 @@ def inspect_network(
         classes: number of outputs; the network's own number where None.
         macs: share of the dense MACs that is wanted.
         align: multiple that widths are rounded up to.
+        second_opinion: also ask torch-pruning which channels are coupled.
         allow_import: packages that may be imported for ``package.module:function``.
 
     Raises:
@@ -116,10 +127,12 @@ def inspect_network(
     if shape is None:
         raise NetworkError(f"the input of {name} is not known; give it with --input, e.g. --input 3x224x224")
     example = torch.randn((2, *shape), generator=torch.Generator().manual_seed(0))
-    return _inspect(name, network, example, macs, align)
+    return _inspect(name, network, example, macs, align, second_opinion)
 
 
-def _inspect(name: str, network: nn.Module, example: Tensor, asked: float | None, align: int) -> Inspection:
+def _inspect(
+    name: str, network: nn.Module, example: Tensor, asked: float | None, align: int, second_opinion: bool
+) -> Inspection:
     channels = trace_channels(network, example)
     dense = dense_macs(channels)
     least = least_keep(channels, align)
@@ -139,6 +152,7 @@ def _inspect(name: str, network: nn.Module, example: Tensor, asked: float | None
         least_macs=share,
         asked_macs=asked,
         reachable=None if asked is None else share <= asked,
+        cross_check=cross_check(network, example, channels) if second_opinion else None,
     )
 
 
