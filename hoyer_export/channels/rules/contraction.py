@@ -31,7 +31,7 @@ def convolution(
     """y[o] = Σᵢ w[o, i] ∗ x[i] + b[o], weight [O, I / groups, kernel]."""
     channel_axis = input.ndim - weight.ndim + 1
     inputs, outputs = tracer.axis(input, channel_axis), tracer.axis(weight, 0)
-    constant = prod(output.shape[channel_axis + 1 :]) * prod(weight.shape[2:])
+    constant = _images(tracer, output, channel_axis) * prod(output.shape[channel_axis + 1 :]) * prod(weight.shape[2:])
     if groups == 1:
         slices = tracer.axis(weight, 1)
         tracer.unite(inputs, slices)
@@ -63,7 +63,7 @@ def transposed_convolution(
     """The adjoint of a convolution, weight [I, O / groups, kernel]; MACs are counted at the input's positions."""
     channel_axis = input.ndim - weight.ndim + 1
     inputs, slices = tracer.axis(input, channel_axis), tracer.axis(weight, 0)
-    constant = prod(input.shape[channel_axis + 1 :]) * prod(weight.shape[2:])
+    constant = _images(tracer, input, channel_axis) * prod(input.shape[channel_axis + 1 :]) * prod(weight.shape[2:])
     tracer.unite(inputs, slices)
     if groups == 1:
         outputs = tracer.axis(weight, 1)
@@ -123,6 +123,11 @@ def matrix_product(tracer: Tracer, output: Tensor, input: Tensor, other: Tensor,
     weight = other if other.ndim == 2 else input if input.ndim == 2 else None
     tracer.contraction("matmul", max(fixed, 1), weight, inner, *axes.values())
     tracer.put(output, axes)
+
+
+def _images(tracer: Tracer, tensor: Tensor, channel_axis: int) -> int:
+    """Return how many images of the convolution one example stands for: more than one for frames of a video, say."""
+    return tensor.shape[0] // tracer.batch_size if channel_axis else 1
 
 
 def _fix_unless_groups_can_shrink(tracer: Tracer, weight: Tensor, channels: AxisLabels) -> None:

@@ -126,7 +126,7 @@ RULES = {
         "abs asin asinh atan celu clone contiguous detach dropout alpha_dropout feature_alpha_dropout dropout1d"
         " dropout2d dropout3d elu erf expm1 float double half bfloat16 gelu hardshrink hardswish leaky_relu"
         " log1p mish nan_to_num neg positive relu relu6 round floor ceil trunc selu sign silu sin sinh softshrink"
-        " softsign sqrt square tan tanh tanhshrink to zeros_like",
+        " softsign sqrt square tan tanh tanhshrink to cpu cuda type_as zeros_like",
         keeps_zero,
     ),
     **named("sigmoid hardsigmoid exp exp2 cos cosh softplus logsigmoid ones_like", stays_finite),
