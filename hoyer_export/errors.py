@@ -4,6 +4,11 @@ Everything else that is raised is a bug of ours and keeps its traceback.
 """
 
 
+def one_line(error: BaseException) -> str:
+    """Return the message of somebody else's exception on one line; its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 class HoyerExportError(Exception):
     """A mistake that its message explains; the command line prints the message and exits with ``exit_code``."""
 

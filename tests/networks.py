@@ -132,9 +132,29 @@ def in_place() -> Net:
     return Net(add, a=conv(3, 8), b=conv(3, 8), fc=nn.Linear(8, 5))
 
 
+def maxout() -> Net:
+    return Net(
+        lambda n, x: n.fc(torch.max(*n.a(x).chunk(2, 1)).mean((2, 3))), a=conv(3, 12), fc=nn.Linear(6, 5)
+    )  # fmt: skip
+
+
+def bounded() -> Net:
+    return Net(
+        lambda n, x: n.fc(torch.clamp(n.a(x), max=n.bound).mean((2, 3))),
+        a=conv(3, 8), bound=nn.Parameter(torch.rand(1, 8, 1, 1)), fc=nn.Linear(8, 5),
+    )  # fmt: skip
+
+
+def transposed_weight() -> Net:
+    return Net(
+        lambda n, x: n.fc((n.a(x).mean((2, 3)) @ n.w.t() * n.gain).relu()),
+        a=conv(3, 8), w=nn.Parameter(torch.randn(10, 8)), gain=nn.Parameter(torch.rand(10)), fc=nn.Linear(10, 5),
+    )  # fmt: skip
+
+
 WIRINGS = [
     chain, flattened, residual, depthwise, grouped, concatenated, halves, shuffled, squeeze_excite, transposed, scaled,
-    unaffine, tied, in_place,
+    unaffine, tied, in_place, maxout, bounded, transposed_weight,
 ]  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from hoyer_export.channels.labels import Classes, Labels, Slot, Vector
 from hoyer_export.channels.tracer import Tracer
 
 ONLY_CHANNEL = "the only channel of its group"
+NO_WEIGHT = "no convolution, linear layer or matrix product reads or writes it"
 
 
 def channel_map(tracer: Tracer, model: nn.Module) -> ChannelMap:
@@ -24,7 +25,8 @@ def channel_map(tracer: Tracer, model: nn.Module) -> ChannelMap:
     shapes = {name: tuple(tensor.shape) for name, tensor in {**parameters, **buffers}.items()}
     labels = tracer.labels
     classes = labels.solve()
-    group_of, channel_of, names = _group(labels, classes)
+    weights = _weights(tracer, shapes)
+    group_of, channel_of, names = _group(labels, classes, weights)
     groups = tuple(
         ChannelGroup(
             name,
@@ -34,7 +36,7 @@ def channel_map(tracer: Tracer, model: nn.Module) -> ChannelMap:
                     slot.parameter,
                     slot.dim,
                     owner=torch.from_numpy(_owner(slot, group_of, channel_of, number)),
-                    is_weight=slot.parameter in tracer.weights,
+                    is_weight=slot.parameter in weights,
                 )
                 for slot in labels.slots
                 if (group_of[slot.start : slot.start + slot.size] == number).any()
@@ -49,11 +51,24 @@ def channel_map(tracer: Tracer, model: nn.Module) -> ChannelMap:
     return ChannelMap(groups, tuple(_unprunable(labels, classes, group_of)), contractions, shapes, frozenset(buffers))
 
 
-def _group(labels: Labels, classes: Classes) -> tuple[Vector, Vector, list[str]]:
-    """Return each label's group (-1 for none) and channel in it, and the groups' names."""
+def _weights(tracer: Tracer, shapes: dict[str, tuple[int, ...]]) -> set[str]:
+    """Return the parameters that are contracted, as they are or after some computation; vectors are no weights."""
+    slots, slot_of = tracer.labels.slots, _slot_of(tracer.labels)
+    used = {slots[number].parameter for labels in tracer.weights for number in set(slot_of[labels].tolist()) - {-1}}
+    return {name for name in used if len(shapes[name]) >= 2}
+
+
+def _slot_of(labels: Labels) -> Vector:
+    """Return the number of the slot that each label lies in, -1 for nobody's."""
     slot_of = np.full(labels.count, -1)
     for number, slot in enumerate(labels.slots):
         slot_of[slot.start : slot.start + slot.size] = number
+    return slot_of
+
+
+def _group(labels: Labels, classes: Classes, weights: set[str]) -> tuple[Vector, Vector, list[str]]:
+    """Return each label's group (-1 for none) and channel in it, and the groups' names."""
+    slot_of = _slot_of(labels)
     fixed = np.isin(classes.of_label, list(classes.reasons))
     live = np.flatnonzero((slot_of >= 0) & ~fixed)
     # A class' signature is the set of slots that it touches: the sum of one random 64-bit number a slot (2⁻⁶⁴ that
@@ -70,8 +85,10 @@ def _group(labels: Labels, classes: Classes) -> tuple[Vector, Vector, list[str]]
     for number in range(len(first)):
         members = live[which == number]
         _, start, channel = np.unique(classes.of_label[members], return_index=True, return_inverse=True)
-        if len(start) == 1:
-            classes.reasons[int(classes.of_label[members[0]])] = ONLY_CHANNEL
+        touched = {labels.slots[slot].parameter for slot in set(slot_of[members].tolist())}
+        if len(start) == 1 or not touched & weights:
+            reason = ONLY_CHANNEL if len(start) == 1 else NO_WEIGHT
+            classes.reasons.update(dict.fromkeys(classes.of_label[members].tolist(), reason))
             continue
         channel_of[members] = np.argsort(np.argsort(start))[channel]
         group_of[members] = len(names)

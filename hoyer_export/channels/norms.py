@@ -140,8 +140,8 @@ def channel_norms(channels: ChannelMap, parameters: Mapping[str, Tensor]) -> dic
 
 def safe_sqrt(squares: Tensor) -> Tensor:
     """Return the square roots, with gradient 0 at 0, where the true one is infinite."""
-    positive = squares > 0
-    return torch.where(positive, torch.where(positive, squares, 1).sqrt(), 0)
+    zero = squares == 0  # and not squares > 0, which would take NaN for 0
+    return torch.where(zero, 0, torch.where(zero, 1, squares).sqrt())
 
 
 def check_fits(weight: WeightPlaces, tensor: Tensor) -> None:

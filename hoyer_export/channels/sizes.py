@@ -56,13 +56,16 @@ def _losing(name: str, shown: str) -> Any:
     return operator
 
 
-for _name, _shown in {
+_LOSING = {
     "__add__": "+", "__radd__": "+", "__sub__": "-", "__rsub__": "-", "__truediv__": "/", "__rtruediv__": "/",
     "__rfloordiv__": "//", "__mod__": "%", "__rmod__": "%", "__divmod__": "divmod", "__rdivmod__": "divmod",
-    "__pow__": "**", "__rpow__": "**", "__neg__": "-", "__abs__": "abs", "__int__": "int", "__float__": "float",
-    "__bool__": "if", "__eq__": "==", "__ne__": "!=", "__lt__": "<", "__le__": "<=", "__gt__": ">", "__ge__": ">=",
-    "__and__": "&", "__or__": "|", "__lshift__": "<<", "__rshift__": ">>", "__str__": "str", "__format__": "format",
-}.items():  # fmt: skip
+    "__pow__": "**", "__rpow__": "**", "__neg__": "-", "__pos__": "+", "__invert__": "~", "__abs__": "abs",
+    "__int__": "int", "__float__": "float", "__round__": "round", "__floor__": "floor", "__ceil__": "ceil",
+    "__trunc__": "trunc", "__bool__": "if", "__eq__": "==", "__ne__": "!=", "__lt__": "<", "__le__": "<=",
+    "__gt__": ">", "__ge__": ">=", "__and__": "&", "__or__": "|", "__xor__": "^", "__lshift__": "<<",
+    "__rshift__": ">>", "__str__": "str", "__format__": "format",
+}  # fmt: skip
+for _name, _shown in _LOSING.items():
     setattr(SourcedSize, _name, _losing(_name, _shown))
 SourcedSize.__hash__ = int.__hash__  # type: ignore[method-assign]  # a class that defines __eq__ loses it
 
@@ -73,6 +76,8 @@ def plain(value: Any) -> Any:
         return int.__index__(value)
     if isinstance(value, torch.Size):
         return torch.Size(plain(tuple(value)))
+    if isinstance(value, slice):
+        return slice(plain(value.start), plain(value.stop), plain(value.step))
     if type(value) in (tuple, list):
         return type(value)(plain(item) for item in value)
     if type(value) is dict:
@@ -84,6 +89,8 @@ def sizes_in(value: Any) -> list[SourcedSize]:
     """Return every sourced size in an argument."""
     if isinstance(value, SourcedSize):
         return [value]
+    if isinstance(value, slice):
+        return sizes_in((value.start, value.stop, value.step))
     if isinstance(value, tuple | list):
         return [size for item in value for size in sizes_in(item)]
     if isinstance(value, dict):

@@ -20,10 +20,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.grouping import channel_map
 from hoyer_export.channels.rules import RULES
+from hoyer_export.channels.rules.contraction import RULES as CONTRACTIONS
 from hoyer_export.channels.rules.movement import TAKES_SIZES
 from hoyer_export.channels.sizes import plain, sizes_in
 from hoyer_export.channels.tracer import Rule, Tracer, tensors_in
-from hoyer_export.errors import NetworkError
+from hoyer_export.errors import NetworkError, one_line
 
 ExampleInputs = Tensor | tuple[Tensor, ...]
 Function = Callable[..., Any]
@@ -48,14 +49,17 @@ def trace_channels(
     Raises:
         NetworkError: the model cannot be copied, or fails on the example inputs.
     """
-    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    # Clones: a model may write into its input.
+    inputs = tuple(tensor.clone() for tensor in tensors_in(example_inputs))
+    if not inputs or any(tensor.numel() == 0 for tensor in inputs):
+        raise NetworkError("example_inputs must be a tensor or a tuple of tensors with at least one example")
     try:
         traced = copy.deepcopy(model).eval()
     except Exception as error:
         raise NetworkError(
-            f"the network cannot be copied ({_one_line(error)}); detach or drop what it caches"
+            f"the network cannot be copied ({one_line(error)}); detach or drop what it caches"
         ) from error
-    tracer = Tracer(traced, batch_size=inputs[0].shape[0] if inputs and inputs[0].ndim else 1)
+    tracer = Tracer(traced, batch_size=inputs[0].shape[0] if inputs[0].ndim else 1)
     calls = _Calls(tracer, {**RULES, **(rules or {})})
     with ExitStack() as hooks, torch.no_grad():
         for name, module in traced.named_modules():
@@ -67,7 +71,12 @@ def trace_channels(
             if calls.rule_failed:
                 raise
             shown = ", ".join("x".join(map(str, tensor.shape)) for tensor in inputs)
-            raise NetworkError(f"the network fails on an input of shape {shown}: {_one_line(error)}") from error
+            raise NetworkError(f"the network fails on an input of shape {shown}: {one_line(error)}") from error
+    if not any(True for _ in tensors_in(outputs)):
+        raise NetworkError(
+            f"the network returns no tensor that can be found in its {type(outputs).__name__}: return tensors, or"
+            " tuples, lists, dicts or dataclasses of them"
+        )
     for output in tensors_in(outputs):
         if not tracer.is_parameter(output):
             tracer.fix_tensor(output, "the model's output")
@@ -91,7 +100,8 @@ class _Calls(TorchFunctionMode):
             output = func(*plain(args), **plain(kwargs))
             known = [tensor for tensor in tensors_in((args, kwargs)) if self.tracer.is_known(tensor)]
             sizes = sizes_in((args, kwargs))
-            if known or sizes:
+            # A contraction counts MACs also where no channel can go.
+            if known or sizes or func in CONTRACTIONS:
                 return self._apply_rule(func, output, args, kwargs, known, sizes)
             return output
         finally:
@@ -99,7 +109,7 @@ class _Calls(TorchFunctionMode):
 
     def _apply_rule(self, func: Any, output: Any, args: Any, kwargs: Any, known: list[Tensor], sizes: Any) -> Any:
         rule = self.rules.get(func)
-        if rule is not None and not _fits(rule, args, kwargs):
+        if rule is not None and (kwargs.get("out") is not None or not _fits(rule, args, kwargs)):
             rule = None
         if rule is None:
             for tensor in known:
@@ -156,7 +166,3 @@ def _fits(rule: Rule, args: Any, kwargs: Any) -> bool:
 
 def _name(func: Any) -> str:
     return str(resolve_name(func) or getattr(func, "__name__", func)).removeprefix("torch.")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -57,7 +57,7 @@ class Tracer:
         self.labels = Labels()
         self.batch_size = batch_size
         self.contractions: list[LabelledContraction] = []
-        self.weights: set[str] = set()
+        self.weights: list[Vector] = []
         self.modules: list[tuple[str, nn.Module]] = []
         self._labels_of: MutableMapping[Tensor, TensorLabels] = WeakTensorKeyDictionary()
         self._names: MutableMapping[Tensor, str] = WeakTensorKeyDictionary()
@@ -150,10 +150,12 @@ class Tracer:
         """Return whether another tensor may share memory with this one."""
         return tensor.untyped_storage().data_ptr() in self._viewed
 
-    def contraction(self, op: str, constant: int, weight: Tensor | None, *axes: AxisLabels | int) -> None:
-        """Count a contraction's MACs = constant · Π axes, and note that ``weight`` makes up its channels' norms."""
-        if weight is not None and (name := self._names.get(weight)) is not None:
-            self.weights.add(name)
+    def contraction(self, op: str, constant: int, weight: Tensor, *axes: AxisLabels | int) -> None:
+        """Count a contraction's MACs = constant · Π axes, and note that ``weight`` makes up its channels' norms.
+
+        A weight may be computed (transposed, scaled, standardised): what counts is whose labels it carries.
+        """
+        self.weights += [side.labels for side in self.known_axes(weight).values()]
         sizes = tuple(axis.labels if isinstance(axis, AxisLabels) else axis for axis in axes)
         self.contractions.append(LabelledContraction(self.modules[-1][0] or op, constant, sizes))
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from hoyer_export.channels.channel_map import ChannelMap, removed_channels
 from hoyer_export.channels.tracer import tensors_in
-from hoyer_export.errors import CutRefused
-from hoyer_export.surgery.plan import PruningPlan, apply_plan_, checked_keep, make_plan
+from hoyer_export.errors import CutRefused, one_line
+from hoyer_export.surgery.plan import PruningPlan, apply_plan_, check_fits, checked_keep, make_plan
 from hoyer_export.surgery.zero import is_variance
 
 # float64 sums of other lengths round differently: 1e-15 a term and some 10⁴ terms leave 1e-9 ample room, and a
@@ -61,10 +61,12 @@ def cut(
         CutRefused: a channel to be removed is not exactly zero, or the slim model would compute something else.
     """
     keep = checked_keep(channels, keep)
+    check_fits(model, channels)
     _require_zero(model, channels, keep)
     plan = make_plan(channels, keep)
     slim = copy.deepcopy(model)
     apply_plan_(slim, plan)
+    _require_training(model, slim, example_inputs)
     error = _max_rel_error(model, slim, example_inputs)
     if not error <= TOLERANCE:  # also refuses NaN
         raise CutRefused(
@@ -84,11 +86,6 @@ def _require_zero(model: nn.Module, channels: ChannelMap, keep: Mapping[str, Ten
             if _is_irrelevant_statistic(member.parameter, tensors):
                 continue
             tensor = tensors[member.parameter].detach()
-            if tuple(tensor.shape) != channels.shapes[member.parameter]:
-                raise CutRefused(
-                    f"{member.parameter} has shape {tuple(tensor.shape)}, but was traced as"
-                    f" {channels.shapes[member.parameter]}: trace the network again"
-                )
             slices = torch.isin(member.owner, gone).nonzero().flatten()
             largest = tensor.index_select(member.dim, slices.to(tensor.device)).abs().movedim(member.dim, 0)
             largest = largest.flatten(1).amax(1) if largest.ndim > 1 else largest
@@ -109,30 +106,62 @@ def _is_irrelevant_statistic(name: str, tensors: Mapping[str, Tensor]) -> bool:
 
 
 def _max_rel_error(zeroed: nn.Module, slim: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> float:
-    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    inputs = tuple(tensors_in(example_inputs))
     generator = torch.Generator().manual_seed(0)
     noise = tuple(
         torch.randn(x.shape, generator=generator).to(x.device, torch.float64) if x.is_floating_point() else x
         for x in inputs
     )
     real = tuple(x.detach().double() if x.is_floating_point() else x for x in inputs)
+    # Another batch size, where the network takes one: a size may hide behind the example's.
+    tripled = tuple(x.repeat_interleave(3, 0) if x.ndim else x for x in noise)
     first, second = (copy.deepcopy(model).double().eval() for model in (zeroed, slim))
     worst = 0.0
     with torch.no_grad():
-        for case in (real, noise):
+        for case in (real, noise, tripled):
             try:
-                found = list(tensors_in(second(*case)))
+                expected = list(tensors_in(first(*_copies(case))))
             except Exception as error:
+                if case is tripled:
+                    continue
                 raise CutRefused(
-                    f"the slim network does not run ({' '.join(str(error).split())}): the code holds a size that the"
-                    " cut cannot change; nothing was changed"
+                    f"the network does not run in float64, which the cut is proved in ({one_line(error)}): give it"
+                    " inputs that fit, and let its code follow its input's type"
                 ) from error
+            found = _run_slim(second, case)
             worst = max(
                 worst,
-                *(_rel_error(a, b) for a, b in zip(tensors_in(first(*case)), found, strict=True)),
+                *(_rel_error(a, b) for a, b in zip(expected, found, strict=True)),
                 key=_nan_is_largest,
             )
     return worst
+
+
+def _require_training(zeroed: nn.Module, slim: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> None:
+    """Refuse a slim network that cannot train although the zeroed one can: code that runs only then was not traced."""
+    inputs = tuple(tensors_in(example_inputs))
+    first, second = (copy.deepcopy(model).train() for model in (zeroed, slim))
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            first(*_copies(inputs))
+        except Exception:  # e.g. a batch norm that needs more than one value
+            return
+        _run_slim(second, inputs)
+
+
+def _run_slim(slim: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    try:
+        return list(tensors_in(slim(*_copies(inputs))))
+    except Exception as error:
+        mode = "in training mode " if slim.training else ""
+        raise CutRefused(
+            f"the slim network does not run {mode}({one_line(error)}): the code holds a size that the cut cannot"
+            " change; nothing was changed"
+        ) from error
+
+
+def _copies(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(x.clone() for x in inputs)  # a model may write into its input
 
 
 def _rel_error(expected: Tensor, found: Tensor) -> float:

@@ -42,28 +42,32 @@ class PruningPlan:
         return {"version": VERSION, "keep": keep, "edits": []}
 
     @staticmethod
-    def from_dict(plan: Any) -> "PruningPlan":
-        """Read a plan back.
+    def from_dict(plan: Any, dense_shapes: Mapping[str, tuple[int, ...]]) -> "PruningPlan":
+        """Read a plan back for the network whose parameters and buffers have ``dense_shapes``.
 
         Raises:
-            FileError: it is not a plan of this version, or its indices are out of range, repeated or unsorted.
+            FileError: it is not a plan of this version, was made for other names or shapes, or its indices are out of
+                range, repeated or unsorted.
         """
         try:
-            version = plan["version"]
-            if version != VERSION or plan["edits"]:
-                raise FileError(f"the pruning plan has version {version}, this release reads {VERSION}: upgrade it")
-            shapes = {name: tuple(map(int, entry["shape"])) for name, entry in plan["keep"].items()}
-            keep = {
-                name: {
-                    int(dim): _from_ranges(kept, shapes[name][int(dim)])
-                    for dim, kept in entry.items()
-                    if dim != "shape"
-                }
-                for name, entry in plan["keep"].items()
-            }
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            if plan["version"] != VERSION or plan["edits"] != []:
+                raise FileError(f"the pruning plan is not of version {VERSION}, which this release reads: upgrade it")
+            keep: dict[str, dict[int, Tensor]] = {}
+            for name, entry in plan["keep"].items():
+                # Shapes first: nothing is made that the network does not have room for.
+                if name not in dense_shapes:
+                    raise FileError(f"the pruning plan names {name}, which the network does not have")
+                shape = dense_shapes[name]
+                if entry["shape"] != list(shape):
+                    raise FileError(
+                        f"the pruning plan expects {name} of shape {entry['shape']}, the network's is {shape}"
+                    )
+                sizes = {str(dim): size for dim, size in enumerate(shape)}
+                ranges = {dim: kept for dim, kept in entry.items() if dim != "shape"}
+                keep[name] = {int(dim): _from_ranges(kept, sizes[dim]) for dim, kept in ranges.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise FileError(f"the pruning plan is damaged ({error}): make the slim file again") from error
-        return PruningPlan(keep, shapes)
+        return PruningPlan(keep, {name: dense_shapes[name] for name in keep})
 
 
 def checked_keep(channels: ChannelMap, keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -75,6 +79,8 @@ def checked_keep(channels: ChannelMap, keep: Mapping[str, Tensor]) -> dict[str, 
     """
     widths = {group.name: group.width for group in channels.groups}
     for name, kept in keep.items():
+        if not isinstance(kept, Tensor):
+            raise CutRefused(f"keep[{name!r}] must be an int64 tensor of channels, got {type(kept).__name__}")
         if name not in widths:
             raise CutRefused(f"keep names the channel group {name!r}, which the network does not have")
         if kept.dtype != torch.int64 or kept.ndim != 1 or kept.numel() == 0:
@@ -82,6 +88,17 @@ def checked_keep(channels: ChannelMap, keep: Mapping[str, Tensor]) -> dict[str, 
         if bool((kept[1:] <= kept[:-1]).any()) or int(kept[0]) < 0 or int(kept[-1]) >= widths[name]:
             raise CutRefused(f"keep[{name!r}] must be sorted, without repeats, within 0..{widths[name] - 1}")
     return {name: keep[name].cpu() if name in keep else torch.arange(width) for name, width in widths.items()}
+
+
+def check_fits(model: nn.Module, channels: ChannelMap) -> None:
+    """Raise CutRefused unless every member has the name and shape that it was traced with."""
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    for group in channels.groups:
+        for member in group.members:
+            name, traced = member.parameter, channels.shapes[member.parameter]
+            if name not in tensors or tuple(tensors[name].shape) != traced:
+                found = f"has shape {tuple(tensors[name].shape)}" if name in tensors else "is not in the network"
+                raise CutRefused(f"{name} {found}, but was traced with {traced}: trace the network again")
 
 
 def make_plan(channels: ChannelMap, keep: Mapping[str, Tensor]) -> PruningPlan:
@@ -105,18 +122,9 @@ def apply_plan_(model: nn.Module, plan: PruningPlan) -> None:
     """Slice the parameters and buffers of ``model`` in place and make its modules' attributes agree with them.
 
     Keeps dtype, device, memory format, ``requires_grad`` and tied parameters.
-
-    Raises:
-        FileError: the plan was made for a network of other names or shapes; nothing is changed.
+    The plan must be of this very network: ``make_plan`` of its channel map, or ``PruningPlan.from_dict``.
     """
     tensors = dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
-    for name, shape in plan.shapes.items():
-        if name not in tensors:
-            raise FileError(f"the pruning plan names {name}, which the network does not have")
-        if tuple(tensors[name].shape) != shape:
-            raise FileError(
-                f"the pruning plan expects {name} of shape {shape}, the network's is {tuple(tensors[name].shape)}"
-            )
     slim = {id(tensors[name]): _sliced(tensors[name], dims) for name, dims in plan.keep.items()}
     touched: dict[nn.Module, None] = {}
     for name, tensor in tensors.items():

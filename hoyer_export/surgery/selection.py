@@ -72,15 +72,15 @@ def select_channels(
     chosen = [name for name, value in given.items() if value is not None]
     if len(chosen) != 1:
         raise HoyerExportError(f"give exactly one of macs, params and threshold, got {' and '.join(chosen) or 'none'}")
-    if align < 1:
-        raise HoyerExportError(f"align must be at least 1, got {align}")
+    if type(align) is not int or align < 1:
+        raise HoyerExportError(f"align must be a whole number of at least 1, got {align!r}")
     scores = _scores(channels, model)
     if threshold is not None:
         return _select(channels, scores, _number(threshold), align, threshold == "natural")
     share, cost = (macs, macs_of_keep) if macs is not None else (params, params_of_keep)
     assert share is not None
-    if not 0 < share <= 1:
-        raise HoyerExportError(f"{chosen[0]} is a share of the dense network, above 0 and at most 1, got {share}")
+    if isinstance(share, bool | str) or not 0 < share <= 1:
+        raise HoyerExportError(f"{chosen[0]} is a share of the dense network, above 0 and at most 1, got {share!r}")
     return _select(channels, scores, _meet(channels, scores, align, share, chosen[0], cost), align, False)
 
 
@@ -111,7 +111,9 @@ def _positions_a_channel(group: ChannelGroup) -> int:
 def _scores(channels: ChannelMap, model: nn.Module) -> dict[str, Tensor]:
     scores = {}
     with torch.no_grad():
-        for name, norms in channel_norms(channels, dict(model.named_parameters())).items():
+        for name, norms in channel_norms(channels, dict([*model.named_parameters(), *model.named_buffers()])).items():
+            if not bool(norms.isfinite().all()):
+                raise HoyerExportError(f"the weights of channel group {name!r} are not finite: train the network again")
             squares, total = norms.double().square().sum(), norms.double().sum()
             scores[name] = (norms.double() * total / squares if squares > 0 else norms.double()).cpu()
     return scores
@@ -120,7 +122,7 @@ def _scores(channels: ChannelMap, model: nn.Module) -> dict[str, Tensor]:
 def _number(threshold: float | str) -> float:
     if threshold == "natural":
         return 1.0
-    if isinstance(threshold, str) or not threshold >= 0:
+    if isinstance(threshold, bool | str) or not threshold >= 0:
         raise HoyerExportError(f'threshold must be "natural" or a number of at least 0, got {threshold!r}')
     return float(threshold)
 

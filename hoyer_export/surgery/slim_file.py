@@ -22,6 +22,8 @@ from hoyer_export.surgery.plan import PruningPlan, apply_plan_
 
 METADATA_KEY = "hoyer_export"
 FORMAT = "hoyer-export-slim/1"
+MAX_SIZE = 100_000
+"""Classes or input channels that a file may ask for: a damaged one must not exhaust the memory."""
 
 
 def save_slim(
@@ -75,8 +77,9 @@ def load_slim(path: str | Path, into: nn.Module | None = None) -> SlimModel:
     except (OSError, SafetensorError, struct.error) as error:
         raise FileError(f"{path} cannot be read as safetensors ({error}): it is damaged or not a slim file") from error
     facts = _facts(path, metadata.get(METADATA_KEY, "{}"))
-    plan = PruningPlan.from_dict(facts.get("plan"))
     model = copy.deepcopy(into) if into is not None else _build(path, facts.get("network"))
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    plan = PruningPlan.from_dict(facts.get("plan"), {name: tuple(tensor.shape) for name, tensor in tensors})
     apply_plan_(model, plan)
     _fill(path, model, weights)
     return SlimModel(model, plan)
@@ -109,6 +112,9 @@ def _build(path: Path, network: Any) -> nn.Module:
         raise NetworkError(f"{path} does not say which network it is of: pass the dense network as into=")
     if ":" in name and not name.startswith("torchvision:"):
         raise NetworkError(f"{path} is of {name}, which is never imported from a file: pass the network as into=")
+    for key, value in (("in_channels", in_channels), ("classes", classes)):
+        if value is not None and (type(value) is not int or not 1 <= value <= MAX_SIZE):
+            raise FileError(f"{path}: {key} in its metadata is {value!r}, expected 1 to {MAX_SIZE}")
     return build_network(name, in_channels=in_channels, classes=classes)
 
 
@@ -120,6 +126,8 @@ def _fill(path: Path, model: nn.Module, weights: dict[str, Tensor]) -> None:
         if weights[name].shape != expected[name].shape:
             found, wanted = tuple(weights[name].shape), tuple(expected[name].shape)
             raise FileError(f"{path}: {name} has shape {found}, the slim network's is {wanted}")
+        if weights[name].is_floating_point() != expected[name].is_floating_point():
+            raise FileError(f"{path}: {name} has type {weights[name].dtype}, the network's is {expected[name].dtype}")
     for name, tensor in model.state_dict(keep_vars=True).items():
         if name in weights:
             tensor.data = weights[name].to(tensor.device)

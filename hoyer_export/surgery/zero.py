@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hoyer_export.channels.channel_map import ChannelMap, removed_channels
-from hoyer_export.surgery.plan import checked_keep
+from hoyer_export.surgery.plan import check_fits, checked_keep
 
 
 def zero_(model: nn.Module, channels: ChannelMap, keep: Mapping[str, Tensor]) -> None:
@@ -21,9 +21,10 @@ def zero_(model: nn.Module, channels: ChannelMap, keep: Mapping[str, Tensor]) ->
         keep: group name → sorted int64 indices of the channels that stay.
 
     Raises:
-        CutRefused: ``keep`` does not fit the channel map.
+        CutRefused: ``keep`` or the model does not fit the channel map; nothing is changed.
     """
     keep = checked_keep(channels, keep)
+    check_fits(model, channels)
     tensors = dict([*model.named_parameters(), *model.named_buffers()])
     with torch.no_grad():
         for group in channels.groups:

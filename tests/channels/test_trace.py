@@ -106,6 +106,28 @@ HOSTILE = {
     "a custom autograd function": (lambda y: Opaque.apply(y), "unknown op `fft.fft"),
     "a size in a factory": (lambda y: y * torch.ones(1, y.shape[1], 1, 1), "is an argument of `ones`"),
     "a number from the tensor": (lambda y: y * y.max().item(), ""),
+    "two kinds of channels in one axis": (
+        lambda y: y + (y.flatten(2) @ y.flatten(2).mT).flatten(1).mean(1, keepdim=True)[..., None, None],
+        "two kinds of channels flattened into one axis",
+    ),
+    "channels folded into the batch": (
+        lambda y: F.conv2d(y.flatten(0, 1)[:, None], torch.ones(1, 1, 1, 1)).view(y.shape),
+        "channels folded into the batch",
+    ),
+    "all channels picked one by one": (lambda y: y[:, torch.arange(8)], "literal positions"),
+    "the full width narrowed": (lambda y: y.narrow(1, 0, 8), "literal positions"),
+    "a width as a literal slice elsewhere": (lambda y: y + y[:, :, : y.shape[1]].mean(), "the number of channels"),
+    "a shift along the channels": (lambda y: F.pad(y, (0, 0, 0, 0, 1, -1)), "cropped"),
+    "pooling along the channels": (
+        lambda y: F.avg_pool1d(y.movedim(1, -1).flatten(0, 2), 3, 1, 1).view(2, 16, 16, 8).movedim(-1, 1),
+        "pooled along the channels",
+    ),
+    "statistics over the channels": (
+        lambda y: F.batch_norm(y.movedim(1, -1), torch.zeros(16), torch.ones(16)).movedim(-1, 1),
+        "a normalisation's statistics run over it",
+    ),
+    "an output argument": (lambda y: torch.tanh(y, out=torch.empty_like(y)), "unknown op"),
+    "a rounded width": (lambda y: y * round(y.shape[1]), "the number of channels"),
 }  # fmt: skip
 
 
@@ -168,6 +190,11 @@ def test_tracing_does_not_touch_the_model() -> None:
     assert model.training
     assert not model.a._forward_hooks
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_network_without_tensors_in_its_output_is_refused() -> None:
+    with pytest.raises(NetworkError, match="returns no tensor"):
+        trace_channels(networks.Net(lambda n, x: 3, a=networks.conv(3, 8)), IMAGE)
 
 
 def test_a_network_that_cannot_run_on_the_inputs_is_named_in_one_line() -> None:

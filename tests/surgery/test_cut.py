@@ -116,6 +116,64 @@ def test_a_width_that_the_tracer_cannot_see_is_caught_by_the_numbers() -> None:
         cut(model, channels, keep, IMAGE)
 
 
+class OnlyInTraining(networks.Net):
+    """Runs an auxiliary head that tracing, in eval mode, does not see."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return self.fc(y.mean((2, 3))) + (self.aux(y).mean((2, 3)) if self.training else 0)
+
+
+def test_code_that_only_training_runs_is_caught() -> None:
+    layers = {"a": networks.conv(3, 8), "aux": networks.conv(8, 5), "fc": nn.Linear(8, 5)}
+    model = OnlyInTraining(lambda n, x: x, **layers)
+    channels = trace_channels(model, IMAGE)
+    keep = {"a": torch.arange(4)}
+    zero_(model, channels, keep)
+    with pytest.raises(CutRefused, match="does not run in training mode"):
+        cut(model, channels, keep, IMAGE)
+
+
+def test_a_size_that_hides_behind_a_batch_of_one_is_caught() -> None:
+    model = networks.unsettled(
+        networks.Net(
+            lambda n, x: n.fc((lambda y: y.view(1, y.shape[1], -1).mean(2))(n.a(x))),
+            a=networks.conv(3, 8), fc=nn.Linear(8, 5),
+        )
+    )  # fmt: skip
+    channels = trace_channels(model, IMAGE[:1])
+    keep = {"a": torch.arange(4)}
+    zero_(model, channels, keep)
+    with pytest.raises(CutRefused):
+        cut(model, channels, keep, IMAGE[:1])
+
+
+def test_a_model_that_writes_into_its_input_is_cut_and_leaves_the_callers_alone() -> None:
+    model = networks.unsettled(
+        networks.Net(
+            lambda n, x: n.fc(n.a(x.sub_(0.5).mul_(2)).mean((2, 3))), a=networks.conv(3, 8), fc=nn.Linear(8, 5)
+        )
+    )
+    image = IMAGE.clone()
+    channels = trace_channels(model, image)
+    keep = {"a": torch.arange(4)}
+    zero_(model, channels, keep)
+    cut(model, channels, keep, image)
+    assert torch.equal(image, IMAGE)
+
+
+def test_a_network_that_does_not_fit_is_refused_before_anything_is_zeroed() -> None:
+    channels = trace_channels(networks.chain(), IMAGE)
+    other = networks.chain()
+    other.b = networks.conv(12, 7)
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(CutRefused, match="trace the network again"):
+        zero_(other, channels, KEEP)
+    assert all(torch.equal(before[name], tensor) for name, tensor in other.state_dict().items())
+    with pytest.raises(CutRefused, match="not in the network"):
+        zero_(nn.Sequential(), channels, KEEP)
+
+
 def test_a_map_of_another_network_is_refused() -> None:
     model, channels = zeroed_chain()
     model.a = networks.conv(3, 13)

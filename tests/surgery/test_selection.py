@@ -90,6 +90,27 @@ def test_the_natural_threshold_parts_dead_from_alive() -> None:
     assert chosen.alive_macs < chosen.macs
 
 
+def test_weights_that_are_not_finite_choose_nothing() -> None:
+    model = wide()
+    channels = trace_channels(model, IMAGE)
+    with torch.no_grad():
+        model.b.weight[3, 5] = float("nan")
+    with pytest.raises(HoyerExportError, match="'a' are not finite"):
+        select_channels(channels, model, macs=0.5)
+
+
+def test_a_weight_that_is_computed_counts_in_the_norms() -> None:
+    torch.manual_seed(0)
+    model = networks.Net(
+        lambda n, x: n.fc((x.mean((2, 3)) @ n.w.t()).relu()), w=nn.Parameter(torch.randn(16, 3)), fc=nn.Linear(16, 5)
+    )
+    with torch.no_grad():
+        model.w[4:] *= 1e-3
+        model.fc.weight[:, 4:] *= 1e-3
+    channels = trace_channels(model, IMAGE)
+    assert select_channels(channels, model, threshold=0.1, align=1).keep["w"].tolist() == [0, 1, 2, 3]
+
+
 def test_the_natural_threshold_warns_on_a_dense_network() -> None:
     model = build_network("cifar_resnet20")
     channels = trace_channels(model, torch.randn(2, 3, 32, 32))
@@ -106,7 +127,10 @@ def test_the_natural_threshold_warns_on_a_dense_network() -> None:
         ({"macs": 1.5}, "above 0 and at most 1, got 1.5"),
         ({"threshold": -1.0}, "at least 0"),
         ({"threshold": "half"}, "natural"),
-        ({"macs": 0.5, "align": 0}, "align must be at least 1"),
+        ({"macs": 0.5, "align": 0}, "align must be a whole number of at least 1"),
+        ({"macs": 0.5, "align": 2.5}, "align must be a whole number"),
+        ({"macs": True}, "got True"),
+        ({"threshold": True}, "natural"),
         ({"macs": 0.01}, r"cannot be met: with align = 16 the least that can be reached is 0\.\d+"),
     ],
 )

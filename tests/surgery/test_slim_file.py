@@ -73,7 +73,7 @@ def test_the_plan_is_small_readable_and_says_the_dense_shapes(slim: SlimModel) -
     entry = plan["keep"]["layer1.0.conv1.weight"]
     assert entry["shape"] == [16, 16, 3, 3]
     assert all(set(kept) <= set("0123456789,-") for dim, kept in entry.items() if dim != "shape")
-    assert PruningPlan.from_dict(json.loads(json.dumps(plan))).to_dict() == plan
+    assert PruningPlan.from_dict(json.loads(json.dumps(plan)), slim.plan.shapes).to_dict() == plan
 
 
 def test_a_network_of_somebody_is_never_imported(slim: SlimModel, tmp_path: Path) -> None:
@@ -107,8 +107,17 @@ DAMAGED_PLANS = {
     "no index": plan({"shape": [16, 3, 3, 3], "0": ""}),
     "a dimension that is not there": plan({"shape": [16, 3, 3, 3], "7": "0"}),
     "a shape that does not fit": plan({"shape": [17, 3, 3, 3], "0": "0-3"}),
+    "a shape beyond all bounds": plan({"shape": [float("inf"), 3, 3, 3], "0": "0"}),
+    "a negative dimension": plan({"shape": [16, 3, 3, 3], "-4": "8-15"}),
     "a parameter that is not there": plan({"shape": [17], "0": "0-3"}, "../../etc/passwd"),
 }
+
+
+@pytest.mark.parametrize("classes", ["x", 2.5, [1], 0, 10**13, True])
+def test_a_file_cannot_ask_for_a_network_of_any_size(classes: object, slim: SlimModel, tmp_path: Path) -> None:
+    save_slim(slim, tmp_path / "slim.safetensors", network="cifar_resnet20", classes=classes)  # type: ignore[arg-type]
+    with pytest.raises(FileError, match="classes in its metadata"):
+        load_slim(tmp_path / "slim.safetensors")
 
 
 @pytest.mark.parametrize("name", DAMAGED_PLANS)

@@ -35,6 +35,7 @@ def convolution(
     if groups == 1:
         slices = tracer.axis(weight, 1)
         tracer.unite(inputs, slices)
+        _fix_unless_silent(tracer, inputs, slices)
         tracer.contraction("convolution", constant, weight, outputs, slices)
     elif weight.shape[1] == 1:  # depthwise: filter o reads input o // multiplier alone
         tracer.unite(AxisLabels(inputs.labels.repeat(len(outputs) // groups)), outputs)
@@ -44,8 +45,9 @@ def convolution(
         slices = tracer.axis(weight, 1)
         tracer.unite(tracer.tie_blocks(inputs, groups), slices)
         tracer.tie_blocks(outputs, groups)
+        _fix_unless_silent(tracer, inputs, slices)
         tracer.contraction("convolution", constant, weight, outputs, slices)
-    _finish(tracer, output, input, channel_axis, weight, bias, AxisLabels(outputs.labels))
+    _finish(tracer, output, input, channel_axis, weight, bias, outputs)
 
 
 def transposed_convolution(
@@ -65,17 +67,18 @@ def transposed_convolution(
     inputs, slices = tracer.axis(input, channel_axis), tracer.axis(weight, 0)
     constant = _images(tracer, input, channel_axis) * prod(input.shape[channel_axis + 1 :]) * prod(weight.shape[2:])
     tracer.unite(inputs, slices)
+    _fix_unless_silent(tracer, inputs, slices)
     if groups == 1:
         outputs = tracer.axis(weight, 1)
         tracer.contraction("transposed convolution", constant, weight, slices, outputs)
     elif len(slices) == groups:  # depthwise: input i alone makes outputs i · multiplier ...
-        outputs = AxisLabels(slices.labels.repeat(weight.shape[1]))
+        outputs = AxisLabels(slices.labels.repeat(weight.shape[1]), slices.zero)
         _fix_unless_groups_can_shrink(tracer, weight, slices)
         tracer.contraction("transposed convolution", constant, weight, slices, weight.shape[1])
     else:
         tracer.tie_blocks(slices, groups)
         per_group = tracer.axis(weight, 1)
-        outputs = AxisLabels(np.tile(per_group.labels, groups))
+        outputs = AxisLabels(np.tile(per_group.labels, groups), per_group.zero)
         tracer.contraction("transposed convolution", constant, weight, slices, per_group)
     _finish(tracer, output, input, channel_axis, weight, bias, outputs)
 
@@ -88,13 +91,12 @@ def linear(tracer: Tracer, output: Tensor, input: Tensor, weight: Tensor, bias: 
         return
     outputs, slices = tracer.axis(weight, 0), tracer.axis(weight, 1)
     tracer.unite(tracer.axis(input, -1), slices)
+    _fix_unless_silent(tracer, tracer.axis(input, -1), slices)
     axes = {axis: side for axis, side in tracer.axes(input).items() if axis != input.ndim - 1}
     constant = output.numel() // tracer.batch_size // len(outputs) // prod(len(side) for side in axes.values())
     tracer.contraction("linear", constant, weight, outputs, slices, *axes.values())
-    if bias is not None:
-        tracer.unite(outputs, tracer.axis(bias, 0))
     others = {axis: AxisLabels(side.labels, zero=False) for axis, side in axes.items()}
-    tracer.put(output, {**others, output.ndim - 1: AxisLabels(outputs.labels)})
+    tracer.put(output, {**others, output.ndim - 1: _with_bias(tracer, outputs, bias)})
 
 
 def matrix_product(tracer: Tracer, output: Tensor, input: Tensor, other: Tensor, **options: Any) -> None:
@@ -117,17 +119,17 @@ def matrix_product(tracer: Tracer, output: Tensor, input: Tensor, other: Tensor,
     if input.ndim - 1 in left or other.ndim - 2 in right:
         inner, theirs = tracer.axis(input, -1), tracer.axis(other, -2)
         tracer.unite(inner, theirs)
-        if not (inner.zero or theirs.zero):
-            tracer.fix(inner, "a product of two tensors neither of which is zero on a zeroed channel")
+        _fix_unless_silent(tracer, inner, theirs)
     fixed = output.numel() // tracer.batch_size // prod(len(side) for side in axes.values())
-    weight = other if other.ndim == 2 else input if input.ndim == 2 else None
-    tracer.contraction("matmul", max(fixed, 1), weight, inner, *axes.values())
+    # Either side may be the weight; where both are activations their labels are those of weights anyway.
+    tracer.contraction("matmul", max(fixed, 1), other, inner, *axes.values())
+    tracer.weights += [side.labels for side in tracer.known_axes(input).values()]
     tracer.put(output, axes)
 
 
 def _images(tracer: Tracer, tensor: Tensor, channel_axis: int) -> int:
     """Return how many images of the convolution one example stands for: more than one for frames of a video, say."""
-    return tensor.shape[0] // tracer.batch_size if channel_axis else 1
+    return max(tensor.shape[0] // tracer.batch_size, 1) if channel_axis else 1
 
 
 def _fix_unless_groups_can_shrink(tracer: Tracer, weight: Tensor, channels: AxisLabels) -> None:
@@ -145,13 +147,29 @@ def _finish(
     bias: Tensor | None,
     outputs: AxisLabels,
 ) -> None:
-    if bias is not None:
-        tracer.unite(outputs, tracer.axis(bias, 0))
     tracer.fix_later(weight, range(2, weight.ndim), KERNEL)
     for axis in range(channel_axis + 1, input.ndim):
         if axis in tracer.known_axes(input):
             tracer.fix(tracer.axis(input, axis), KERNEL)
-    tracer.put(output, {channel_axis: outputs})
+    for axis in range(channel_axis):
+        if axis in tracer.known_axes(input):
+            tracer.fix(tracer.axis(input, axis), "channels folded into the batch of a convolution")
+    tracer.put(output, {channel_axis: _with_bias(tracer, outputs, bias)})
+
+
+def _with_bias(tracer: Tracer, outputs: AxisLabels, bias: Tensor | None) -> AxisLabels:
+    """Return the output's channels: zero where the filter is, and the bias."""
+    if bias is None:
+        return outputs
+    shift = tracer.axis(bias, 0)
+    tracer.unite(outputs, shift)
+    return AxisLabels(outputs.labels, outputs.zero and shift.zero)
+
+
+def _fix_unless_silent(tracer: Tracer, inputs: AxisLabels, slices: AxisLabels) -> None:
+    """A term of a sum is zero only if one factor is; a weight that was computed (a sigmoid of it) may not be."""
+    if not (inputs.zero or slices.zero):
+        tracer.fix(inputs, "a product of two tensors neither of which is zero on a zeroed channel")
 
 
 RULES = {

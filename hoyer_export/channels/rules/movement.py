@@ -33,6 +33,7 @@ def index(operation: Callable[..., Any]) -> Callable[..., None]:
     """Return the rule of an operation that picks positions: fine on other axes, a literal choice along the channels."""
 
     def rule(tracer: Tracer, output: Any, input: Tensor, *arguments: Any, **options: Any) -> None:
+        _fix_addressed(tracer, input, operation, arguments, options)
         for axis, side in tracer.axes(input).items():
             numbered = operation(_numbered(input, axis), *plain(arguments), **plain(options))
             for result in tensors_in(numbered):
@@ -42,6 +43,43 @@ def index(operation: Callable[..., Any]) -> Callable[..., None]:
         _move(tracer, output, input, lambda numbered: operation(numbered, *plain(arguments), **plain(options)))
 
     return rule
+
+
+def _fix_addressed(tracer: Tracer, input: Tensor, operation: Any, arguments: Any, options: Any) -> None:
+    """Fix the channels that are addressed one by one, even if all of them are: that does not clamp, as a slice does."""
+    if operation.__name__ in ("narrow", "index_select"):
+        dim = (options.get("dim", arguments[0] if arguments else 0)) % input.ndim
+        if dim in tracer.axes(input):
+            tracer.fix(tracer.axis(input, dim), "the code picks channels by literal positions")
+    elif operation.__name__ == "__getitem__":
+        items = arguments[0] if isinstance(arguments[0], tuple) else arguments
+        if any(not (item is None or item is Ellipsis or isinstance(item, slice | int)) for item in items):
+            for axis, side in tracer.axes(input).items():
+                if _addresses(input, axis, items):
+                    tracer.fix(side, "the code picks channels by literal positions")
+
+
+def _addresses(input: Tensor, axis: int, items: tuple[Any, ...]) -> bool:
+    """Return whether a list or tensor of positions stands at ``axis`` in an index; masks count for all they cover."""
+    position = 0
+    for number, item in enumerate(items):
+        if item is None:
+            continue
+        if item is Ellipsis:
+            later = sum(_axes_taken(item) for item in items[number + 1 :])
+            position = input.ndim - later
+            continue
+        taken = _axes_taken(item)
+        if position <= axis < position + taken:
+            return not isinstance(item, slice | int)
+        position += taken
+    return False
+
+
+def _axes_taken(item: Any) -> int:
+    if item is None or item is Ellipsis:
+        return 0
+    return item.ndim if isinstance(item, Tensor) and item.dtype == torch.bool else 1
 
 
 def reshape(tracer: Tracer, output: Tensor, input: Tensor, *shape: Any) -> None:
@@ -83,12 +121,13 @@ def _reshape(tracer: Tracer, output: Tensor, input: Tensor, wanted: list[int]) -
         new = free[0]
         # Where the channels lie along other new axes too, what can go are whole slices along the free one.
         rows = numbered[tuple(slice(None) if a in placed else slice(1) for a in range(numbered.ndim))]
-        labels = side.labels[rows.movedim(new, 0).flatten(1).numpy()]
+        labels = side.labels[rows.movedim(new, 0).reshape(rows.shape[new], -1).numpy()]
         tracer.labels.unite(labels, labels[:, :1])
-        axes[new] = AxisLabels(labels[:, 0], side.zero)
+        _place(tracer, axes, new, AxisLabels(labels[:, 0], side.zero))
         length = wanted[new]
         if isinstance(length, SourcedSize):
             tie_to_size(tracer, axes[new], length)
+    _fix_idle(tracer, wanted, axes)
     tracer.note_view(output, input)
     tracer.put(output, axes)
 
@@ -104,6 +143,8 @@ def expand(tracer: Tracer, output: Tensor, input: Tensor, *shape: Any) -> None:
             tie_to_size(tracer, side, length)
         elif side is not None and length != -1:
             tracer.fix(side, "expanded to a literal size")
+        elif isinstance(length, SourcedSize) and new >= added and input.shape[new - added] > 1:
+            tracer.fix(length.source, "the number of channels is the length of an axis without channels")
         elif isinstance(length, SourcedSize):  # as many copies as there are channels
             side = AxisLabels(length.source.labels, zero=False)
             if length.times != 1 or length.over != 1:
@@ -125,6 +166,8 @@ def expand_as(tracer: Tracer, output: Tensor, input: Tensor, other: Tensor) -> N
             tracer.unite(axes[axis], tracer.axis(other, axis))
         elif axis in tracer.known_axes(other):
             axes[axis] = AxisLabels(tracer.axis(other, axis).labels, zero=False)
+            if mine >= 0 and input.shape[mine] > 1:
+                tracer.fix(axes[axis], "meets a tensor of fixed size")
     tracer.note_view(output, input)
     tracer.put(output, axes)
 
@@ -172,6 +215,10 @@ def split(tracer: Tracer, output: Any, tensor: Tensor, split_size: Any, dim: int
                 tie_to_size(tracer, part, length)
         else:
             tracer.fix(axes[dim], "split at literal positions")
+    else:
+        for size in [split_size] if isinstance(split_size, int) else list(split_size):
+            if isinstance(size, SourcedSize):
+                tracer.fix(size.source, "the number of channels is the length of an axis without channels")
     _put_parts(tracer, output, tensor, dim)
 
 
@@ -179,14 +226,16 @@ def pad(tracer: Tracer, output: Tensor, input: Tensor, pad: Any, mode: str = "co
     """Padding along other axes leaves the channels alone; constant padding along them adds positions of nobody's."""
     axes: TensorLabels = {}
     for axis, side in tracer.axes(input).items():
-        if output.shape[axis] == input.shape[axis]:
+        pair = 2 * (input.ndim - 1 - axis)
+        if pair >= len(pad) or (pad[pair], pad[pair + 1]) == (0, 0):
             axes[axis] = AxisLabels(side.labels, side.zero and not value)
         elif mode == "constant":
-            before = pad[2 * (input.ndim - 1 - axis)]
+            before, after = pad[pair], pad[pair + 1]
             padded = np.full(output.shape[axis], NOBODY)
-            padded[max(before, 0) : max(before, 0) + len(side)] = side.labels[max(-before, 0) :]
+            kept = side.labels[max(-before, 0) : len(side) - max(-after, 0)]
+            padded[max(before, 0) : max(before, 0) + len(kept)] = kept
             axes[axis] = AxisLabels(padded, side.zero and not value)
-            if output.shape[axis] < input.shape[axis]:
+            if before < 0 or after < 0:
                 tracer.fix(side, "cropped at literal positions")
         else:
             tracer.fix(side, f"padded along the channels ({mode})")
@@ -201,6 +250,21 @@ def channel_shuffle(tracer: Tracer, output: Tensor, input: Tensor, groups: int) 
         tracer.tie_blocks(side, groups)
         axes[1] = AxisLabels(side.labels.reshape(groups, -1).T.reshape(-1), side.zero)
     tracer.put(output, axes)
+
+
+def _place(tracer: Tracer, axes: TensorLabels, axis: int, side: AxisLabels) -> None:
+    """Put channels on an axis of the output; two kinds that are flattened into one axis cannot shrink apart."""
+    if axis in axes:
+        for one in (axes[axis], side):
+            tracer.fix(one, "two kinds of channels flattened into one axis")
+    axes[axis] = side
+
+
+def _fix_idle(tracer: Tracer, wanted: list[int], axes: TensorLabels) -> None:
+    """Fix the channels of a size that was used where no channels lie: that axis would not shrink with it."""
+    for axis, length in enumerate(wanted):
+        if isinstance(length, SourcedSize) and axis not in axes:
+            tracer.fix(length.source, "the number of channels is the length of an axis without channels")
 
 
 def _put_parts(tracer: Tracer, output: Any, input: Tensor, dim: int) -> None:
@@ -222,7 +286,7 @@ def _move(tracer: Tracer, output: Any, input: Tensor, operation: Callable[[Tenso
             placed = _positions(numbered)
             if len(placed) == 1:
                 new, order = next(iter(placed.items()))
-                axes[new] = AxisLabels(side.labels[order], side.zero)
+                _place(tracer, axes, new, AxisLabels(side.labels[order], side.zero))
             else:
                 tracer.fix(side, "moved so that channels do not stay apart")
     for result, axes in zip(results, moved, strict=True):

@@ -28,9 +28,12 @@ def batch_norm(
     for vector in (running_mean, running_var, weight, bias):
         if vector is not None:
             tracer.unite(channels, tracer.axis(vector, 0))
-    zero = weight is not None or channels.zero
-    others = {axis: AxisLabels(side.labels, zero=False) for axis, side in tracer.axes(input).items() if axis != 1}
-    tracer.put(output, {**others, 1: AxisLabels(channels.labels, zero)})
+    scaled = channels.zero if weight is None else tracer.axis(weight, 0).zero
+    shifted = bias is None or tracer.axis(bias, 0).zero
+    for axis, side in tracer.known_axes(input).items():
+        if axis != 1:
+            tracer.fix(side, "a normalisation's statistics run over it")
+    tracer.put(output, {1: AxisLabels(channels.labels, scaled and shifted)})
 
 
 def instance_norm(

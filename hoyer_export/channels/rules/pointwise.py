@@ -11,6 +11,7 @@ from hoyer_export.channels.tracer import AxisLabels, TensorLabels, Tracer
 
 def keeps_zero(tracer: Tracer, output: Tensor, input: Tensor, *options: Any, **named_options: Any) -> None:
     """f(0) = 0: a zeroed channel stays exactly zero."""
+    tracer.note_view(output, input)  # detach() and to() may share memory
     tracer.put(output, tracer.axes(input))
 
 
@@ -22,10 +23,7 @@ def stays_finite(tracer: Tracer, output: Tensor, input: Tensor, *options: Any, *
 def clamp(tracer: Tracer, output: Tensor, input: Tensor, min: Any = None, max: Any = None, **options: Any) -> None:
     """A clamp keeps zero where zero lies between its bounds."""
     if isinstance(min, Tensor) or isinstance(max, Tensor):
-        stays_finite(tracer, output, input)
-        for bound in (min, max):
-            if isinstance(bound, Tensor):
-                tracer.fix_tensor(bound, "bounds a clamp")
+        _combine(tracer, output, [input, min, max], zero_needs=all)
     elif (min is None or min <= 0) and (max is None or max >= 0):
         keeps_zero(tracer, output, input)
     else:
@@ -58,31 +56,31 @@ def power(tracer: Tracer, output: Tensor, input: Any, exponent: Any, **options: 
 
 def add(tracer: Tracer, output: Tensor, input: Any, other: Any, *options: Any, **named_options: Any) -> None:
     """A sum is zero where every term is; both sides lose the same channels."""
-    _combine(tracer, output, input, other, zero_needs=all)
+    _combine(tracer, output, [input, other], zero_needs=all)
 
 
 def multiply(tracer: Tracer, output: Tensor, input: Any, other: Any, *options: Any, **named_options: Any) -> None:
     """A product is zero where one factor is (the other is finite); both sides lose the same channels."""
-    _combine(tracer, output, input, other, zero_needs=any)
+    _combine(tracer, output, [input, other], zero_needs=any)
 
 
 def divide(tracer: Tracer, output: Tensor, input: Any, other: Any, *options: Any, **named_options: Any) -> None:
     """A zeroed channel in a denominator is not finite."""
     if isinstance(other, Tensor):
         tracer.fix_tensor(other, "a denominator")
-    _combine(tracer, output, input, other, zero_needs=any)
+    _combine(tracer, output, [input, other], zero_needs=any)
 
 
-def _combine(tracer: Tracer, output: Tensor, first: Any, second: Any, zero_needs: Callable[[list[bool]], bool]) -> None:
-    operands = [operand for operand in (first, second) if isinstance(operand, Tensor)]
+def _combine(tracer: Tracer, output: Tensor, sides: list[Any], zero_needs: Callable[[list[bool]], bool]) -> None:
+    operands = [operand for operand in sides if isinstance(operand, Tensor)]
     for operand in operands:
         tracer.axes(operand)
     combined: TensorLabels = {}
     for axis in range(output.ndim):
-        if sides := meet(tracer, operands, output, axis):
+        if met := meet(tracer, operands, output, axis):
             # What is spread over the axis, a number or a tensor of length 1 there, is not zero on a zeroed channel.
-            zeros = [side.zero for side in sides] + [False] * (2 - len(sides))
-            combined[axis] = AxisLabels(sides[0].labels, zero_needs(zeros))
+            zeros = [side.zero for side in met] + [False] * (len(sides) - len(met))
+            combined[axis] = AxisLabels(met[0].labels, zero_needs(zeros))
     _put_in_place_aware(tracer, output, combined)
 
 

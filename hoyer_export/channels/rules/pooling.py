@@ -5,20 +5,32 @@ from typing import Any
 from torch import Tensor
 
 from hoyer_export.channels.rules.names import named
-from hoyer_export.channels.rules.pointwise import put_constant
-from hoyer_export.channels.tracer import AxisLabels, TensorLabels, Tracer, tensors_in
+from hoyer_export.channels.rules.pointwise import add, put_constant
+from hoyer_export.channels.tracer import AxisLabels, Rule, TensorLabels, Tracer, tensors_in
 
 
-def pool(tracer: Tracer, output: Any, input: Tensor, *options: Any, **named_options: Any) -> None:
-    """Pooling and resizing mix positions along the trailing axes, each channel apart."""
+def pool(axes: int) -> Rule:
+    """Return the rule of pooling, which mixes positions along the last ``axes`` axes, each channel apart."""
+
+    def rule(tracer: Tracer, output: Any, input: Tensor, *options: Any, **named_options: Any) -> None:
+        _pool(tracer, output, input, axes)
+
+    return rule
+
+
+def resize(tracer: Tracer, output: Any, input: Tensor, *options: Any, **named_options: Any) -> None:
+    """Interpolation mixes positions along all axes after batch and channels."""
+    _pool(tracer, output, input, input.ndim - 2)
+
+
+def _pool(tracer: Tracer, output: Any, input: Tensor, axes: int) -> None:
+    channels: TensorLabels = {}
+    for axis, side in tracer.axes(input).items():
+        if axis >= input.ndim - axes:
+            tracer.fix(side, "pooled along the channels")
+        else:
+            channels[axis] = side
     for result in tensors_in(output):  # values, and indices where they are asked for
-        changed = {axis for axis in range(input.ndim) if input.shape[axis] != result.shape[axis]}
-        channels: TensorLabels = {}
-        for axis, side in tracer.axes(input).items():
-            if axis >= 2 or axis in changed:
-                tracer.fix(side, "pooled along the channels")
-            else:
-                channels[axis] = side
         tracer.put(result, channels)
 
 
@@ -33,7 +45,9 @@ def statistic(
     tracer: Tracer, output: Any, input: Tensor, dim: Any = None, keepdim: Any = False, *_: Any, **__: Any
 ) -> None:
     """A mean, a variance or a maximum over channels depends on how many there are."""
-    if isinstance(keepdim, bool):
+    if isinstance(dim, Tensor):  # max(x, y) is position by position
+        add(tracer, output, input, dim)
+    elif isinstance(keepdim, bool):
         _reduce(tracer, output, input, dim, keepdim, "a mean or maximum over the channels", False)
     else:
         tracer.fix_tensor(input, "a statistic in an unusual form")
@@ -66,12 +80,10 @@ def _reduce(
 
 
 RULES = {
-    **named(
-        "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool1d lp_pool2d adaptive_avg_pool1d"
-        " adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d"
-        " interpolate upsample max_pool1d_with_indices max_pool2d_with_indices",
-        pool,
-    ),
+    **named("max_pool1d avg_pool1d lp_pool1d adaptive_avg_pool1d adaptive_max_pool1d max_pool1d_with_indices", pool(1)),
+    **named("max_pool2d avg_pool2d lp_pool2d adaptive_avg_pool2d adaptive_max_pool2d max_pool2d_with_indices", pool(2)),
+    **named("max_pool3d avg_pool3d adaptive_avg_pool3d adaptive_max_pool3d", pool(3)),
+    **named("interpolate upsample", resize),
     **named("sum", total),
     **named("mean amax amin max min", statistic),
     **named("softmax log_softmax", softmax),
