@@ -87,6 +87,9 @@ def export_onnx(
     flushed = sum(map(_flush_tensor_, tensors_of(proto.graph)))
     _strip_(proto)
     facts = {**(metadata or {}), "inputs": json.dumps(inputs)}
+    for key, value in facts.items():
+        if not isinstance(value, str):
+            raise FileError(f"metadata {key!r} must be text, got {type(value).__name__}: give it as JSON")
     onnx.helper.set_model_props(proto, {METADATA_PREFIX + key: facts[key] for key in sorted(facts)})
     onnx.checker.check_model(proto, full_check=True)
 
@@ -94,25 +97,6 @@ def export_onnx(
     with whole_file(path) as part:
         part.write_bytes(content)
     return ExportRecord(path, opset, len(content), hashlib.sha256(content).hexdigest(), flushed)
-
-
-def flush_subnormals_(model: nn.Module) -> int:
-    """Set the values of ``model`` that are subnormal in float32 to zero, in place.
-
-    Regularised weights end there, and processors take up to 47 times as long for them: a dense model that keeps them
-    looks slow and fakes the speed-up. The change is below 2⁻¹²⁶ a value.
-
-    Returns:
-        How many values of parameters and buffers were set to zero.
-    """
-    flushed = 0
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_floating_point():
-            values = tensor.detach()
-            tiny = (values != 0) & (values.abs() < torch.finfo(torch.float32).tiny)
-            values.masked_fill_(tiny, 0)
-            flushed += int(tiny.sum())
-    return flushed
 
 
 def inference_copy(model: nn.Module) -> nn.Module:
@@ -223,7 +207,11 @@ def _strip_(proto: onnx.ModelProto) -> None:
 
 
 def _flush_tensor_(tensor: onnx.TensorProto) -> int:
-    """Set a tensor's subnormals to zero: folding a batch norm into a convolution can make new ones."""
+    """Set a tensor's subnormals to zero: regularised weights end there, and folding a batch norm makes new ones.
+
+    Processors take up to 47 times as long for them: a dense file that keeps them looks slow and fakes the speed-up. The
+    change is below 2⁻¹²⁶ a value.
+    """
     tiny = subnormals(tensor)
     if tiny.any():
         values = np.where(tiny, np.float32(0), onnx.numpy_helper.to_array(tensor))
