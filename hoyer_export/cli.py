@@ -157,8 +157,8 @@ def inspect(
         raise typer.BadParameter("only together with a RECIPE", param_hint="--set")
     if macs is not None and not 0 < macs <= 1:
         raise typer.BadParameter(f"expected a share above 0 and at most 1, got {macs:g}", param_hint="--macs")
-    if align not in (None, 1, 4, 8, 16):
-        raise typer.BadParameter(f"expected 1, 4, 8 or 16, got {align}", param_hint="--align")
+    if align not in (None, 1, 4, 8, 16, 32, 64):
+        raise typer.BadParameter(f"expected 1, 4, 8, 16, 32 or 64, got {align}", param_hint="--align")
     shape = None if input_shape is None else _shape(input_shape)
     resolved = None
     if recipe is not None:

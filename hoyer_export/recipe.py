@@ -112,7 +112,7 @@ class Cut(_Table):
     macs: Share | None = None
     params: Share | None = None
     threshold: Literal["natural"] | Positive | None = None
-    align: Literal[1, 4, 8, 16] = 16
+    align: Literal[1, 4, 8, 16, 32, 64] = 16
 
     @model_validator(mode="after")
     def _exactly_one_budget(self) -> "Cut":

@@ -132,7 +132,7 @@ def check_budget(inputs: Inputs, progress: Progress) -> None:
         keep = least_keep(inputs.channels, table.align)
         least = cost(inputs.channels, keep) / cost(inputs.channels, {})
         if least > asked:
-            lower = [align for align in (1, 4, 8) if align < table.align]
+            lower = [align for align in (1, 4, 8, 16, 32) if align < table.align]
             way_out = " or lower cut.align" if lower else ""
             raise RecipeError(
                 f"cut.{key} = {asked:g} cannot be reached: {inputs.recipe.network.name} at its narrowest with "
