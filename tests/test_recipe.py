@@ -125,7 +125,7 @@ def test_of_two_budgets_set_the_last_counts(small: Path) -> None:
         ("cut.macs=nan", "cut.macs: expected a finite number, got nan"),
         ("cut.threshold=natral", 'cut.threshold: expected a number above 0, or "natural", got "natral"'),
         ("cut.threshold=-1", 'cut.threshold: expected a number above 0, or "natural", got -1'),
-        ("cut.align=5", "cut.align: expected 1, 4, 8 or 16, got 5"),
+        ("cut.align=5", "cut.align: expected 1, 4, 8, 16, 32 or 64, got 5"),
         ("data.mean=[0.1]", "data: mean and std belong together"),
         ("data.mean=0.1", "data.mean: expected a list of numbers, got 0.1"),
         ("network.name=", 'network.name: expected a string that is not empty, got ""'),

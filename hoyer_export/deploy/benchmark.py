@@ -3,8 +3,10 @@
 All files are loaded at once and run in turn, A, B, A, B, ..., so that whatever slows the machine down slows down all of
 them. Each timed run follows an untimed one of the same file: who ships a model runs it again and again, and straight
 after another file every run would first fetch its weights from memory (a ResNet-50 cut to half its MACs then gained
-0.94 of the MACs reduction instead of 0.95). The speed-up is the median over the rounds of A's time / B's time. Its 95 % interval is a percentile bootstrap
-over *blocks* of consecutive rounds, because neighbouring rounds share their disturbances and are no independent draws
+0.94 of the MACs reduction instead of 0.95).
+
+The speed-up is the median over the rounds of A's time / B's time. Its 95 % interval is a percentile bootstrap over
+*blocks* of consecutive rounds, because neighbouring rounds share their disturbances and are no independent draws
 (E. Carlstein 1986, The use of subseries values for estimating the variance of a general statistic from a stationary
 sequence, Ann. Statist. 14:1171).
 """
