@@ -46,11 +46,22 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
+def _find_packages_here(packages: list[str]) -> list[str]:
+    """Let Python find a package in the working directory, as ``python -m`` does and an installed command does not."""
+    if packages and "" not in sys.path:
+        sys.path.insert(0, "")
+    return packages
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of tables.")]
 AllowImport = Annotated[
     list[str],
     typer.Option(
-        "--allow-import", metavar="PACKAGE", help="Package that may be imported for a network package.module:function."
+        "--allow-import",
+        metavar="PACKAGE",
+        help="Package that may be imported for a network package.module:function.",
+        callback=_find_packages_here,
     ),
 ]
 Overrides = Annotated[

@@ -91,6 +91,25 @@ def test_inspect_asks_torch_pruning_for_a_second_opinion(call) -> None:
     assert "it would also remove channels of linear.weight" in out
 
 
+def test_ones_own_package_in_the_working_directory_is_found_once_it_is_allowed(
+    call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_networks.py").write_text(
+        "from torch import nn\n"
+        "def small():\n"
+        "    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])  # as in an installed command
+    asked = ("inspect", "--network", "my_networks:small", "--input", "1x8x8")
+    code, _, err = call(*asked)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "--allow-import my_networks" in err
+    code, out, _ = call(*asked, "--allow-import", "my_networks")
+    assert code == 0
+    assert "1 channel groups" in out
+
+
 def test_inspect_of_a_recipe_uses_its_data_budget_and_alignment(call, recipe: Path) -> None:
     code, out, _ = call("inspect", str(recipe))
     assert code == 0
