@@ -107,7 +107,7 @@ def test_ones_own_package_in_the_working_directory_is_found_once_it_is_allowed(
     assert "--allow-import my_networks" in err
     code, out, _ = call(*asked, "--allow-import", "my_networks")
     assert code == 0
-    assert "1 channel groups" in out
+    assert "1 channel group" in out
 
 
 def test_inspect_of_a_recipe_uses_its_data_budget_and_alignment(call, recipe: Path) -> None:
