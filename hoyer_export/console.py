@@ -170,7 +170,9 @@ def print_inspection(found: "Inspection") -> None:
     console = _console()
     shape = "×".join(map(str, found.input_shape))
     console.print(_plain(f"{found.network}, input {shape}: {count(found.params)} parameters, {count(found.macs)} MACs"))
-    groups = Table(title=f"{len(found.groups)} channel group{'' if len(found.groups) == 1 else 's'}", title_justify="left")
+    groups = Table(
+        title=f"{len(found.groups)} channel group{'' if len(found.groups) == 1 else 's'}", title_justify="left"
+    )
     for column in ("group", "width", "MACs it carries", "share", f"least (align {found.align})"):
         groups.add_column(column, justify="left" if column == "group" else "right", overflow="fold")
     for group in found.groups:

@@ -94,14 +94,6 @@ class RunFolder:
     def report(self) -> Path:
         return self.path / "report.json"
 
-    @property
-    def page(self) -> Path:
-        return self.path / "report.html"
-
-    @property
-    def card(self) -> Path:
-        return self.path / "card.md"
-
 
 def check_free(out: Path, *, resume: bool) -> bool:
     """Look at the output folder without changing anything, and return whether a run has begun there.

@@ -13,11 +13,10 @@ from safetensors import safe_open
 from hoyer_export.deploy.macs import count_macs
 from hoyer_export.errors import DataError, FileError, HoyerExportError, NetworkError, RecipeError
 from hoyer_export.pipeline.chain import export_run, run_recipe, verify_run
-from hoyer_export.pipeline.progress import Silent
 from hoyer_export.pipeline.reporting import report_run
 from hoyer_export.recipe import Recipe, load_recipe
 from hoyer_export.run_folder import RunFolder, drop_stages, read_stages
-from hoyer_export.sparsify.training import EpochRecord
+from hoyer_export.sparsify.training import EpochRecord, StepProgress
 from hoyer_export.surgery.slim_file import load_slim
 
 NETWORK = """
@@ -67,6 +66,22 @@ MEASURED = ("seconds", "latency", "environment", "created")
 
 class Stop(Exception):
     """Stands for a power cut."""
+
+
+class Silent:
+    """Watches nothing."""
+
+    def headline(self, text: str) -> None:
+        """Ignore it."""
+
+    def note(self, text: str) -> None:
+        """Ignore it."""
+
+    def step(self, step: StepProgress) -> None:
+        """Ignore it."""
+
+    def epoch(self, epoch: EpochRecord, epochs: int) -> None:
+        """Ignore it."""
 
 
 class StopAfter(Silent):

@@ -108,10 +108,6 @@ class ChannelMap:
                 return group
         raise KeyError(name)
 
-    def full_keep(self) -> dict[str, Tensor]:
-        """Return the keep that removes nothing: every channel of every group."""
-        return {group.name: torch.arange(group.width) for group in self.groups}
-
 
 def removed_channels(group: ChannelGroup, keep: Tensor) -> Tensor:
     """Return the sorted int64 channels of ``group`` that are not in ``keep``."""

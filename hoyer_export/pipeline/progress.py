@@ -19,19 +19,3 @@ class Progress(Protocol):
 
     def epoch(self, epoch: EpochRecord, epochs: int) -> None:
         """An epoch of ``epochs`` is whole."""
-
-
-class Silent:
-    """Watches nothing."""
-
-    def headline(self, text: str) -> None:
-        """Ignore it."""
-
-    def note(self, text: str) -> None:
-        """Ignore it."""
-
-    def step(self, step: StepProgress) -> None:
-        """Ignore it."""
-
-    def epoch(self, epoch: EpochRecord, epochs: int) -> None:
-        """Ignore it."""

@@ -66,11 +66,6 @@ def group_hs_rate(norms: Tensor, width: Tensor | int | None = None) -> Tensor:
     return torch.where(smoothed > 0, 2 * ratio * (1 - smoothed * ratio) / _positive(smoothed), 0)
 
 
-def group_hs_derivative(norms: Tensor, width: Tensor | int | None = None) -> Tensor:
-    """Compute ∂G_H/∂n_k, [..., K], as autograd would from ``group_hs``; 0 for a dead channel."""
-    return group_hs_rate(norms, width) * norms
-
-
 def natural_threshold(norms: Tensor) -> Tensor:
     """Compute Σn² / Σn, [...]: under Group-HS a channel shrinks iff its norm is below; 0 if all are dead.
 

@@ -7,11 +7,15 @@ from torch import Tensor
 from hoyer_export.sparsify.penalties import (
     EPSILON,
     group_hs,
-    group_hs_derivative,
     group_hs_rate,
     natural_threshold,
     smooth,
 )
+
+
+def group_hs_derivative(norms: torch.Tensor) -> torch.Tensor:
+    """∂G_H/∂n_k: the package needs the rate ∂G_H/∂n_k / n_k only."""
+    return group_hs_rate(norms) * norms
 
 
 def tensor(*values: float) -> Tensor:
