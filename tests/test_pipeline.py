@@ -387,11 +387,13 @@ def test_verify_again_passes_and_a_perturbed_file_fails_and_stays_failed(copied:
     assert verify_run(copied, allow_import=["tiny_nets"], progress=Silent())["passed"] is True
 
 
-def test_a_truncated_onnx_file_is_named(copied: Path, home: Path) -> None:
+def test_a_truncated_onnx_file_is_named_and_loses_no_record(copied: Path, home: Path) -> None:
     path = copied / "slim.onnx"
+    before = read_stages(RunFolder(copied))
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(FileError, match=r"slim\.onnx"):
         verify_run(copied, allow_import=["tiny_nets"], progress=Silent())
+    assert read_stages(RunFolder(copied)) == before
 
 
 def test_export_again_writes_the_same_bytes_and_forgets_nothing(copied: Path, home: Path) -> None:

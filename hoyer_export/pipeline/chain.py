@@ -84,8 +84,7 @@ def export_run(path: Path, *, allow_import: Sequence[str] = (), progress: Progre
     """
     run = _open_run(path, "finetune", allow_import, progress)
     before = read_stages(run.folder).get("export")
-    drop_stages(run.folder, "export")
-    after = export_files(run.inputs, run.slim, run.folder, progress)
+    after = export_files(run.inputs, run.slim, run.folder, progress, again=True)
     if before is not None and _hashes(before) != _hashes(after):
         drop_stages(run.folder, "verify", "bench", "report")
         progress.note(f"the files have changed; verify and measure them: hoyer-export run RECIPE --out {path} --resume")
@@ -95,10 +94,8 @@ def export_run(path: Path, *, allow_import: Sequence[str] = (), progress: Progre
 def verify_run(path: Path, *, allow_import: Sequence[str] = (), progress: Progress) -> dict[str, Any]:
     """Verify slim.onnx of the run in ``path`` again, and return every check; a finished run's report follows."""
     run = _open_run(path, "export", allow_import, progress)
-    was_finished = "report" in read_stages(run.folder)
-    drop_stages(run.folder, "verify", "report")
-    found = verify_files(run.inputs, run.slim, run.folder, progress)
-    if was_finished:
+    found = verify_files(run.inputs, run.slim, run.folder, progress, again=True)
+    if "report" in read_stages(run.folder):
         write_run_report(run.inputs.recipe, run.folder)
     return found
 

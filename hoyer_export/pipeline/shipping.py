@@ -25,9 +25,11 @@ from hoyer_export.surgery.cut import SlimModel
 from hoyer_export.weights import load_weights
 
 
-def export_files(inputs: Inputs, slim: SlimModel, folder: RunFolder, progress: Progress) -> dict[str, Any]:
-    """Write dense.onnx and slim.onnx, and return their figures."""
-    if "export" in read_stages(folder):
+def export_files(
+    inputs: Inputs, slim: SlimModel, folder: RunFolder, progress: Progress, *, again: bool = False
+) -> dict[str, Any]:
+    """Write dense.onnx and slim.onnx, and return their figures; what is done already is done over only ``again``."""
+    if not again and "export" in read_stages(folder):
         return read_stages(folder)["export"]
     progress.headline("export: dense.onnx, slim.onnx")
     started = time.perf_counter()
@@ -65,13 +67,17 @@ def _metadata(inputs: Inputs, file: str) -> dict[str, str]:
     }
 
 
-def verify_files(inputs: Inputs, slim: SlimModel, folder: RunFolder, progress: Progress) -> dict[str, Any]:
-    """Verify slim.onnx, and read every accuracy on the test set; nothing has looked at it before.
+def verify_files(
+    inputs: Inputs, slim: SlimModel, folder: RunFolder, progress: Progress, *, again: bool = False
+) -> dict[str, Any]:
+    """Verify slim.onnx, and read every accuracy on the test set; no choice has looked at it before.
+
+    What is done already is done over only ``again``; its record stays if that fails.
 
     Raises:
         VerificationFailed: slim.onnx cannot even be run; what can is in the record.
     """
-    if "verify" in read_stages(folder):
+    if not again and "verify" in read_stages(folder):
         return read_stages(folder)["verify"]
     progress.headline(f"verify: slim.onnx, {len(inputs.data.test):,} test images")
     started = time.perf_counter()
