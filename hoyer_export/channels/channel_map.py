@@ -22,12 +22,14 @@ class Member:
             this group's.
         is_weight: the parameter is the weight of a convolution, linear layer or matrix product; these make up a
             channel's norm (biases and batch-norm parameters do not).
+        reads: the slices multiply the channel's activation in a contraction (a consumer's input slices).
     """
 
     parameter: str
     dim: int
     owner: Tensor
     is_weight: bool = False
+    reads: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,15 @@ class ChannelGroup:
         name: the first module whose output these channels are.
         width: K, the number of channels.
         members: every parameter dimension that the channels own a slice of.
+        only_read: everything that depends on the channels' activations gets them through members that read; where
+            all of those are zero, nobody can tell what a channel's activation is. False where activations are also
+            summed up or multiplied with each other.
     """
 
     name: str
     width: int
     members: tuple[Member, ...]
+    only_read: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,27 @@ class Contraction:
 
 
 @dataclass(frozen=True)
+class SizeAttribute:
+    """A size that a module keeps in an attribute and that has to follow the cut: ``self.num_heads``, ``self.split[1]``.
+
+    Args:
+        module: name of the module.
+        attribute: its attribute.
+        index: position in the attribute, where that is a list or tuple of sizes.
+        dense: the size now.
+        axis: what it is the length of; the slim size is ``size of the axis // times``.
+        times: positions of the axis for each unit of the attribute.
+    """
+
+    module: str
+    attribute: str
+    index: int | None
+    dense: int
+    axis: Axis
+    times: int = 1
+
+
+@dataclass(frozen=True)
 class ChannelMap:
     """What lives or dies together in one network.
 
@@ -93,6 +120,7 @@ class ChannelMap:
         contractions: the network's MACs, for costs at any widths.
         shapes: dense shape of every parameter and buffer.
         buffers: the names in ``shapes`` that are buffers: cut like parameters, not counted as such.
+        attributes: sizes in modules' attributes that the cut rewrites.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -100,6 +128,7 @@ class ChannelMap:
     contractions: tuple[Contraction, ...]
     shapes: dict[str, tuple[int, ...]]
     buffers: frozenset[str] = frozenset()
+    attributes: tuple[SizeAttribute, ...] = ()
 
     def group(self, name: str) -> ChannelGroup:
         """Return the group called ``name``; KeyError if there is none."""

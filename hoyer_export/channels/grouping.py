@@ -26,6 +26,7 @@ def channel_map(tracer: Tracer, model: nn.Module) -> ChannelMap:
     labels = tracer.labels
     classes = labels.solve()
     weights = _weights(tracer, shapes)
+    readers, summed = _slots_of(tracer.readers, labels), _classes_of(tracer.summed, classes)
     group_of, channel_of, names = _group(labels, classes, weights)
     groups = tuple(
         ChannelGroup(
@@ -37,10 +38,12 @@ def channel_map(tracer: Tracer, model: nn.Module) -> ChannelMap:
                     slot.dim,
                     owner=torch.from_numpy(_owner(slot, group_of, channel_of, number)),
                     is_weight=slot.parameter in weights,
+                    reads=at in readers,
                 )
-                for slot in labels.slots
+                for at, slot in enumerate(labels.slots)
                 if (group_of[slot.start : slot.start + slot.size] == number).any()
             ),
+            only_read=not np.isin(classes.of_label[group_of == number], summed).any(),
         )
         for number, name in enumerate(names)
     )
@@ -53,9 +56,19 @@ def channel_map(tracer: Tracer, model: nn.Module) -> ChannelMap:
 
 def _weights(tracer: Tracer, shapes: dict[str, tuple[int, ...]]) -> set[str]:
     """Return the parameters that are contracted, as they are or after some computation; vectors are no weights."""
-    slots, slot_of = tracer.labels.slots, _slot_of(tracer.labels)
-    used = {slots[number].parameter for labels in tracer.weights for number in set(slot_of[labels].tolist()) - {-1}}
+    slots = tracer.labels.slots
+    used = {slots[number].parameter for number in _slots_of(tracer.weights, tracer.labels)}
     return {name for name in used if len(shapes[name]) >= 2}
+
+
+def _slots_of(vectors: list[Vector], labels: Labels) -> set[int]:
+    """Return the numbers of all slots that some of the labels lie in."""
+    slot_of = _slot_of(labels)
+    return {number for vector in vectors for number in np.unique(slot_of[vector]).tolist()} - {-1}
+
+
+def _classes_of(vectors: list[Vector], classes: Classes) -> Vector:
+    return np.unique(np.concatenate([np.zeros(0, np.int64), *(classes.of_label[vector] for vector in vectors)]))
 
 
 def _slot_of(labels: Labels) -> Vector:

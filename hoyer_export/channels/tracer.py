@@ -58,6 +58,8 @@ class Tracer:
         self.batch_size = batch_size
         self.contractions: list[LabelledContraction] = []
         self.weights: list[Vector] = []
+        self.readers: list[Vector] = []
+        self.summed: list[Vector] = []
         self.modules: list[tuple[str, nn.Module]] = []
         self._labels_of: MutableMapping[Tensor, TensorLabels] = WeakTensorKeyDictionary()
         self._names: MutableMapping[Tensor, str] = WeakTensorKeyDictionary()
@@ -140,6 +142,14 @@ class Tracer:
                 self.fix(self.axis(tensor, axis), reason)
             if tensor in self._names:
                 self.labels.fix_slot(self._names[tensor], axis, reason)
+
+    def reads(self, slices: AxisLabels) -> None:
+        """Note that slices of a weight multiply the channels' activations: zero slices silence a channel."""
+        self.readers.append(slices.labels)
+
+    def sums(self, axis: AxisLabels) -> None:
+        """Note that activations are summed over their channels (or multiplied with each other) as they are."""
+        self.summed.append(axis.labels)
 
     def note_view(self, output: Tensor, source: Tensor) -> None:
         """Remember that two tensors may share memory: writing into one then changes the other."""

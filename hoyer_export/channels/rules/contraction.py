@@ -36,6 +36,7 @@ def convolution(
         slices = tracer.axis(weight, 1)
         tracer.unite(inputs, slices)
         _fix_unless_silent(tracer, inputs, slices)
+        tracer.reads(slices)
         tracer.contraction("convolution", constant, weight, outputs, slices)
     elif weight.shape[1] == 1:  # depthwise: filter o reads input o // multiplier alone
         tracer.unite(AxisLabels(inputs.labels.repeat(len(outputs) // groups)), outputs)
@@ -46,6 +47,7 @@ def convolution(
         tracer.unite(tracer.tie_blocks(inputs, groups), slices)
         tracer.tie_blocks(outputs, groups)
         _fix_unless_silent(tracer, inputs, slices)
+        tracer.reads(slices)
         tracer.contraction("convolution", constant, weight, outputs, slices)
     _finish(tracer, output, input, channel_axis, weight, bias, outputs)
 
@@ -68,6 +70,8 @@ def transposed_convolution(
     constant = _images(tracer, input, channel_axis) * prod(input.shape[channel_axis + 1 :]) * prod(weight.shape[2:])
     tracer.unite(inputs, slices)
     _fix_unless_silent(tracer, inputs, slices)
+    if len(slices) != groups:  # a depthwise filter is a channel's own, it reads and writes it
+        tracer.reads(slices)
     if groups == 1:
         outputs = tracer.axis(weight, 1)
         tracer.contraction("transposed convolution", constant, weight, slices, outputs)
@@ -92,6 +96,7 @@ def linear(tracer: Tracer, output: Tensor, input: Tensor, weight: Tensor, bias: 
     outputs, slices = tracer.axis(weight, 0), tracer.axis(weight, 1)
     tracer.unite(tracer.axis(input, -1), slices)
     _fix_unless_silent(tracer, tracer.axis(input, -1), slices)
+    tracer.reads(slices)
     axes = {axis: side for axis, side in tracer.axes(input).items() if axis != input.ndim - 1}
     constant = output.numel() // tracer.batch_size // len(outputs) // prod(len(side) for side in axes.values())
     tracer.contraction("linear", constant, weight, outputs, slices, *axes.values())
@@ -120,11 +125,22 @@ def matrix_product(tracer: Tracer, output: Tensor, input: Tensor, other: Tensor,
         inner, theirs = tracer.axis(input, -1), tracer.axis(other, -2)
         tracer.unite(inner, theirs)
         _fix_unless_silent(tracer, inner, theirs)
+        if _is_weight(tracer, input):
+            tracer.reads(inner)
+        elif _is_weight(tracer, other):
+            tracer.reads(theirs)
+        else:
+            tracer.sums(inner)
     fixed = output.numel() // tracer.batch_size // prod(len(side) for side in axes.values())
     # Either side may be the weight; where both are activations their labels are those of weights anyway.
     tracer.contraction("matmul", max(fixed, 1), other, inner, *axes.values())
     tracer.weights += [side.labels for side in tracer.known_axes(input).values()]
     tracer.put(output, axes)
+
+
+def _is_weight(tracer: Tracer, tensor: Tensor) -> bool:
+    """Return whether a factor is a parameter as it is, or transposed: the other one then is the activation."""
+    return tracer.is_parameter(tensor) or (tensor._base is not None and tracer.is_parameter(tensor._base))
 
 
 def _images(tracer: Tracer, tensor: Tensor, channel_axis: int) -> int:

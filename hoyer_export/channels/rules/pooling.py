@@ -73,7 +73,9 @@ def _reduce(
         if axis not in reduced:
             position = axis if keepdim else axis - sum(gone < axis for gone in reduced)
             left[position] = AxisLabels(side.labels, side.zero)
-        elif not (zero_vanishes and side.zero):
+        elif zero_vanishes and side.zero:
+            tracer.sums(side)
+        else:
             tracer.fix(side, reason)
     for result in tensors_in(output):
         tracer.put(result, left)
