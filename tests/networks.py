@@ -152,9 +152,157 @@ def transposed_weight() -> Net:
     )  # fmt: skip
 
 
+def split_by_width() -> Net:
+    def split(n: Net, x: Tensor) -> Tensor:
+        y = n.a(x)
+        left, right = torch.split(y, y.shape[1] // 2, dim=1)
+        return n.fc((n.b(left) * F.softplus(n.c(right))).mean((2, 3)))
+
+    return Net(split, a=conv(3, 12), b=conv(6, 7), c=conv(6, 7), fc=nn.Linear(7, 5))
+
+
+class Widths(nn.Module):
+    """A network whose sizes are kept in its attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.fc = conv(3, 12), conv(7, 9), conv(9, 6), nn.Linear(6, 5)
+        self.first = 7
+        self.parts = [2, 3, 4]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(self.a(x)[:, : self.first])
+        one, two, three = torch.split(y, self.parts, dim=1)
+        return self.fc(self.c(torch.cat([three, one.relu(), two], 1)).mean((2, 3)))
+
+
+class Attention(nn.Module):
+    """Self-attention between pixels with one fused projection, of whose heads some can go."""
+
+    def __init__(self, fused: bool = True) -> None:
+        super().__init__()
+        self.a, self.qkv, self.project, self.fc = conv(3, 8), nn.Linear(8, 36), nn.Linear(12, 8), nn.Linear(8, 5)
+        self.heads, self.width, self.fused = 3, 4, fused
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).flatten(2).mT  # [N, pixels, channels]
+        batch, pixels, _ = y.shape
+        q, k, v = self.qkv(y).reshape(batch, pixels, 3, self.heads, self.width).permute(2, 0, 3, 1, 4).unbind(0)
+        z = F.scaled_dot_product_attention(q, k, v) if self.fused else (q * self.width**-0.5 @ k.mT).softmax(-1) @ v
+        z = self.project(z.transpose(1, 2).reshape(batch, pixels, self.heads * self.width))
+        return self.fc((y + z).mean(1))
+
+
+def explicit_attention() -> Attention:
+    return Attention(fused=False)
+
+
+def labelled_products() -> Net:
+    def products(n: Net, x: Tensor) -> Tensor:
+        q, k, v = n.q(x).flatten(2), n.k(x).flatten(2), n.v(x).flatten(2)
+        scores = torch.einsum("bcp,bcq->bpq", q, k).tanh()
+        return n.fc(n.c((v @ scores).unflatten(2, x.shape[2:])).mean((2, 3)))
+
+    return Net(products, q=conv(3, 6), k=conv(3, 6), v=conv(3, 8), c=conv(8, 7), fc=nn.Linear(7, 5))
+
+
+def normalised_in_groups() -> Net:
+    return Net(
+        lambda n, x: n.fc(n.b(F.relu(n.norm(n.a(x)))).mean((2, 3))),
+        a=conv(3, 12), norm=nn.GroupNorm(4, 12), b=conv(12, 6), fc=nn.Linear(6, 5),
+    )  # fmt: skip
+
+
+def normalised_by_hand() -> Net:
+    def by_hand(n: Net, x: Tensor) -> Tensor:
+        y = n.a(x)
+        mean, variance = y.mean((2, 3), keepdim=True), y.var((2, 3), keepdim=True)
+        y = (y - mean) / torch.sqrt(variance + 1e-5)
+        return n.fc(F.normalize(n.b(y), dim=1).sum((2, 3)))
+
+    return Net(by_hand, a=conv(3, 8), b=conv(8, 6, bias=False), fc=nn.Linear(6, 5))
+
+
+def pixels_from_channels() -> Net:
+    return Net(
+        lambda n, x: n.fc(n.b(F.pixel_unshuffle(F.pixel_shuffle(n.a(x), 2), 2)).mean((2, 3))),
+        a=conv(3, 12), b=conv(12, 6), fc=nn.Linear(6, 5),
+    )  # fmt: skip
+
+
+def strided_slices() -> Net:
+    def strided(n: Net, x: Tensor) -> Tensor:
+        y = n.a(x)
+        return n.fc(n.b(torch.cat([y[:, ::2], y[:, 1::2].flip(1)], 1)).mean((2, 3)))
+
+    return Net(strided, a=conv(3, 12), b=conv(12, 6), fc=nn.Linear(6, 5))
+
+
+def first_channels() -> Net:
+    return Net(
+        lambda n, x: n.fc(n.b(torch.cat([n.a(x)[:, :4], n.a(x)[:, 4:].roll(1, 1)], 1)).mean((2, 3))),
+        a=conv(3, 12), b=conv(12, 6), fc=nn.Linear(6, 5),
+    )  # fmt: skip
+
+
+def stacked() -> Net:
+    return Net(
+        lambda n, x: n.fc(n.c(torch.stack([n.a(x), n.b(x)], 2).amax(2)).mean((2, 3))),
+        a=conv(3, 8), b=conv(3, 8), c=conv(8, 6), fc=nn.Linear(6, 5),
+    )  # fmt: skip
+
+
+def assigned() -> Net:
+    def assign(n: Net, x: Tensor) -> Tensor:
+        y = n.a(x)
+        z = y.new_zeros(y.shape)
+        z[:, :, ::2] = y[:, :, 1::2]
+        z[..., 0] = n.b(x)[..., 0]
+        return n.fc(n.c(z).mean((2, 3)))
+
+    return Net(assign, a=conv(3, 8), b=conv(3, 8), c=conv(8, 6), fc=nn.Linear(6, 5))
+
+
+def several_outputs() -> Net:
+    def several(n: Net, x: Tensor) -> Tensor:
+        y = n.a(x)
+        return {"class": n.fc(y.mean((2, 3))), "maps": (n.head(F.interpolate(y, scale_factor=2)), y.norm(dim=1))}  # type: ignore[return-value]
+
+    return Net(several, a=conv(3, 8), head=conv(8, 2), fc=nn.Linear(8, 5))
+
+
+def repeated() -> Net:
+    return Net(
+        lambda n, x: n.fc(n.b(torch.cat([n.a(x).repeat(1, 2, 1, 1), n.a(x).repeat_interleave(2, 1)], 1)).mean((2, 3))),
+        a=conv(3, 5), b=conv(20, 6), fc=nn.Linear(6, 5),
+    )  # fmt: skip
+
+
+class Headed(nn.Module):
+    """A second head that runs only in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.fc, self.auxiliary = conv(3, 8), nn.BatchNorm2d(8), nn.Linear(8, 5), conv(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        y = self.norm(self.a(x))
+        return (self.fc(y.mean((2, 3))), self.auxiliary(y)) if self.training else self.fc(y.mean((2, 3)))
+
+
+def patches() -> Net:
+    def fold(n: Net, x: Tensor) -> Tensor:
+        columns = F.unfold(n.a(x), 2, stride=2)  # [N, 4 · channels, patches]
+        return n.fc(n.b(F.fold(n.mix(columns).sigmoid() * columns, (16, 16), 2, stride=2)).mean((2, 3)))
+
+    return Net(fold, a=conv(3, 6), mix=nn.Conv1d(24, 24, 1), b=conv(6, 6), fc=nn.Linear(6, 5))
+
+
 WIRINGS = [
     chain, flattened, residual, depthwise, grouped, concatenated, halves, shuffled, squeeze_excite, transposed, scaled,
-    unaffine, tied, in_place, maxout, bounded, transposed_weight,
+    unaffine, tied, in_place, maxout, bounded, transposed_weight, split_by_width, Widths, Attention, explicit_attention,
+    labelled_products, normalised_in_groups, normalised_by_hand, pixels_from_channels, strided_slices, first_channels,
+    stacked, assigned, several_outputs, repeated, Headed, patches,
 ]  # fmt: skip
 
 

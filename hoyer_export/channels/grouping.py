@@ -11,7 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hoyer_export.channels.channel_map import Axis, ChannelGroup, ChannelMap, Contraction, Member, Unprunable
+from hoyer_export.channels.channel_map import (
+    Axis,
+    ChannelGroup,
+    ChannelMap,
+    Contraction,
+    Member,
+    SizeAttribute,
+    Unprunable,
+)
 from hoyer_export.channels.labels import Classes, Labels, Slot, Vector
 from hoyer_export.channels.tracer import Tracer
 
@@ -24,6 +32,8 @@ def channel_map(tracer: Tracer, model: nn.Module) -> ChannelMap:
     parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
     shapes = {name: tuple(tensor.shape) for name, tensor in {**parameters, **buffers}.items()}
     labels = tracer.labels
+    for attribute in tracer.attributes:
+        attribute.settle(labels)
     classes = labels.solve()
     weights = _weights(tracer, shapes)
     readers, summed = _slots_of(tracer.readers, labels), _classes_of(tracer.summed, classes)
@@ -51,7 +61,13 @@ def channel_map(tracer: Tracer, model: nn.Module) -> ChannelMap:
         Contraction(found.name, found.constant, tuple(_axis(axis, group_of, channel_of, groups) for axis in found.axes))
         for found in tracer.contractions
     )
-    return ChannelMap(groups, tuple(_unprunable(labels, classes, group_of)), contractions, shapes, frozenset(buffers))
+    attributes = tuple(
+        SizeAttribute(found.module, found.name, found.index, found.dense, _axis(axis, group_of, channel_of, groups))
+        for found in tracer.attributes
+        if (axis := found.axis) is not None
+    )
+    unprunable = tuple(_unprunable(labels, classes, group_of))
+    return ChannelMap(groups, unprunable, contractions, shapes, frozenset(buffers), attributes)
 
 
 def _weights(tracer: Tracer, shapes: dict[str, tuple[int, ...]]) -> set[str]:

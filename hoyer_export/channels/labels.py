@@ -94,7 +94,11 @@ class Labels:
 
     def same_length(self, source: Vector, axis: Vector, times: int = 1, over: int = 1) -> None:
         """Declare that ``axis`` must always have the length of ``source``, times ``times``, over ``over``."""
-        self._same_lengths.append(_SameLength(source, axis, times, over))
+        if times > 1 and over > 1:  # which runs would have to go together is anybody's guess
+            for labels in (source, axis):
+                self.fix(labels, f"its size must stay {times}/{over} of another one")
+        else:
+            self._same_lengths.append(_SameLength(source, axis, times, over))
 
     def fix(self, labels: Vector, reason: str) -> None:
         """Declare that ``labels`` cannot be removed, and why; the first reason of a channel is the one shown."""

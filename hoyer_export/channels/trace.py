@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hoyer_export.channels.attributes import watch_attributes
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.grouping import channel_map
-from hoyer_export.channels.rules import RULES
-from hoyer_export.channels.rules.contraction import RULES as CONTRACTIONS
-from hoyer_export.channels.rules.movement import TAKES_SIZES
-from hoyer_export.channels.sizes import plain, sizes_in
+from hoyer_export.channels.rules import RULES, TAKES_SIZES
+from hoyer_export.channels.rules.contraction import COUNTED
+from hoyer_export.channels.sizes import AttributeSize, plain, sizes_in
 from hoyer_export.channels.tracer import Rule, Tracer, tensors_in
 from hoyer_export.errors import NetworkError, one_line
 
@@ -49,8 +49,7 @@ def trace_channels(
     Raises:
         NetworkError: the model cannot be copied, or fails on the example inputs.
     """
-    # Clones: a model may write into its input.
-    inputs = tuple(tensor.clone() for tensor in tensors_in(example_inputs))
+    inputs = tuple(tensors_in(example_inputs))
     if not inputs or any(tensor.numel() == 0 for tensor in inputs):
         raise NetworkError("example_inputs must be a tensor or a tuple of tensors with at least one example")
     try:
@@ -60,27 +59,52 @@ def trace_channels(
             f"the network cannot be copied ({one_line(error)}); detach or drop what it caches"
         ) from error
     tracer = Tracer(traced, batch_size=inputs[0].shape[0] if inputs[0].ndim else 1)
+    tracer.attributes += watch_attributes(traced, lambda attribute: AttributeSize.make(tracer, attribute))
     calls = _Calls(tracer, {**RULES, **(rules or {})})
-    with ExitStack() as hooks, torch.no_grad():
+    ran: set[nn.Module] = set()
+    with ExitStack() as hooks, torch.no_grad(), torch.random.fork_rng(devices=[]):
         for name, module in traced.named_modules():
-            _follow(hooks, tracer, name, module)
+            _follow(hooks, tracer, ran, name, module)
         try:
-            with _Watchdog(calls), calls:
-                outputs = traced(*inputs)
+            _run(calls, traced, inputs)
         except Exception as error:
             if calls.rule_failed:
                 raise
             shown = ", ".join("x".join(map(str, tensor.shape)) for tensor in inputs)
             raise NetworkError(f"the network fails on an input of shape {shown}: {one_line(error)}") from error
+        if any(
+            module not in ran and next(module.parameters(recurse=False), None) is not None
+            for module in traced.modules()
+        ):
+            _run_in_training(calls, traced, inputs)
+    return channel_map(tracer, model)
+
+
+def _run(calls: "_Calls", traced: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Run the model with labels; what it returns must stay as it is."""
+    with _Watchdog(calls), calls:
+        outputs = traced(*(tensor.clone() for tensor in inputs))  # a model may write into its input
     if not any(True for _ in tensors_in(outputs)):
-        raise NetworkError(
-            f"the network returns no tensor that can be found in its {type(outputs).__name__}: return tensors, or"
+        raise ValueError(
+            f"it returns no tensor that can be found in its {type(outputs).__name__}: return tensors, or"
             " tuples, lists, dicts or dataclasses of them"
         )
     for output in tensors_in(outputs):
-        if not tracer.is_parameter(output):
-            tracer.fix_tensor(output, "the model's output")
-    return channel_map(tracer, model)
+        if not calls.tracer.is_parameter(output):
+            calls.tracer.fix_tensor(output, "the model's output")
+
+
+def _run_in_training(calls: "_Calls", traced: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Run the model once more in training mode, for modules that run only then (auxiliary heads): they are cut too."""
+    contractions = list(calls.tracer.contractions)  # MACs are those of the network that is shipped
+    try:
+        _run(calls, traced.train(), inputs)
+    except Exception:
+        if calls.rule_failed:
+            raise
+        # E.g. a batch norm that needs more than one value; what was tied before that stays tied.
+    calls.tracer.modules.clear()
+    calls.tracer.contractions = contractions
 
 
 class _Calls(TorchFunctionMode):
@@ -101,7 +125,7 @@ class _Calls(TorchFunctionMode):
             known = [tensor for tensor in tensors_in((args, kwargs)) if self.tracer.is_known(tensor)]
             sizes = sizes_in((args, kwargs))
             # A contraction counts MACs also where no channel can go.
-            if known or sizes or func in CONTRACTIONS:
+            if known or sizes or func in COUNTED:
                 return self._apply_rule(func, output, args, kwargs, known, sizes)
             return output
         finally:
@@ -115,15 +139,15 @@ class _Calls(TorchFunctionMode):
             for tensor in known:
                 self.tracer.fix_tensor(tensor, f"unknown op `{_name(func)}`")
         if rule is None or func not in TAKES_SIZES:
-            for size in sizes:
-                self.tracer.fix(size.source, f"the number of channels is an argument of `{_name(func)}`")
-        if rule is None:
-            return output
-        if func not in TAKES_SIZES:
             args, kwargs = plain(args), plain(kwargs)
-        self.rule_failed = True
-        answer = rule(self.tracer, output, *args, **kwargs)
-        self.rule_failed = False
+        self.tracer.untied = {id(size): size for size in sizes}
+        answer = None
+        if rule is not None:
+            self.rule_failed = True
+            answer = rule(self.tracer, output, *args, **kwargs)
+            self.rule_failed = False
+        for size in list(self.tracer.untied.values()):
+            size.lose(f"the number of channels is an argument of `{_name(func)}`")
         return output if answer is None else answer
 
 
@@ -141,10 +165,11 @@ class _Watchdog(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def _follow(hooks: ExitStack, tracer: Tracer, name: str, module: nn.Module) -> None:
+def _follow(hooks: ExitStack, tracer: Tracer, ran: set[nn.Module], name: str, module: nn.Module) -> None:
     """Keep the stack of running modules while ``module`` runs."""
 
     def enter(module: nn.Module, args: Any) -> None:
+        ran.add(module)
         tracer.modules.append((name, module))
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:

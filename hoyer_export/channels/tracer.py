@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from hoyer_export.channels.attributes import Attribute
 from hoyer_export.channels.labels import NOBODY, Labels, Vector
 
 
@@ -22,11 +23,17 @@ class AxisLabels:
 
     Args:
         labels: int64 [size of the axis].
-        zero: where a channel is zeroed, this tensor is exactly zero (after a sigmoid it is 0.5: finite, not zero).
+        rest: what the tensor holds at all positions of a channel that is zeroed: 0 as long as nothing was added,
+            0.5 after a sigmoid, None for finite numbers that nobody knows.
     """
 
     labels: Vector
-    zero: bool = True
+    rest: float | None = 0.0
+
+    @property
+    def zero(self) -> bool:
+        """Whether a zeroed channel is exactly zero here."""
+        return self.rest == 0.0
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -60,6 +67,8 @@ class Tracer:
         self.weights: list[Vector] = []
         self.readers: list[Vector] = []
         self.summed: list[Vector] = []
+        self.attributes: list[Attribute] = []
+        self.untied: dict[int, Any] = {}  # sizes among the running operation's arguments that no axis follows yet
         self.modules: list[tuple[str, nn.Module]] = []
         self._labels_of: MutableMapping[Tensor, TensorLabels] = WeakTensorKeyDictionary()
         self._names: MutableMapping[Tensor, str] = WeakTensorKeyDictionary()
@@ -88,8 +97,10 @@ class Tracer:
         if axis in known:
             return known[axis]
         if (name := self._names.get(tensor)) is None:
-            return AxisLabels(np.full(tensor.shape[axis], NOBODY), zero=False)
-        labels = AxisLabels(self.labels.new(name, axis, tensor.shape[axis]))
+            return AxisLabels(np.full(tensor.shape[axis], NOBODY), None)
+        # A variance of 1 is what a zeroed channel is left with: it is divided by.
+        rest = 1.0 if name.rpartition(".")[2] == "running_var" else 0.0
+        labels = AxisLabels(self.labels.new(name, axis, tensor.shape[axis]), rest)
         self.put(tensor, {**known, axis: labels})
         return labels
 
@@ -124,7 +135,7 @@ class Tracer:
         """Tie position j of every one of ``blocks`` equal runs along an axis; return the labels of the first run."""
         runs = axis.labels.reshape(blocks, -1)
         self.labels.unite(runs, runs[:1])
-        return AxisLabels(runs[0], axis.zero)
+        return AxisLabels(runs[0], axis.rest)
 
     def fix(self, axis: AxisLabels, reason: str) -> None:
         """Make the channels along an axis unprunable."""

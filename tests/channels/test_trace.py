@@ -90,21 +90,24 @@ HOSTILE = {
     "softmax over channels": (lambda y: y.softmax(1), "softmax over the channels"),
     "mean over channels": (lambda y: y - y.mean(1, keepdim=True), "a mean or maximum over the channels"),
     "maximum over channels": (lambda y: y + y.amax(1, keepdim=True), "a mean or maximum over the channels"),
-    "an op without a rule": (lambda y: y.cumsum(1), "unknown op `Tensor.cumsum`"),
+    "an op without a rule": (lambda y: y.renorm(2, 1, 1.0), "unknown op `Tensor.renorm`"),
+    "a running sum": (lambda y: y.cumsum(1), "a running sum or an order over the channels"),
     "a literal reshape": (lambda y: y.view(2, 2, 4, 16, 16).flatten(1, 2), "reshaped to a literal size"),
-    "a literal slice": (lambda y: torch.cat([y[:, 4:], y[:, :4]], 1), "the code picks channels by literal positions"),
+    "a literal slice from the end": (lambda y: y[:, -8:], "the code picks channels by literal positions"),
     "a literal split": (lambda y: torch.cat(y.split(4, 1)[::-1], 1), "split at literal positions"),
     "a constant of fixed size": (lambda y: y + torch.ones(8, 1, 1), "a tensor of fixed size"),
     "a constant along the channels": (lambda y: y * torch.arange(8.0).view(8, 1, 1), "meets the model's input"),
     "arithmetic with the width": (lambda y: y / y.shape[1], "the number of channels"),
     "a branch on the width": (lambda y: y * 2 if y.shape[1] == 8 else y, "the code computes with the number"),
-    "a logarithm": (lambda y: y.abs().log().clamp(-9, 9), "unknown op"),
-    "a denominator": (lambda y: 1 / (y + 9), "unknown op"),
-    "a division": (lambda y: y.mean() / (y + 9).square(), ""),
-    "one channel spread over all": (lambda y: y + y[:, :1], ""),
-    "an assignment into a slice": (lambda y: assigned(y), "unknown op `Tensor.__setitem__`"),
+    "a logarithm": (lambda y: y.abs().log().clamp(-9, 9), "`log` may not be finite where a channel is zero"),
+    "a denominator": (lambda y: 1 / (y + y), "`reciprocal` may not be finite where a channel is zero"),
+    "an unknown denominator": (lambda y: y / y.softmax(2), "`div` may not be finite where a channel is zero"),
+    "a fixed tensor written over the channels": (lambda y: assigned(y, torch.ones(8, 1, 1)), "a tensor of fixed size"),
+    "channels written into a tensor of fixed size": (
+        lambda y: torch.zeros(2, 8, 16, 16).copy_(y), "a tensor of fixed size",
+    ),
     "a custom autograd function": (lambda y: Opaque.apply(y), "unknown op `fft.fft"),
-    "a size in a factory": (lambda y: y * torch.ones(1, y.shape[1], 1, 1), "is an argument of `ones`"),
+    "a size in arange": (lambda y: y * torch.arange(y.shape[1])[:, None, None], "is an argument of `arange`"),
     "a number from the tensor": (lambda y: y * y.max().item(), ""),
     "two kinds of channels in one axis": (
         lambda y: y + (y.flatten(2) @ y.flatten(2).mT).flatten(1).mean(1, keepdim=True)[..., None, None],
@@ -131,9 +134,9 @@ HOSTILE = {
 }  # fmt: skip
 
 
-def assigned(y: Tensor) -> Tensor:
+def assigned(y: Tensor, value: Tensor) -> Tensor:
     z = torch.zeros_like(y)
-    z[...] = y
+    z[...] = value
     return z
 
 

@@ -7,14 +7,31 @@ reads the labels of the inputs, unites or fixes what the operation ties together
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from hoyer_export.channels.rules import contraction, movement, normalisation, pointwise, pooling, shapes
+from hoyer_export.channels.rules import (
+    contraction,
+    indexing,
+    joining,
+    movement,
+    normalisation,
+    pointwise,
+    pooling,
+    reduction,
+    reshaping,
+    shapes,
+)
 from hoyer_export.channels.tracer import Rule
 
 RULES: Mapping[Callable[..., Any], Rule] = {
     **shapes.RULES,
     **movement.RULES,
+    **indexing.RULES,
+    **reshaping.RULES,
+    **joining.RULES,
     **pointwise.RULES,
+    **reduction.RULES,
     **contraction.RULES,
     **normalisation.RULES,
     **pooling.RULES,
 }
+# These rules read sizes that remember where they came from; to the others a size is a plain number that must stay.
+TAKES_SIZES = indexing.TAKES_SIZES | reshaping.TAKES_SIZES | joining.TAKES_SIZES | shapes.TAKES_SIZES

@@ -8,11 +8,12 @@ from math import prod
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from hoyer_export.channels.rules.names import named
-from hoyer_export.channels.rules.pointwise import meet
-from hoyer_export.channels.tracer import AxisLabels, TensorLabels, Tracer
+from hoyer_export.channels.rules.pointwise import labels_of, meet, sum_of
+from hoyer_export.channels.tracer import AxisLabels, TensorLabels, Tracer, tensors_in
 
 KERNEL = "positions that a convolution slides over"
 
@@ -76,13 +77,13 @@ def transposed_convolution(
         outputs = tracer.axis(weight, 1)
         tracer.contraction("transposed convolution", constant, weight, slices, outputs)
     elif len(slices) == groups:  # depthwise: input i alone makes outputs i · multiplier ...
-        outputs = AxisLabels(slices.labels.repeat(weight.shape[1]), slices.zero)
+        outputs = AxisLabels(slices.labels.repeat(weight.shape[1]), slices.rest)
         _fix_unless_groups_can_shrink(tracer, weight, slices)
         tracer.contraction("transposed convolution", constant, weight, slices, weight.shape[1])
     else:
         tracer.tie_blocks(slices, groups)
         per_group = tracer.axis(weight, 1)
-        outputs = AxisLabels(np.tile(per_group.labels, groups), per_group.zero)
+        outputs = AxisLabels(np.tile(per_group.labels, groups), per_group.rest)
         tracer.contraction("transposed convolution", constant, weight, slices, per_group)
     _finish(tracer, output, input, channel_axis, weight, bias, outputs)
 
@@ -100,29 +101,33 @@ def linear(tracer: Tracer, output: Tensor, input: Tensor, weight: Tensor, bias: 
     axes = {axis: side for axis, side in tracer.axes(input).items() if axis != input.ndim - 1}
     constant = output.numel() // tracer.batch_size // len(outputs) // prod(len(side) for side in axes.values())
     tracer.contraction("linear", constant, weight, outputs, slices, *axes.values())
-    others = {axis: AxisLabels(side.labels, zero=False) for axis, side in axes.items()}
+    others = {axis: AxisLabels(side.labels, 0.0 if side.zero and bias is None else None) for axis, side in axes.items()}
     tracer.put(output, {**others, output.ndim - 1: _with_bias(tracer, outputs, bias)})
 
 
 def matrix_product(tracer: Tracer, output: Tensor, input: Tensor, other: Tensor, **options: Any) -> None:
-    """[..., n, k] · [..., k, m]: unites the k of both sides; n and m pass on, and so do matching batch axes."""
-    if input.ndim < 2 or other.ndim < 2:
-        tracer.fix_tensor(input, "a matrix product with a vector")
-        tracer.fix_tensor(other, "a matrix product with a vector")
-        return
-    left, right = tracer.axes(input), tracer.axes(other)
-    n, m = input.ndim - 2, other.ndim - 1
+    """[..., n, k] · [..., k, m]: unites the k of both sides; n and m pass on, and so do matching batch axes.
+
+    A vector is a matrix of one row on the left, of one column on the right, which the product lacks.
+    """
+    row, column = input.ndim == 1, other.ndim == 1
+    left = tracer.axes(input)
+    right = tracer.axes(other)
+    k_left, k_right = input.ndim - 1, 0 if column else other.ndim - 2
     axes: TensorLabels = {}
-    if n in left:
-        axes[output.ndim - 2] = left[n]
-    if m in right:
-        axes[output.ndim - 1] = right[m]
-    for axis in range(output.ndim - 2):
-        if sides := meet(tracer, [input, other], output, axis):
-            axes[axis] = AxisLabels(sides[0].labels, any(side.zero for side in sides))
+    if not row and input.ndim - 2 in left:
+        axes[output.ndim - 2 + column] = left[input.ndim - 2]
+    if not column and other.ndim - 1 in right:
+        axes[output.ndim - 1] = right[other.ndim - 1]
+    axes = {axis: AxisLabels(side.labels, 0.0 if side.zero else None) for axis, side in axes.items()}
+    if not (row or column):
+        for axis in range(output.ndim - 2):
+            if sides := meet(tracer, [input, other], output, axis):
+                zero = any(side.zero for side in sides.values())
+                axes[axis] = AxisLabels(labels_of(sides), 0.0 if zero else None)
     inner: AxisLabels | int = input.shape[-1]
-    if input.ndim - 1 in left or other.ndim - 2 in right:
-        inner, theirs = tracer.axis(input, -1), tracer.axis(other, -2)
+    if k_left in left or k_right in right:
+        inner, theirs = tracer.axis(input, k_left), tracer.axis(other, k_right)
         tracer.unite(inner, theirs)
         _fix_unless_silent(tracer, inner, theirs)
         if _is_weight(tracer, input):
@@ -131,11 +136,142 @@ def matrix_product(tracer: Tracer, output: Tensor, input: Tensor, other: Tensor,
             tracer.reads(theirs)
         else:
             tracer.sums(inner)
-    fixed = output.numel() // tracer.batch_size // prod(len(side) for side in axes.values())
-    # Either side may be the weight; where both are activations their labels are those of weights anyway.
-    tracer.contraction("matmul", max(fixed, 1), other, inner, *axes.values())
-    tracer.weights += [side.labels for side in tracer.known_axes(input).values()]
+    _count(tracer, "matmul", output, [input, other], inner, axes)
     tracer.put(output, axes)
+
+
+def sum_and_product(
+    tracer: Tracer, output: Tensor, input: Tensor, first: Tensor, second: Tensor, **factors: Any
+) -> None:
+    """β · input + α · first · second."""
+    matrix_product(tracer, output, first, second)
+    sum_of(tracer, output, output, input)
+
+
+def einsum(tracer: Tracer, output: Tensor, equation: Any, *operands: Any) -> None:
+    """Σ over the letters that the result lacks of the product of all operands; the same letter is the same channel."""
+    operands = tuple(operands[0]) if len(operands) == 1 and not isinstance(operands[0], Tensor) else operands
+    letters = _letters(equation, operands) if isinstance(equation, str) else None
+    if letters is None or any(len(set(of)) < len(of) for of in letters):
+        for operand in operands:
+            tracer.fix_tensor(operand, "an einsum in an unusual form")
+        return
+    *inputs, result = letters
+    axes: TensorLabels = {}
+    inner: list[AxisLabels | int] = []
+    for letter in dict.fromkeys("".join(inputs)):
+        holders = [(x, of.index(letter)) for x, of in zip(operands, inputs, strict=True) if letter in of]
+        size = max(x.shape[axis] for x, axis in holders)
+        for x, axis in holders:
+            if x.shape[axis] < size and axis in tracer.axes(x):
+                tracer.fix(tracer.axis(x, axis), "one channel that is spread over many")
+        holders = [(x, axis) for x, axis in holders if x.shape[axis] == size]
+        labelled = any(axis in tracer.axes(x) for x, axis in holders)
+        sides = [tracer.axis(x, axis) for x, axis in holders] if labelled else []
+        for side in sides[1:]:
+            tracer.unite(sides[0], side)
+        zero = any(side.zero for side in sides)
+        if letter in result and labelled:
+            axes[result.index(letter)] = AxisLabels(sides[0].labels, 0.0 if zero else None)
+        elif letter not in result:
+            inner.append(sides[0] if labelled else size)
+            if labelled and not zero:
+                tracer.fix(sides[0], "summed over the channels where a zeroed one is not zero")
+            for (x, _), side in zip(holders, sides, strict=True) if labelled else ():
+                (tracer.reads if _is_weight(tracer, x) else tracer.sums)(side)
+    if inner and len(operands) > 1:
+        _count(tracer, "einsum", output, list(operands), inner[0], axes, *inner[1:])
+    tracer.put(output, axes)
+
+
+def _letters(equation: str, operands: Any) -> list[str] | None:
+    """Return the letters of each operand's axes and of the result's; an ellipsis stands for capital letters."""
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    inputs = left.split(",")
+    named_axes = {letter for letter in left if letter.isalpha()}
+    free = [letter for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if letter not in named_axes]
+    expanded, longest = [], 0
+    for operand, letters in zip(operands, inputs, strict=True):
+        hidden = operand.ndim - len(letters.replace("...", "")) if "..." in letters else 0
+        longest = max(longest, hidden)
+        expanded.append(letters.replace("...", "".join(free[:hidden][::-1])))
+    if not arrow:
+        once = sorted(letter for letter in named_axes if left.count(letter) == 1)
+        right = ("..." if "..." in left else "") + "".join(once)
+    return [*expanded, right.replace("...", "".join(free[:longest][::-1]))]
+
+
+def attention(
+    tracer: Tracer,
+    output: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> None:
+    """softmax(q kᵀ · scale) v: heads go whole; the width of q and k stays, where the scale is made from it."""
+    tensors = [query, key, value]
+    if enable_gqa:
+        for tensor in tensors:
+            tracer.fix_tensor(tensor, "attention whose heads share keys")
+    q, k = tracer.axis(query, -1), tracer.axis(key, -1)
+    if query.ndim - 1 in tracer.axes(query) or key.ndim - 1 in tracer.axes(key):
+        tracer.unite(q, k)
+        if scale is None:
+            tracer.fix(q, "the attention's scale is made from the width of its heads")
+        _fix_unless_silent(tracer, q, k)
+        tracer.sums(q)
+    masks = [] if attn_mask is None else [(attn_mask, -1), (attn_mask, -2)]
+    for tensor, axis in ((key, -2), (value, -2), *masks):
+        if axis % tensor.ndim in tracer.axes(tensor):
+            tracer.fix(tracer.axis(tensor, axis), "softmax over the channels")
+    axes: TensorLabels = {}
+    for axis in range(output.ndim - 2):
+        operands = [*tensors] if attn_mask is None else [*tensors, attn_mask]
+        if sides := meet(tracer, operands, output, axis):
+            zero = 2 in sides and sides[2].zero
+            axes[axis] = AxisLabels(labels_of(sides), 0.0 if zero else None)
+    if query.ndim - 2 in tracer.axes(query):
+        axes[output.ndim - 2] = AxisLabels(tracer.axis(query, -2).labels, None)
+    scores = output[..., :1].expand(*output.shape[:-1], key.shape[-2])
+    _count(tracer, "attention", scores, [query, key], q, {a: s for a, s in axes.items() if a < output.ndim - 1})
+    if value.ndim - 1 in tracer.axes(value):
+        last = tracer.axis(value, -1)
+        axes[output.ndim - 1] = AxisLabels(last.labels, 0.0 if last.zero else None)
+    _count(tracer, "attention", output, [value], key.shape[-2], axes)
+    tracer.put(output, axes)
+
+
+def multi_head_attention(tracer: Tracer, output: Any, query: Tensor, *arguments: Any, **options: Any) -> None:
+    """``nn.MultiheadAttention``: its sizes are checked against each other in too many places to cut any of them."""
+    for tensor in (query, *tensors_in((arguments, options))):
+        tracer.fix_tensor(tensor, "nn.MultiheadAttention")
+    key, embed = arguments[0], arguments[2]
+    out_weight = next(x for x in tensors_in((arguments[5:], options)) if x.shape == (query.shape[-1], embed))
+    length, source = query.shape[0], key.shape[0]  # [L, N, E], whatever batch_first says
+    for rows in (length, source, source):
+        tracer.contraction("attention", rows * embed, query, query.shape[-1])
+    tracer.contraction("attention", 2 * length * source, query, embed)
+    tracer.contraction("attention", length * embed, out_weight, embed)
+
+
+def embedding(
+    tracer: Tracer, output: Tensor, input: Tensor, weight: Tensor, *options: Any, **named_options: Any
+) -> None:
+    """Rows of a table: its columns are channels, its rows are picked by literal numbers."""
+    tracer.fix_later(weight, [0], "picked by number")
+    columns = tracer.axis(weight, 1)
+    tracer.put(output, {output.ndim - 1: columns})
+
+
+def recurrent(tracer: Tracer, output: Any, *arguments: Any, **options: Any) -> None:
+    """A recurrent layer's gates are stacked in its weights, and its state lives on between steps."""
+    for tensor in tensors_in((arguments, options)):
+        tracer.fix_tensor(tensor, "a recurrent layer")
 
 
 def _is_weight(tracer: Tracer, tensor: Tensor) -> bool:
@@ -146,6 +282,26 @@ def _is_weight(tracer: Tracer, tensor: Tensor) -> bool:
 def _images(tracer: Tracer, tensor: Tensor, channel_axis: int) -> int:
     """Return how many images of the convolution one example stands for: more than one for frames of a video, say."""
     return max(tensor.shape[0] // tracer.batch_size, 1) if channel_axis else 1
+
+
+def _count(
+    tracer: Tracer,
+    op: str,
+    output: Tensor,
+    factors: list[Tensor],
+    inner: AxisLabels | int,
+    axes: TensorLabels,
+    *more: AxisLabels | int,
+) -> None:
+    """Count output positions × positions summed over, for one example; ``axes`` are the output's labelled ones.
+
+    Either factor may be the weight; where both are activations their labels are those of weights anyway.
+    """
+    fixed = output.numel() // prod(len(side) for side in axes.values())
+    constant = fixed // tracer.batch_size if fixed % tracer.batch_size == 0 else fixed
+    for factor in factors:
+        tracer.weights += [side.labels for side in tracer.known_axes(factor).values()]
+    tracer.contraction(op, max(constant, 1), output, inner, *more, *axes.values())
 
 
 def _fix_unless_groups_can_shrink(tracer: Tracer, weight: Tensor, channels: AxisLabels) -> None:
@@ -179,7 +335,7 @@ def _with_bias(tracer: Tracer, outputs: AxisLabels, bias: Tensor | None) -> Axis
         return outputs
     shift = tracer.axis(bias, 0)
     tracer.unite(outputs, shift)
-    return AxisLabels(outputs.labels, outputs.zero and shift.zero)
+    return AxisLabels(outputs.labels, 0.0 if outputs.zero and shift.zero else None)
 
 
 def _fix_unless_silent(tracer: Tracer, inputs: AxisLabels, slices: AxisLabels) -> None:
@@ -192,5 +348,14 @@ RULES = {
     **named("conv1d conv2d conv3d", convolution),
     **named("conv_transpose1d conv_transpose2d conv_transpose3d", transposed_convolution),
     **named("linear", linear),
-    **named("matmul bmm mm __matmul__", matrix_product),
+    **named("matmul bmm mm mv dot __matmul__", matrix_product),
+    **named("addmm addmv baddbmm", sum_and_product),
+    **named("einsum", einsum),
+    **named("scaled_dot_product_attention", attention),
+    **named("multi_head_attention_forward", multi_head_attention),
+    **named("embedding", embedding),
+    **dict.fromkeys([getattr(torch._VF, name) for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")], recurrent),
+    **named("lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell", recurrent),
 }
+# They count MACs also where no channel can go.
+COUNTED = frozenset(function for function, rule in RULES.items() if rule not in (embedding, recurrent))

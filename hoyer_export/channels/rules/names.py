@@ -20,18 +20,23 @@ def named(names: str, rule: Rule, in_place: bool = True) -> dict[Callable[..., A
     Raises:
         ValueError: torch has nothing of that name, so that the rule could never be used.
     """
-    rules: dict[Callable[..., Any], Rule] = {}
+    return dict.fromkeys(functions_named(names, in_place), rule)
+
+
+def functions_named(names: str, in_place: bool = True) -> list[Callable[..., Any]]:
+    """Return every function and method that goes by one of the space-separated names; arguments as for ``named``."""
+    functions: dict[Callable[..., Any], None] = {}
     for name in names.split():
-        found = {
+        found = [
             getattr(space, form)
             for space in _NAMESPACES
             for form in [name, f"{name}_"][: 1 + in_place]
             if hasattr(space, form)
-        }
+        ]
         if not found:
             raise ValueError(f"torch has no operation {name!r}")
-        rules |= dict.fromkeys(found, rule)
-    return rules
+        functions |= dict.fromkeys(found)
+    return list(functions)
 
 
 def getters(names: str, rule: Rule) -> dict[Callable[..., Any], Rule]:

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from hoyer_export.channels.rules.names import named
-from hoyer_export.channels.rules.pointwise import put_constant
+from hoyer_export.channels.rules.pointwise import put, put_unknown
 from hoyer_export.channels.tracer import AxisLabels, Tracer
 
 
@@ -33,7 +33,7 @@ def batch_norm(
     for axis, side in tracer.known_axes(input).items():
         if axis != 1:
             tracer.fix(side, "a normalisation's statistics run over it")
-    tracer.put(output, {1: AxisLabels(channels.labels, scaled and shifted)})
+    tracer.put(output, {1: AxisLabels(channels.labels, 0.0 if scaled and shifted else None)})
 
 
 def instance_norm(
@@ -70,11 +70,45 @@ def group_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> None:
-    """A mean and a variance over the channels of a group: a channel that is zero still counts in both."""
-    _mixes(tracer, output, input, [1], "group_norm")
+    """A mean and a variance over the channels of a normalisation group: they go together, and the group with them."""
+    axes = tracer.axes(input)
+    channels = tracer.axis(input, 1)
+    owner = tracer.module
+    if 1 in axes and (num_groups == 1 or not (isinstance(owner, nn.GroupNorm) and owner.weight is weight)):
+        over_all = "a group_norm over all channels" if num_groups == 1 else "a group_norm whose groups no module holds"
+        tracer.fix(channels, over_all)
+    elif 1 in axes:
+        runs = channels.labels.reshape(num_groups, -1)
+        tracer.labels.unite(runs, runs[:, :1])
     for vector in (weight, bias):
         if vector is not None:
-            tracer.unite(tracer.axis(input, 1), tracer.axis(vector, 0))
+            tracer.unite(channels, tracer.axis(vector, 0))
+    for axis, side in axes.items():
+        if axis > 1:
+            tracer.fix(side, "a normalisation's statistics run over it")
+    scaled = channels.zero if weight is None else tracer.axis(weight, 0).zero
+    shifted = bias is None or tracer.axis(bias, 0).zero
+    put(tracer, output, {1: AxisLabels(channels.labels, 0.0 if scaled and shifted else None)} if 1 in axes else {})
+
+
+def normalize(
+    tracer: Tracer, output: Tensor, input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, **options: Any
+) -> None:
+    """x / ‖x‖ₚ: a channel that is exactly zero adds nothing to the norm (p > 0)."""
+    axes = tracer.axes(input)
+    if (axis := dim % input.ndim) in axes:
+        if axes[axis].zero and p > 0:
+            tracer.sums(axes[axis])
+        else:
+            tracer.fix(axes[axis], "normalised over channels of which a zeroed one is not zero")
+    put(tracer, output, {a: AxisLabels(side.labels, 0.0 if side.zero else None) for a, side in axes.items()})
+
+
+def local_response_norm(
+    tracer: Tracer, output: Tensor, input: Tensor, size: int, *options: Any, **named_options: Any
+) -> None:
+    """Each channel is divided by a sum over its neighbours: which they are depends on what lies between."""
+    _mixes(tracer, output, input, [1], "local_response_norm")
 
 
 def _mixes(tracer: Tracer, output: Tensor, input: Tensor, mixed: Any, name: str) -> None:
@@ -82,7 +116,7 @@ def _mixes(tracer: Tracer, output: Tensor, input: Tensor, mixed: Any, name: str)
     for axis in mixed:
         if axis in axes:
             tracer.fix(axes[axis], name)
-    put_constant(tracer, output, axes)
+    put_unknown(tracer, output, axes)
 
 
 RULES = {
@@ -90,4 +124,6 @@ RULES = {
     **named("instance_norm", instance_norm),
     **named("layer_norm rms_norm", layer_norm),
     **named("group_norm", group_norm),
+    **named("normalize", normalize),
+    **named("local_response_norm", local_response_norm),
 }

@@ -1,11 +1,13 @@
 """Questions about a tensor: its sizes remember where they came from, its type and place say nothing of channels."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from hoyer_export.channels.rules.names import getters, named
-from hoyer_export.channels.sizes import SourcedSize, sourced_shape
-from hoyer_export.channels.tracer import Tracer
+from hoyer_export.channels.sizes import AxisSize, Size, sourced_shape
+from hoyer_export.channels.tracer import AxisLabels, TensorLabels, Tracer
 
 
 def shape(tracer: Tracer, output: torch.Size, input: Tensor) -> torch.Size:
@@ -22,7 +24,7 @@ def size(tracer: Tracer, output: torch.Size | int, input: Tensor, dim: int | Non
 def numel(tracer: Tracer, output: int, input: Tensor) -> int:
     """``x.numel()``: the product of the sizes."""
     product = 1
-    for length in sorted(sourced_shape(tracer, input), key=lambda length: isinstance(length, SourcedSize)):
+    for length in sorted(sourced_shape(tracer, input), key=lambda length: isinstance(length, Size)):
         product = product * length
     return product
 
@@ -30,9 +32,23 @@ def numel(tracer: Tracer, output: int, input: Tensor) -> int:
 def length(tracer: Tracer, output: int, input: Tensor) -> int:
     """``len(x)``: Python insists on a plain int, so nobody can see what is done with it."""
     for first in sourced_shape(tracer, input)[:1]:
-        if isinstance(first, SourcedSize):
-            tracer.fix(first.source, "`len` of a tensor along its channels")
+        if isinstance(first, Size):
+            first.lose("`len` of a tensor along its channels")
     return output
+
+
+def filled(tracer: Tracer, output: Tensor, *arguments: Any, **options: Any) -> None:
+    """A new tensor as large as another one's axes: it shrinks with them."""
+    wanted = options.get("size", next((a for a in arguments if isinstance(a, tuple | list)), None))
+    if wanted is None:
+        wanted = [a for a in arguments if isinstance(a, int)]
+    rest = float(output.flatten()[0]) if output.numel() and bool((output == output.flatten()[0]).all()) else None
+    axes: TensorLabels = {}
+    for axis, length in enumerate(wanted):
+        if isinstance(length, AxisSize) and length.times == length.over == 1:
+            axes[axis] = AxisLabels(length.source.labels, rest)
+            length.tie(axes[axis])
+    tracer.put(output, axes)
 
 
 def nothing(tracer: Tracer, output: object, *arguments: object, **named_arguments: object) -> None:
@@ -49,4 +65,6 @@ RULES = {
         "dtype device layout ndim is_cuda is_cpu is_meta is_sparse is_quantized requires_grad is_mkldnn", nothing
     ),
     **getters("is_mps is_xla is_xpu is_leaf grad_fn is_nested", nothing),
+    **named("zeros ones empty rand randn new_zeros new_ones new_empty", filled, in_place=False),
 }
+TAKES_SIZES = frozenset(named("zeros ones empty rand randn new_zeros new_ones new_empty", filled, in_place=False))
