@@ -179,15 +179,17 @@ class Widths(nn.Module):
 class Attention(nn.Module):
     """Self-attention between pixels with one fused projection, of whose heads some can go."""
 
-    def __init__(self, fused: bool = True) -> None:
+    def __init__(self, fused: bool = True, rest: bool = False) -> None:
         super().__init__()
+        self.rest = rest  # the width of a head is whatever is left for it
         self.a, self.qkv, self.project, self.fc = conv(3, 8), nn.Linear(8, 36), nn.Linear(12, 8), nn.Linear(8, 5)
         self.heads, self.width, self.fused = 3, 4, fused
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.a(x).flatten(2).mT  # [N, pixels, channels]
         batch, pixels, _ = y.shape
-        q, k, v = self.qkv(y).reshape(batch, pixels, 3, self.heads, self.width).permute(2, 0, 3, 1, 4).unbind(0)
+        qkv = self.qkv(y).reshape(batch, pixels, 3, self.heads, -1 if self.rest else self.width)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         z = F.scaled_dot_product_attention(q, k, v) if self.fused else (q * self.width**-0.5 @ k.mT).softmax(-1) @ v
         z = self.project(z.transpose(1, 2).reshape(batch, pixels, self.heads * self.width))
         return self.fc((y + z).mean(1))
@@ -195,6 +197,23 @@ class Attention(nn.Module):
 
 def explicit_attention() -> Attention:
     return Attention(fused=False)
+
+
+def attention_of_the_rest() -> Attention:
+    return Attention(rest=True)
+
+
+class Halves(nn.Module):
+    """A network that keeps twice the size that it needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.fc = conv(3, 12), conv(6, 5), conv(6, 5), nn.Linear(5, 5)
+        self.both = 12
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = torch.split(self.a(x), self.both // 2, dim=1)
+        return self.fc((self.b(left) * self.c(right)).mean((2, 3)))
 
 
 def labelled_products() -> Net:
@@ -301,6 +320,7 @@ def patches() -> Net:
 WIRINGS = [
     chain, flattened, residual, depthwise, grouped, concatenated, halves, shuffled, squeeze_excite, transposed, scaled,
     unaffine, tied, in_place, maxout, bounded, transposed_weight, split_by_width, Widths, Attention, explicit_attention,
+    attention_of_the_rest, Halves,
     labelled_products, normalised_in_groups, normalised_by_hand, pixels_from_channels, strided_slices, first_channels,
     stacked, assigned, several_outputs, repeated, Headed, patches,
 ]  # fmt: skip

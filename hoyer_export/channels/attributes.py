@@ -5,10 +5,8 @@ every int in an attribute of the user's own modules is replaced by one that note
 that it does is give axes their lengths, the cut writes the new length into the attribute.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from math import gcd
-from typing import Any
 
 import torch
 from torch import nn
@@ -27,6 +25,8 @@ class Attribute:
         dense: the size.
         uses: (labels of an axis, times, over): the axis has ``dense · times // over`` positions.
         is_literal: something depends on the number that the cut cannot see to.
+        declined: labels of axes that could have followed the attribute, but another length followed the cut instead.
+        is_preferred: those axes are to follow the attribute.
     """
 
     module: str
@@ -35,21 +35,26 @@ class Attribute:
     dense: int
     uses: list[tuple[Vector, int, int]] = field(default_factory=list)
     is_literal: bool = False
+    declined: list[Vector] = field(default_factory=list)
+    is_preferred: bool = False
 
     @property
-    def axis(self) -> Vector | None:
-        """The labels of an axis whose length the attribute is, where there is one and it may change."""
-        exact = (labels for labels, times, over in self.uses if times == over == 1)
-        return None if self.is_literal else next(exact, None)
+    def axis(self) -> tuple[Vector, int] | None:
+        """The labels of an axis, and of how many such axes the attribute is the length, where it may change."""
+        exact = sorted((over, number) for number, (_, times, over) in enumerate(self.uses) if times == 1)
+        if self.is_literal or self.declined or not exact:
+            return None
+        over, number = exact[0]
+        return self.uses[number][0], over
 
     def settle(self, labels: Labels) -> None:
         """Tie all axes that follow the attribute to each other, or fix them where it cannot change."""
+        followed = self.axis
         for axis, times, over in self.uses:
-            if self.axis is None:
+            if followed is None:
                 labels.fix(axis, f"its size is fixed by `{self.shown}`, which the code also uses otherwise")
-            elif axis is not self.axis:
-                shared = gcd(times, over)
-                labels.same_length(self.axis, axis, times // shared, over // shared)
+            elif axis is not followed[0]:
+                labels.same_length(followed[0], axis, times * followed[1], over)
 
     @property
     def shown(self) -> str:
@@ -58,7 +63,9 @@ class Attribute:
         return name if self.index is None else f"{name}[{self.index}]"
 
 
-def watch_attributes(model: nn.Module, make: Callable[[Attribute], int]) -> Iterator[Attribute]:
+def watch_attributes(
+    model: nn.Module, make: Callable[[Attribute], int], preferred: Collection[str]
+) -> Iterator[Attribute]:
     """Replace every size in an attribute of a module of ``model`` by what ``make`` returns for it.
 
     The modules of torch itself hold no sizes of which ``surgery`` does not know. 1 is no size that could shrink.
@@ -67,17 +74,13 @@ def watch_attributes(model: nn.Module, make: Callable[[Attribute], int]) -> Iter
         if type(module).__module__.startswith("torch.") or isinstance(module, torch.jit.ScriptModule):
             continue
         for key, value in list(vars(module).items()):
-            if _is_size(value):
-                attribute = Attribute(name, key, None, value)
-                vars(module)[key] = make(attribute)
+            sizes = value if type(value) in (list, tuple) else [value]
+            if not all(type(item) is int for item in sizes):
+                continue
+            watched: list[int] = []
+            for index, item in enumerate(sizes):
+                attribute = Attribute(name, key, None if type(value) is int else index, item)
+                attribute.is_preferred = attribute.shown in preferred
+                watched.append(make(attribute) if item > 1 else item)
                 yield attribute
-            elif type(value) in (list, tuple) and value and all(type(item) is int for item in value):
-                found = [
-                    Attribute(name, key, index, item) if _is_size(item) else item for index, item in enumerate(value)
-                ]
-                vars(module)[key] = type(value)(make(item) if isinstance(item, Attribute) else item for item in found)
-                yield from (item for item in found if isinstance(item, Attribute))
-
-
-def _is_size(value: Any) -> bool:
-    return type(value) is int and value > 1
+            vars(module)[key] = watched[0] if type(value) is int else type(value)(watched)

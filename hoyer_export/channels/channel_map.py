@@ -98,8 +98,8 @@ class SizeAttribute:
         attribute: its attribute.
         index: position in the attribute, where that is a list or tuple of sizes.
         dense: the size now.
-        axis: what it is the length of; the slim size is ``size of the axis // times``.
-        times: positions of the axis for each unit of the attribute.
+        axis: what it follows; the size is ``times`` · size of the axis.
+        times: how many such axes it is the length of, e.g. 2 where the code uses ``self.width // 2``.
     """
 
     module: str

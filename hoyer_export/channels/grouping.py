@@ -4,12 +4,11 @@ A class of labels that is not fixed is a channel; channels that touch the same m
 done on whole arrays: a network has 10⁵ labels and more.
 """
 
-from collections import defaultdict
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor
 
 from hoyer_export.channels.channel_map import (
     Axis,
@@ -27,42 +26,34 @@ ONLY_CHANNEL = "the only channel of its group"
 NO_WEIGHT = "no convolution, linear layer or matrix product reads or writes it"
 
 
-def channel_map(tracer: Tracer, model: nn.Module) -> ChannelMap:
-    """Return the channel map of a finished trace of ``model``."""
-    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+def channel_map(
+    tracer: Tracer, classes: Classes, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
+) -> ChannelMap:
+    """Return the channel map of a finished trace of a model with these parameters and buffers."""
     shapes = {name: tuple(tensor.shape) for name, tensor in {**parameters, **buffers}.items()}
     labels = tracer.labels
-    for attribute in tracer.attributes:
-        attribute.settle(labels)
-    classes = labels.solve()
     weights = _weights(tracer, shapes)
     readers, summed = _slots_of(tracer.readers, labels), _classes_of(tracer.summed, classes)
     group_of, channel_of, names = _group(labels, classes, weights)
-    groups = tuple(
-        ChannelGroup(
-            name,
-            width=int(channel_of[group_of == number].max()) + 1,
-            members=tuple(
-                Member(
-                    slot.parameter,
-                    slot.dim,
-                    owner=torch.from_numpy(_owner(slot, group_of, channel_of, number)),
-                    is_weight=slot.parameter in weights,
-                    reads=at in readers,
-                )
-                for at, slot in enumerate(labels.slots)
-                if (group_of[slot.start : slot.start + slot.size] == number).any()
-            ),
-            only_read=not np.isin(classes.of_label[group_of == number], summed).any(),
-        )
-        for number, name in enumerate(names)
-    )
+    widths, only_read = [0] * len(names), [True] * len(names)
+    members: list[list[Member]] = [[] for _ in names]
+    for at, slot in enumerate(labels.slots):
+        span = slice(slot.start, slot.start + slot.size)
+        for number in sorted(set(group_of[span].tolist()) - {-1}):
+            owner = np.where(group_of[span] == number, channel_of[span], -1)
+            widths[number] = max(widths[number], int(owner.max()) + 1)
+            only_read[number] &= not np.isin(classes.of_label[span][owner >= 0], summed).any()
+            is_weight, reads = slot.parameter in weights, at in readers
+            members[number].append(Member(slot.parameter, slot.dim, torch.from_numpy(owner), is_weight, reads))
+    groups = tuple(map(ChannelGroup, names, widths, map(tuple, members), only_read))
     contractions = tuple(
         Contraction(found.name, found.constant, tuple(_axis(axis, group_of, channel_of, groups) for axis in found.axes))
         for found in tracer.contractions
     )
     attributes = tuple(
-        SizeAttribute(found.module, found.name, found.index, found.dense, _axis(axis, group_of, channel_of, groups))
+        SizeAttribute(
+            found.module, found.name, found.index, found.dense, _axis(axis[0], group_of, channel_of, groups), axis[1]
+        )
         for found in tracer.attributes
         if (axis := found.axis) is not None
     )
@@ -80,11 +71,11 @@ def _weights(tracer: Tracer, shapes: dict[str, tuple[int, ...]]) -> set[str]:
 def _slots_of(vectors: list[Vector], labels: Labels) -> set[int]:
     """Return the numbers of all slots that some of the labels lie in."""
     slot_of = _slot_of(labels)
-    return {number for vector in vectors for number in np.unique(slot_of[vector]).tolist()} - {-1}
+    return {number for vector in vectors for number in slot_of[vector].tolist()} - {-1}
 
 
 def _classes_of(vectors: list[Vector], classes: Classes) -> Vector:
-    return np.unique(np.concatenate([np.zeros(0, np.int64), *(classes.of_label[vector] for vector in vectors)]))
+    return _distinct(np.concatenate([np.zeros(0, np.int64), *(classes.of_label[vector] for vector in vectors)]))
 
 
 def _slot_of(labels: Labels) -> Vector:
@@ -97,32 +88,42 @@ def _slot_of(labels: Labels) -> Vector:
 
 def _group(labels: Labels, classes: Classes, weights: set[str]) -> tuple[Vector, Vector, list[str]]:
     """Return each label's group (-1 for none) and channel in it, and the groups' names."""
-    slot_of = _slot_of(labels)
-    fixed = np.isin(classes.of_label, list(classes.reasons))
-    live = np.flatnonzero((slot_of >= 0) & ~fixed)
+    slot_of, of_label = _slot_of(labels), classes.of_label
+    live = np.flatnonzero((slot_of >= 0) & (classes.reason_of_class[of_label] < 0))
     # A class' signature is the set of slots that it touches: the sum of one random 64-bit number a slot (2⁻⁶⁴ that
     # two different sets agree, and a fixed seed so that it is the same on every run).
     numbers = np.random.default_rng(0).integers(0, 2**63, len(labels.slots), dtype=np.uint64)
-    pairs = np.unique(np.stack([classes.of_label[live], slot_of[live]]), axis=1)
-    signature = np.zeros(classes.of_label.max() + 1, np.uint64)
-    np.add.at(signature, pairs[0], numbers[pairs[1]])
-    group_of, channel_of = np.full(labels.count, -1), np.full(labels.count, -1)
+    touches = _distinct(of_label[live] * len(labels.slots) + slot_of[live])
+    signature = np.zeros(len(classes.reason_of_class), np.uint64)
+    np.add.at(signature, touches // len(labels.slots), numbers[touches % len(labels.slots)])
+    # Groups, and channels within one, in the order in which the network meets them.
+    found, first = np.unique(of_label[live], return_index=True)
+    met = np.argsort(first)
+    _, earliest, kind = np.unique(signature[found[met]], return_index=True, return_inverse=True)
+    kind = np.argsort(np.argsort(earliest))[kind]
+    channel_of_class, group_of_class = np.full((2, len(signature)), -1)
     names: list[str] = []
-    _, first, which = np.unique(signature[classes.of_label[live]], return_index=True, return_inverse=True)
-    rank = np.argsort(np.argsort(first))  # groups in the order in which the network meets them
-    which = rank[which]
-    for number in range(len(first)):
-        members = live[which == number]
-        _, start, channel = np.unique(classes.of_label[members], return_index=True, return_inverse=True)
-        touched = {labels.slots[slot].parameter for slot in set(slot_of[members].tolist())}
-        if len(start) == 1 or not touched & weights:
-            reason = ONLY_CHANNEL if len(start) == 1 else NO_WEIGHT
-            classes.reasons.update(dict.fromkeys(classes.of_label[members].tolist(), reason))
+    is_weight = np.array([slot.parameter in weights for slot in labels.slots], dtype=bool)
+    weighty = set((touches[is_weight[touches % max(len(labels.slots), 1)]] // max(len(labels.slots), 1)).tolist())
+    ends = np.cumsum(np.bincount(kind))
+    for members in np.split(found[met][np.argsort(kind, kind="stable")], ends[:-1]) if len(ends) else []:
+        if len(members) == 1 or members[0] not in weighty:
+            classes.refuse(members, ONLY_CHANNEL if len(members) == 1 else NO_WEIGHT)
             continue
-        channel_of[members] = np.argsort(np.argsort(start))[channel]
-        group_of[members] = len(names)
-        names.append(_name(labels.slots[slot_of[members[0]]], names))
+        group_of_class[members] = len(names)
+        channel_of_class[members] = np.arange(len(members))
+        start = live[first[np.searchsorted(found, members[0])]]
+        names.append(_name(labels.slots[slot_of[start]], names))
+    nobody = slot_of < 0
+    group_of, channel_of = group_of_class[of_label], channel_of_class[of_label]
+    group_of[nobody] = channel_of[nobody] = -1
     return group_of, channel_of, names
+
+
+def _distinct(numbers: Vector) -> Vector:
+    """Return the sorted distinct numbers; ``np.unique`` hashes, which is ten times as slow on numbers like these."""
+    numbers = np.sort(numbers)
+    return numbers[np.append(True, numbers[1:] != numbers[:-1])] if len(numbers) else numbers
 
 
 def _name(slot: Slot, taken: list[str]) -> str:
@@ -136,11 +137,6 @@ def _name(slot: Slot, taken: list[str]) -> str:
     return name
 
 
-def _owner(slot: Slot, group_of: Vector, channel_of: Vector, group: int) -> Vector:
-    span = slice(slot.start, slot.start + slot.size)
-    return np.where(group_of[span] == group, channel_of[span], -1)
-
-
 def _axis(axis: Vector | int, group_of: Vector, channel_of: Vector, groups: tuple[ChannelGroup, ...]) -> Axis:
     if isinstance(axis, int):
         return Axis(fixed=axis)
@@ -149,17 +145,15 @@ def _axis(axis: Vector | int, group_of: Vector, channel_of: Vector, groups: tupl
         groups[number].name: torch.from_numpy(
             np.bincount(channel_of[axis][found == number], minlength=groups[number].width)
         )
-        for number in np.unique(found[found >= 0]).tolist()
+        for number in sorted(set(found[found >= 0].tolist()))
     }
     return Axis(fixed=int((found < 0).sum()), counts=counts)
 
 
-def _unprunable(labels: Labels, classes: Classes, group_of: NDArray[np.int64]) -> list[Unprunable]:
-    found: list[Unprunable] = []
+def _unprunable(labels: Labels, classes: Classes, group_of: Vector) -> Iterator[Unprunable]:
     for slot in labels.slots:
-        by_reason: defaultdict[str, list[int]] = defaultdict(list)
-        span = slice(slot.start, slot.start + slot.size)
-        for index in np.flatnonzero(group_of[span] < 0).tolist():
-            by_reason[classes.reason(slot.start + index)].append(index)
-        found += [Unprunable(slot.parameter, slot.dim, torch.tensor(i), reason) for reason, i in by_reason.items()]
-    return found
+        indices = np.flatnonzero(group_of[slot.start : slot.start + slot.size] < 0)
+        why = classes.reason_of(slot.start + indices)
+        for number in dict.fromkeys(why.tolist()):
+            which = torch.from_numpy(indices[why == number])
+            yield Unprunable(slot.parameter, slot.dim, which, classes.reasons[number])

@@ -7,6 +7,7 @@ are the channels.
 """
 
 from dataclasses import dataclass
+from math import gcd
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,17 +36,25 @@ class Classes:
 
     Args:
         of_label: int64 [labels], the class of every label.
-        reasons: class → why its labels cannot be removed.
-        reason_of_label: what was said of the label itself, where something was.
+        reasons: why something cannot be removed.
+        reason_of_class: int64 [classes], place in ``reasons``; -1 where the class can be removed.
+        reason_of_label: int64 [labels], what was said of the label itself; -1 where nothing was.
     """
 
     of_label: Vector
-    reasons: dict[int, str]
-    reason_of_label: dict[int, str]
+    reasons: list[str]
+    reason_of_class: Vector
+    reason_of_label: Vector
 
-    def reason(self, label: int) -> str:
-        """Return why a label cannot be removed: what was said of itself before what was said of its class."""
-        return self.reason_of_label.get(label) or self.reasons[int(self.of_label[label])]
+    def refuse(self, classes: Vector, reason: str) -> None:
+        """Declare that whole classes cannot be removed."""
+        self.reason_of_class[classes] = len(self.reasons)
+        self.reasons.append(reason)
+
+    def reason_of(self, labels: Vector) -> Vector:
+        """Return the places in ``reasons``: what was said of the labels themselves before what of their class."""
+        own = self.reason_of_label[labels]
+        return np.where(own >= 0, own, self.reason_of_class[self.of_label[labels]])
 
 
 @dataclass(frozen=True)
@@ -62,13 +71,13 @@ class _SameLength:
         counts = [np.bincount(of_label[labels], minlength=of_label.max() + 1) for labels in (self.source, self.axis)]
         return bool(np.array_equal(counts[0] * self.times, counts[1] * self.over))
 
-    def pairs(self) -> tuple[Vector, Vector]:
+    def pairs(self) -> list[tuple[Vector, Vector]]:
         """The labels to unite so that it holds: c // g positions lose one where the source loses g, and so on."""
-        if self.over > 1:
-            return self.source.reshape(self.over, -1), self.axis
+        runs = self.source.reshape(self.over, -1)
         rows = self.axis.reshape(-1, self.times)
-        in_a_row = bool((rows == rows[:, :1]).all())
-        return (self.source[:, None], rows) if in_a_row else (self.source, self.axis.reshape(self.times, -1))
+        if bool((rows == rows[:, :1]).all()):  # copies in a row
+            return [(runs[..., None], rows), (runs, runs[:1])]
+        return [(runs[:1], self.axis.reshape(self.times, -1)), (runs, runs[:1])]
 
 
 class Labels:
@@ -94,11 +103,8 @@ class Labels:
 
     def same_length(self, source: Vector, axis: Vector, times: int = 1, over: int = 1) -> None:
         """Declare that ``axis`` must always have the length of ``source``, times ``times``, over ``over``."""
-        if times > 1 and over > 1:  # which runs would have to go together is anybody's guess
-            for labels in (source, axis):
-                self.fix(labels, f"its size must stay {times}/{over} of another one")
-        else:
-            self._same_lengths.append(_SameLength(source, axis, times, over))
+        shared = gcd(times, over)
+        self._same_lengths.append(_SameLength(source, axis, times // shared, over // shared))
 
     def fix(self, labels: Vector, reason: str) -> None:
         """Declare that ``labels`` cannot be removed, and why; the first reason of a channel is the one shown."""
@@ -112,20 +118,24 @@ class Labels:
         """Return the class of every label, and for every class that is fixed the reason."""
         of_label = self._components()
         # Only lengths that would not agree anyway cost freedom; uniting more classes never breaks one that holds.
-        self._pairs += [tie.pairs() for tie in self._same_lengths if not tie.holds(of_label)]
-        of_label = self._components()
-        reasons = {int(of_label[NOBODY]): MEETS_NOBODY}
-        reason_of_label: dict[int, str] = {}
+        if broken := [tie for tie in self._same_lengths if not tie.holds(of_label)]:
+            self._pairs += [pair for tie in broken for pair in tie.pairs()]
+            of_label = self._components()
         slots = [(np.arange(s.start, s.start + s.size), (s.parameter, s.dim)) for s in self.slots]
         fixed_slots = [(labels, self._fixed_slots[key]) for labels, key in slots if key in self._fixed_slots]
-        for labels, reason in self._fixed + fixed_slots:
-            for label in labels.tolist():
-                reason_of_label.setdefault(label, reason)
-                reasons.setdefault(int(of_label[label]), reason)
-        return Classes(of_label, reasons, reason_of_label)
+        numbers: dict[str, int] = {MEETS_NOBODY: 0}
+        of_class, own = np.full(of_label.max() + 1, -1), np.full(self.count, -1)
+        of_class[of_label[NOBODY]] = 0
+        for labels, reason in self._fixed + fixed_slots:  # the first reason stays
+            number = numbers.setdefault(reason, len(numbers))
+            own[labels[own[labels] < 0]] = number
+            classes = of_label[labels]
+            of_class[classes[of_class[classes] < 0]] = number
+        return Classes(of_label, list(numbers), of_class, own)
 
     def _components(self) -> Vector:
         pairs = [np.stack(np.broadcast_arrays(a, b)).reshape(2, -1) for a, b in self._pairs]
         left, right = np.concatenate(pairs, axis=1)
+        left, right = left[left != right], right[left != right]
         graph = coo_array((np.ones(left.size, dtype=bool), (left, right)), shape=(self.count, self.count))
         return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)

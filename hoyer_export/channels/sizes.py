@@ -46,8 +46,8 @@ class Size(int):
         if isinstance(other, Size):
             first, second = _free_first(self, other)
             return first * second._lost("*")
-        if type(other) is int and self.over == 1:
-            return self.scaled(self.times * other, 1)
+        if type(other) is int and other > 0:
+            return self.scaled(self.times * other, self.over)
         return self._lost("*") * other
 
     __rmul__ = __mul__
@@ -136,6 +136,11 @@ class AttributeSize(Size):
     def lose(self, reason: str) -> None:
         super().lose(reason)
         self.attribute.is_literal = True
+
+    def decline(self, axis: AxisLabels) -> None:
+        """Declare that ``axis`` has this length for good, although it could have followed the attribute."""
+        super().tie(axis)
+        self.attribute.declined.append(axis.labels)
 
 
 def _free_first(*factors: Size) -> list[Size]:

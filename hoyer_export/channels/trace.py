@@ -10,6 +10,8 @@ import copy
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -58,9 +60,34 @@ def trace_channels(
         raise NetworkError(
             f"the network cannot be copied ({one_line(error)}); detach or drop what it caches"
         ) from error
+    found = _trace(traced, inputs, {**RULES, **(rules or {})}, frozenset())
+    if found.better:  # the channels of some axis cannot go as the code cuts it, but perhaps another way
+        again = _trace(copy.deepcopy(model).eval(), inputs, {**RULES, **(rules or {})}, found.better)
+        found = max(found, again, key=lambda trace: sum(group.width for group in trace.channels.groups))
+    return found.channels
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """One traced run.
+
+    Args:
+        channels: what it found.
+        better: attributes that should rather be followed, because what was to shrink instead cannot.
+    """
+
+    channels: ChannelMap
+    better: frozenset[str]
+
+
+def _trace(
+    traced: nn.Module, inputs: tuple[Tensor, ...], rules: Mapping[Function, Rule], preferred: frozenset[str]
+) -> _Trace:
+    """Run a model with labels, once, or twice where some modules run only in training."""
+    parameters, buffers = dict(traced.named_parameters()), dict(traced.named_buffers())
     tracer = Tracer(traced, batch_size=inputs[0].shape[0] if inputs[0].ndim else 1)
-    tracer.attributes += watch_attributes(traced, lambda attribute: AttributeSize.make(tracer, attribute))
-    calls = _Calls(tracer, {**RULES, **(rules or {})})
+    tracer.attributes += watch_attributes(traced, lambda attribute: AttributeSize.make(tracer, attribute), preferred)
+    calls = _Calls(tracer, rules)
     ran: set[nn.Module] = set()
     with ExitStack() as hooks, torch.no_grad(), torch.random.fork_rng(devices=[]):
         for name, module in traced.named_modules():
@@ -73,11 +100,20 @@ def trace_channels(
             shown = ", ".join("x".join(map(str, tensor.shape)) for tensor in inputs)
             raise NetworkError(f"the network fails on an input of shape {shown}: {one_line(error)}") from error
         if any(
-            module not in ran and next(module.parameters(recurse=False), None) is not None
-            for module in traced.modules()
+            module not in ran and any(True for _ in module.parameters(recurse=False)) for module in traced.modules()
         ):
             _run_in_training(calls, traced, inputs)
-    return channel_map(tracer, model)
+    for attribute in tracer.attributes:
+        attribute.settle(tracer.labels)
+    classes = tracer.labels.solve()
+    better = {
+        attribute.shown
+        for attribute in tracer.attributes
+        if attribute.declined
+        and not attribute.is_literal
+        and all((classes.reason_of(labels) >= 0).all() for labels in attribute.declined)
+    }
+    return _Trace(channel_map(tracer, classes, parameters, buffers), frozenset(better) - preferred)
 
 
 def _run(calls: "_Calls", traced: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -183,10 +219,15 @@ def _follow(hooks: ExitStack, tracer: Tracer, ran: set[nn.Module], name: str, mo
 def _fits(rule: Rule, args: Any, kwargs: Any) -> bool:
     """Return whether the rule knows this form of the call: torch has overloads that it may not."""
     try:
-        inspect.signature(rule).bind(None, None, *args, **kwargs)
+        _signature(rule).bind(None, None, *args, **kwargs)
     except TypeError:
         return False
     return True
+
+
+@cache
+def _signature(rule: Rule) -> inspect.Signature:
+    return inspect.signature(rule)
 
 
 def _name(func: Any) -> str:

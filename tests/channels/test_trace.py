@@ -100,8 +100,8 @@ HOSTILE = {
     "arithmetic with the width": (lambda y: y / y.shape[1], "the number of channels"),
     "a branch on the width": (lambda y: y * 2 if y.shape[1] == 8 else y, "the code computes with the number"),
     "a logarithm": (lambda y: y.abs().log().clamp(-9, 9), "`log` may not be finite where a channel is zero"),
-    "a denominator": (lambda y: 1 / (y + y), "`reciprocal` may not be finite where a channel is zero"),
-    "an unknown denominator": (lambda y: y / y.softmax(2), "`div` may not be finite where a channel is zero"),
+    "a denominator": (lambda y: 1 / (y + y), "`/` may not be finite where a channel is zero"),
+    "an unknown denominator": (lambda y: y / y.softmax(2), "`/` may not be finite where a channel is zero"),
     "a fixed tensor written over the channels": (lambda y: assigned(y, torch.ones(8, 1, 1)), "a tensor of fixed size"),
     "channels written into a tensor of fixed size": (
         lambda y: torch.zeros(2, 8, 16, 16).copy_(y), "a tensor of fixed size",

@@ -74,7 +74,9 @@ def group_norm(
     axes = tracer.axes(input)
     channels = tracer.axis(input, 1)
     owner = tracer.module
-    if 1 in axes and (num_groups == 1 or not (isinstance(owner, nn.GroupNorm) and owner.weight is weight)):
+    if 1 in axes and (
+        num_groups == 1 or not (isinstance(owner, nn.GroupNorm) and weight is not None and owner.weight is weight)
+    ):
         over_all = "a group_norm over all channels" if num_groups == 1 else "a group_norm whose groups no module holds"
         tracer.fix(channels, over_all)
     elif 1 in axes:

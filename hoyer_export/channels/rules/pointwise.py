@@ -39,7 +39,7 @@ def elementwise(function: Callable[..., Any]) -> Rule:
                 rest = _rest(function, arguments, options, operands, met)
                 if rest is not None and not math.isfinite(rest):
                     for side in met.values():
-                        tracer.fix(side, f"`{_name(function)}` may not be finite where a channel is zero")
+                        tracer.fix(side, f"`{_shown(function)}` may not be finite where a channel is zero")
                     rest = None
                 axes[axis] = AxisLabels(labels_of(met), rest)
         for result in results:
@@ -173,6 +173,11 @@ def _name(function: Callable[..., Any]) -> str:
     return function.__name__
 
 
+def _shown(function: Callable[..., Any]) -> str:
+    name = _name(function).strip("_")
+    return "/" if name in QUOTIENTS or name in ("rdiv", "rtruediv") else name
+
+
 def _each(names: str) -> dict[Callable[..., Any], Rule]:
     return {function: elementwise(function) for function in functions_named(names)}
 
@@ -188,12 +193,12 @@ RULES: dict[Callable[..., Any], Rule] = {
         " minimum mish mul multiply __mul__ __rmul__ __imul__ nan_to_num ne __ne__ neg negative __neg__ ones_like"
         " positive pow __pow__ __rpow__ reciprocal relu relu6 remainder round rsqrt rsub __rsub__ selu sgn sigmoid"
         " sign silu sin sinh softplus softshrink softsign sqrt square sub subtract __sub__ __isub__ tan tanh"
-        " tanhshrink threshold true_divide trunc where zeros_like"
+        " tanhshrink threshold true_divide trunc where zero_ fill_ zeros_like"
     ),
     **named(
         "bfloat16 bool clone contiguous cpu cuda detach double float half int long requires_grad_ to type type_as", same
     ),
-    **named("empty_like rand_like randn_like bernoulli", like),
+    **named("empty_like rand_like randn_like bernoulli normal_ uniform_ exponential_ random_", like),
     **named("dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout rrelu", dropout),
     **named("prelu", prelu),
     Tensor.copy_: copied,

@@ -72,6 +72,15 @@ def fold(tracer: Tracer, output: Tensor, input: Tensor, *options: Any, **named_o
     _gather_runs(tracer, output, input, channels, input.shape[channels] // output.shape[channels])
 
 
+def windows(tracer: Tracer, output: Tensor, input: Tensor, dimension: int, size: int, step: int) -> None:
+    """Windows along one axis, their positions along a new last one."""
+    axes = dict(tracer.axes(input))
+    if (axis := dimension % input.ndim) in axes:
+        tracer.fix(axes.pop(axis), "windows along the channels")
+    tracer.note_view(output, input)
+    tracer.put(output, axes)
+
+
 def channel_shuffle(tracer: Tracer, output: Tensor, input: Tensor, groups: int) -> None:
     """Interleaves ``groups`` runs of channels: position j is tied across the runs."""
     axes = dict(tracer.axes(input))
@@ -120,6 +129,7 @@ RULES: dict[Callable[..., Any], Rule] = {
     **named("pixel_shuffle", pixel_shuffle),
     **named("pixel_unshuffle", pixel_unshuffle),
     **named("channel_shuffle native_channel_shuffle", channel_shuffle),
+    Tensor.unfold: windows,
     F.unfold: unfold,
     F.fold: fold,
 }

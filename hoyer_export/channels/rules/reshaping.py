@@ -41,7 +41,7 @@ def _reshape(tracer: Tracer, output: Tensor, input: Tensor, wanted: list[int]) -
         placed = positions(numbers)
         if not placed:  # its length is 1
             continue
-        free = _free(wanted, list(placed))
+        free = _free(wanted, list(placed), side)
         if len(free) != 1:
             tracer.fix(side, "reshaped to a literal size" if not free else "reshaped so that two lengths could shrink")
             continue
@@ -58,13 +58,16 @@ def _reshape(tracer: Tracer, output: Tensor, input: Tensor, wanted: list[int]) -
     tracer.put(output, axes)
 
 
-def _free(wanted: list[int], placed: list[int]) -> list[int]:
+def _free(wanted: list[int], placed: list[int], side: AxisLabels) -> list[int]:
     """Return the new axes that may shrink: by themselves before those that an attribute would have to follow."""
     by_itself = [axis for axis in placed if isinstance(wanted[axis], AxisSize) or int.__eq__(wanted[axis], -1)]
-    by_attribute = [axis for axis in placed if isinstance(wanted[axis], AttributeSize)]
+    sizes = {axis: size for axis in placed if isinstance(size := wanted[axis], AttributeSize)}
+    if by_itself and not any(size.attribute.is_preferred for size in sizes.values()):
+        for size in sizes.values():
+            size.decline(side)
+        return by_itself
     # (heads, width of a head): whole heads go, unless the code has shown before that something else can.
-    followed = [axis for axis in by_attribute if wanted[axis].attribute.uses]  # type: ignore[attr-defined]
-    return by_itself or followed[:1] or by_attribute[:1]
+    return sorted(sizes, key=lambda axis: not (sizes[axis].attribute.is_preferred or sizes[axis].attribute.uses))[:1]
 
 
 def expand(tracer: Tracer, output: Tensor, input: Tensor, *shape: Any) -> None:
