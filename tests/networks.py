@@ -297,6 +297,15 @@ def repeated() -> Net:
     )  # fmt: skip
 
 
+def filtered() -> Net:
+    def filter(n: Net, x: Tensor) -> Tensor:
+        spectrum = torch.fft.rfft2(n.a(x), norm="ortho") * torch.view_as_complex(n.weight)
+        return n.fc(n.b(torch.fft.irfft2(spectrum, s=(16, 16), norm="ortho")).mean((2, 3)))
+
+    weight = nn.Parameter(torch.randn(8, 16, 9, 2))
+    return Net(filter, a=conv(3, 8), weight=weight, b=conv(8, 6), fc=nn.Linear(6, 5))
+
+
 class Headed(nn.Module):
     """A second head that runs only in training."""
 
@@ -322,7 +331,7 @@ WIRINGS = [
     unaffine, tied, in_place, maxout, bounded, transposed_weight, split_by_width, Widths, Attention, explicit_attention,
     attention_of_the_rest, Halves,
     labelled_products, normalised_in_groups, normalised_by_hand, pixels_from_channels, strided_slices, first_channels,
-    stacked, assigned, several_outputs, repeated, Headed, patches,
+    stacked, assigned, several_outputs, repeated, filtered, Headed, patches,
 ]  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from hoyer_export.channels.rules import (
     reduction,
     reshaping,
     shapes,
+    spectral,
 )
 from hoyer_export.channels.tracer import Rule
 
@@ -32,6 +33,7 @@ RULES: Mapping[Callable[..., Any], Rule] = {
     **contraction.RULES,
     **normalisation.RULES,
     **pooling.RULES,
+    **spectral.RULES,
 }
 # These rules read sizes that remember where they came from; to the others a size is a plain number that must stay.
 TAKES_SIZES = indexing.TAKES_SIZES | reshaping.TAKES_SIZES | joining.TAKES_SIZES | shapes.TAKES_SIZES

@@ -160,8 +160,10 @@ def _tried(function: Callable[..., Any], arguments: Any, options: Any, rests: di
             return type(value)(single(item) for item in value)
         return value
 
-    answer = function(*single(arguments), **{key: single(value) for key, value in options.items()})
-    return float(next(tensors_in(answer)))
+    answer = next(tensors_in(function(*single(arguments), **{key: single(value) for key, value in options.items()})))
+    if answer.is_complex():
+        return 0.0 if answer == 0 else None if bool(answer.isfinite()) else math.nan
+    return float(answer)
 
 
 def _is_natural(arguments: Any, options: Any) -> bool:
