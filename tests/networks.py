@@ -232,6 +232,14 @@ def normalised_in_groups() -> Net:
     )  # fmt: skip
 
 
+def instance_normalised() -> Net:
+    return Net(
+        lambda n, x: n.fc(n.c(n.plain(n.b(F.relu(n.norm(n.a(x)))))).std((2, 3), True)),
+        a=conv(3, 8), norm=nn.InstanceNorm2d(8, affine=True), b=conv(8, 9), plain=nn.GroupNorm(3, 9, affine=False),
+        c=conv(9, 6), fc=nn.Linear(6, 5),
+    )  # fmt: skip
+
+
 def normalised_by_hand() -> Net:
     def by_hand(n: Net, x: Tensor) -> Tensor:
         y = n.a(x)
@@ -327,11 +335,11 @@ def patches() -> Net:
 
 
 WIRINGS = [
-    chain, flattened, residual, depthwise, grouped, concatenated, halves, shuffled, squeeze_excite, transposed, scaled,
-    unaffine, tied, in_place, maxout, bounded, transposed_weight, split_by_width, Widths, Attention, explicit_attention,
-    attention_of_the_rest, Halves,
-    labelled_products, normalised_in_groups, normalised_by_hand, pixels_from_channels, strided_slices, first_channels,
-    stacked, assigned, several_outputs, repeated, filtered, Headed, patches,
+    chain, flattened, residual, depthwise, grouped, concatenated, halves, shuffled, squeeze_excite, transposed,
+    scaled, unaffine, tied, in_place, maxout, bounded, transposed_weight, split_by_width, Widths, Attention,
+    explicit_attention, attention_of_the_rest, Halves, labelled_products, normalised_in_groups,
+    instance_normalised, normalised_by_hand, pixels_from_channels, strided_slices, first_channels, stacked,
+    assigned, several_outputs, repeated, filtered, Headed, patches,
 ]  # fmt: skip
 
 

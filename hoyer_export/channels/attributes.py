@@ -13,6 +13,8 @@ from torch import nn
 
 from hoyer_export.channels.labels import Labels, Vector
 
+_NORMALISATIONS = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
+
 
 @dataclass
 class Attribute:
@@ -68,10 +70,12 @@ def watch_attributes(
 ) -> Iterator[Attribute]:
     """Replace every size in an attribute of a module of ``model`` by what ``make`` returns for it.
 
-    The modules of torch itself hold no sizes of which ``surgery`` does not know. 1 is no size that could shrink.
+    Of torch's own modules normalisations compute with theirs; the others hold no sizes of which ``surgery`` does not
+    know. 1 is no size that could shrink.
     """
     for name, module in model.named_modules():
-        if type(module).__module__.startswith("torch.") or isinstance(module, torch.jit.ScriptModule):
+        of_torch = type(module).__module__.startswith("torch.") and not isinstance(module, _NORMALISATIONS)
+        if of_torch or isinstance(module, torch.jit.ScriptModule):
             continue
         for key, value in list(vars(module).items()):
             sizes = value if type(value) in (list, tuple) else [value]

@@ -118,8 +118,11 @@ def _trace(
 
 def _run(calls: "_Calls", traced: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     """Run the model with labels; what it returns must stay as it is."""
+    copies = [tensor.clone() for tensor in inputs]  # a model may write into its input
+    for tensor in copies:
+        calls.tracer.note_example(tensor)
     with _Watchdog(calls), calls:
-        outputs = traced(*(tensor.clone() for tensor in inputs))  # a model may write into its input
+        outputs = traced(*copies)
     if not any(True for _ in tensors_in(outputs)):
         raise ValueError(
             f"it returns no tensor that can be found in its {type(outputs).__name__}: return tensors, or"
@@ -158,7 +161,11 @@ class _Calls(TorchFunctionMode):
         self.running = True
         try:
             output = func(*plain(args), **plain(kwargs))
-            known = [tensor for tensor in tensors_in((args, kwargs)) if self.tracer.is_known(tensor)]
+            tensors = list(tensors_in((args, kwargs)))
+            if any(map(self.tracer.is_example, tensors)):
+                for tensor in tensors_in(args[0] if func is Tensor.__setitem__ else output):
+                    self.tracer.note_example(tensor)
+            known = [tensor for tensor in tensors if self.tracer.is_known(tensor)]
             sizes = sizes_in((args, kwargs))
             # A contraction counts MACs also where no channel can go.
             if known or sizes or func in COUNTED:
@@ -179,9 +186,12 @@ class _Calls(TorchFunctionMode):
         self.tracer.untied = {id(size): size for size in sizes}
         answer = None
         if rule is not None:
+            counted = len(self.tracer.contractions)
             self.rule_failed = True
             answer = rule(self.tracer, output, *args, **kwargs)
             self.rule_failed = False
+            if not any(self.tracer.is_example(tensor) for tensor in tensors_in(output)):
+                del self.tracer.contractions[counted:]  # of weights alone: no example pays for it
         for size in list(self.tracer.untied.values()):
             size.lose(f"the number of channels is an argument of `{_name(func)}`")
         return output if answer is None else answer

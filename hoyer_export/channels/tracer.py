@@ -62,7 +62,7 @@ class Tracer:
 
     def __init__(self, model: nn.Module, batch_size: int) -> None:
         self.labels = Labels()
-        self.batch_size = batch_size
+        self._batch_size = batch_size
         self.contractions: list[LabelledContraction] = []
         self.weights: list[Vector] = []
         self.readers: list[Vector] = []
@@ -72,6 +72,7 @@ class Tracer:
         self.modules: list[tuple[str, nn.Module]] = []
         self._labels_of: MutableMapping[Tensor, TensorLabels] = WeakTensorKeyDictionary()
         self._names: MutableMapping[Tensor, str] = WeakTensorKeyDictionary()
+        self._examples: MutableMapping[Tensor, bool] = WeakTensorKeyDictionary()
         self._viewed: set[int] = set()
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             self._names[tensor] = name
@@ -115,6 +116,18 @@ class Tracer:
     def is_parameter(self, tensor: Tensor) -> bool:
         """Return whether ``tensor`` is a parameter or buffer of the model."""
         return tensor in self._names
+
+    def examples_in(self, tensor: Tensor) -> int:
+        """Return how many examples a tensor holds: 1 where it was computed from parameters alone."""
+        return self._batch_size if tensor in self._examples else 1
+
+    def is_example(self, tensor: Tensor) -> bool:
+        """Return whether a tensor is the input or depends on it."""
+        return tensor in self._examples
+
+    def note_example(self, tensor: Tensor) -> None:
+        """Remember that a tensor is the input or depends on it."""
+        self._examples[tensor] = True
 
     @property
     def module(self) -> nn.Module:

@@ -99,7 +99,7 @@ def count_macs(path: str | Path) -> MacsRecord:
     model = read_onnx(path)
     size_bytes = sum(file.stat().st_size for file in (path, *(path.parent / name for name in side_files(model))))
     for tensor in tensors_of(model.graph):
-        if prod(tensor.dims) > _MAX_SHAPE_ELEMENTS:
+        if prod(tensor.dims) > _MAX_SHAPE_ELEMENTS and tensor.data_type not in _NO_WEIGHTS:  # those may hold indices
             tensor.ClearField("raw_data")  # 6 times as fast for a VGG: every pass copies the model
     model = inline_local_functions(model)
     batch = _fix_batch(model.graph, path)
@@ -134,6 +134,8 @@ def _count(node: onnx.NodeProto, shapes: dict[str, Shape], fed: set[str], path: 
     if node.domain not in ("", "ai.onnx") or node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum"):
         return 0, ()
     if node.op_type == "Einsum" and (len(node.input) != 2 or _is_hard_einsum(node)):
+        return 0, ()
+    if node.output[0] not in fed:  # computed from weights alone: once, when the file is loaded
         return 0, ()
     for name in (*node.input[:2], node.output[0]):
         if name not in shapes:

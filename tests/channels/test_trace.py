@@ -86,7 +86,7 @@ class Opaque(torch.autograd.Function):
 # Each takes 8 channels somewhere where no cut could be exact.
 HOSTILE = {
     "layer norm over channels": (lambda y: F.layer_norm(y, y.shape[1:]), "layer_norm"),
-    "group norm": (lambda y: F.group_norm(y, 2), "group_norm"),
+    "group norm": (lambda y: F.group_norm(y, 2), "a group_norm with a literal number of groups"),
     "softmax over channels": (lambda y: y.softmax(1), "softmax over the channels"),
     "mean over channels": (lambda y: y - y.mean(1, keepdim=True), "a mean or maximum over the channels"),
     "maximum over channels": (lambda y: y + y.amax(1, keepdim=True), "a mean or maximum over the channels"),

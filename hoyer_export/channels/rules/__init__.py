@@ -36,4 +36,6 @@ RULES: Mapping[Callable[..., Any], Rule] = {
     **spectral.RULES,
 }
 # These rules read sizes that remember where they came from; to the others a size is a plain number that must stay.
-TAKES_SIZES = indexing.TAKES_SIZES | reshaping.TAKES_SIZES | joining.TAKES_SIZES | shapes.TAKES_SIZES
+TAKES_SIZES = (
+    indexing.TAKES_SIZES | reshaping.TAKES_SIZES | joining.TAKES_SIZES | normalisation.TAKES_SIZES | shapes.TAKES_SIZES
+)

@@ -99,7 +99,7 @@ def linear(tracer: Tracer, output: Tensor, input: Tensor, weight: Tensor, bias: 
     _fix_unless_silent(tracer, tracer.axis(input, -1), slices)
     tracer.reads(slices)
     axes = {axis: side for axis, side in tracer.axes(input).items() if axis != input.ndim - 1}
-    constant = output.numel() // tracer.batch_size // len(outputs) // prod(len(side) for side in axes.values())
+    constant = output.numel() // tracer.examples_in(output) // len(outputs) // prod(len(side) for side in axes.values())
     tracer.contraction("linear", constant, weight, outputs, slices, *axes.values())
     others = {axis: AxisLabels(side.labels, 0.0 if side.zero and bias is None else None) for axis, side in axes.items()}
     tracer.put(output, {**others, output.ndim - 1: _with_bias(tracer, outputs, bias)})
@@ -237,8 +237,8 @@ def attention(
             axes[axis] = AxisLabels(labels_of(sides), 0.0 if zero else None)
     if query.ndim - 2 in tracer.axes(query):
         axes[output.ndim - 2] = AxisLabels(tracer.axis(query, -2).labels, None)
-    scores = output[..., :1].expand(*output.shape[:-1], key.shape[-2])
-    _count(tracer, "attention", scores, [query, key], q, {a: s for a, s in axes.items() if a < output.ndim - 1})
+    scores = output.numel() // output.shape[-1] * key.shape[-2]
+    _count(tracer, "attention", output, [query, key], q, axes, positions=scores)
     if value.ndim - 1 in tracer.axes(value):
         last = tracer.axis(value, -1)
         axes[output.ndim - 1] = AxisLabels(last.labels, 0.0 if last.zero else None)
@@ -281,7 +281,7 @@ def _is_weight(tracer: Tracer, tensor: Tensor) -> bool:
 
 def _images(tracer: Tracer, tensor: Tensor, channel_axis: int) -> int:
     """Return how many images of the convolution one example stands for: more than one for frames of a video, say."""
-    return max(tensor.shape[0] // tracer.batch_size, 1) if channel_axis else 1
+    return max(tensor.shape[0] // tracer.examples_in(tensor), 1) if channel_axis else 1
 
 
 def _count(
@@ -292,13 +292,14 @@ def _count(
     inner: AxisLabels | int,
     axes: TensorLabels,
     *more: AxisLabels | int,
+    positions: int | None = None,
 ) -> None:
     """Count output positions × positions summed over, for one example; ``axes`` are the output's labelled ones.
 
     Either factor may be the weight; where both are activations their labels are those of weights anyway.
     """
-    fixed = output.numel() // prod(len(side) for side in axes.values())
-    constant = fixed // tracer.batch_size if fixed % tracer.batch_size == 0 else fixed
+    positions = output.numel() if positions is None else positions
+    constant = positions // tracer.examples_in(output) // prod(len(side) for side in axes.values())
     for factor in factors:
         tracer.weights += [side.labels for side in tracer.known_axes(factor).values()]
     tracer.contraction(op, max(constant, 1), output, inner, *more, *axes.values())

@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from hoyer_export.channels.rules.names import named
 from hoyer_export.channels.rules.pointwise import put, put_unknown
+from hoyer_export.channels.sizes import Size, plain
 from hoyer_export.channels.tracer import AxisLabels, Tracer
 
 
@@ -65,7 +66,7 @@ def group_norm(
     tracer: Tracer,
     output: Tensor,
     input: Tensor,
-    num_groups: int,
+    num_groups: Any,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
@@ -73,15 +74,15 @@ def group_norm(
     """A mean and a variance over the channels of a normalisation group: they go together, and the group with them."""
     axes = tracer.axes(input)
     channels = tracer.axis(input, 1)
-    owner = tracer.module
-    if 1 in axes and (
-        num_groups == 1 or not (isinstance(owner, nn.GroupNorm) and weight is not None and owner.weight is weight)
-    ):
-        over_all = "a group_norm over all channels" if num_groups == 1 else "a group_norm whose groups no module holds"
-        tracer.fix(channels, over_all)
+    groups = plain(num_groups)
+    if 1 in axes and groups == 1:
+        tracer.fix(channels, "a group_norm over all channels")
+    elif 1 in axes and not isinstance(num_groups, Size):
+        tracer.fix(channels, "a group_norm with a literal number of groups")
     elif 1 in axes:
-        runs = channels.labels.reshape(num_groups, -1)
+        runs = channels.labels.reshape(groups, -1)
         tracer.labels.unite(runs, runs[:, :1])
+        num_groups.tie(AxisLabels(runs[:, 0]))
     for vector in (weight, bias):
         if vector is not None:
             tracer.unite(channels, tracer.axis(vector, 0))
@@ -129,3 +130,4 @@ RULES = {
     **named("normalize", normalize),
     **named("local_response_norm", local_response_norm),
 }
+TAKES_SIZES = frozenset(named("group_norm", group_norm))

@@ -38,7 +38,7 @@ def vector_norm(
 
 
 def statistic(operation: Callable[..., Any]) -> Rule:
-    """Return the rule of a mean, a variance or a maximum: over channels it depends on how many there are."""
+    """Return the rule of a mean or a maximum: over channels it depends on how many there are."""
 
     def rule(
         tracer: Tracer, output: Any, input: Tensor, dim: Any = None, keepdim: Any = False, *_: Any, **named: Any
@@ -46,8 +46,6 @@ def statistic(operation: Callable[..., Any]) -> Rule:
         dim = named.get("axis", dim)
         if isinstance(dim, Tensor) or "other" in named:  # max(x, y) is position by position
             elementwise(operation)(tracer, output, input, dim if isinstance(dim, Tensor) else named["other"])
-        elif isinstance(dim, bool):  # std(x, unbiased), all axes
-            _reduce(tracer, output, input, None, False, OVER_CHANNELS, False)
         elif isinstance(keepdim, bool):
             _reduce(tracer, output, input, dim, keepdim, OVER_CHANNELS, False)
             if operation.__name__ == "logsumexp":  # log n where all is zero
@@ -56,6 +54,20 @@ def statistic(operation: Callable[..., Any]) -> Rule:
             tracer.fix_tensor(input, "a statistic in an unusual form")
 
     return rule
+
+
+def spread(
+    tracer: Tracer,
+    output: Any,
+    input: Tensor,
+    dim: Any = None,
+    unbiased: Any = True,
+    keepdim: Any = False,
+    **named: Any,
+) -> None:
+    """A variance or standard deviation; ``dim`` may be left out, and ``unbiased`` stand in its place."""
+    dim = None if isinstance(dim, bool) else named.get("axis", dim)
+    _reduce(tracer, output, input, dim, keepdim, OVER_CHANNELS, False)
 
 
 def softmax(tracer: Tracer, output: Tensor, input: Tensor, dim: int | None = None, *_: Any, **__: Any) -> None:
@@ -105,8 +117,9 @@ def _each(names: str) -> dict[Callable[..., Any], Rule]:
 RULES = {
     **named("sum nansum", total),
     **named("norm frobenius_norm", norm),
-    **_each("mean nanmean amax amin aminmax max min std var std_mean var_mean median nanmedian mode prod logsumexp"),
+    **_each("mean nanmean amax amin aminmax max min median nanmedian mode prod logsumexp"),
     **_each("argmax argmin all any count_nonzero"),
+    **named("std var std_mean var_mean", spread),
     **named("softmax log_softmax softmin", softmax),
     **named("cumsum cumprod cummax cummin logcumsumexp", ordered),
 }

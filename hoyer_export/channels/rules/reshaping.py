@@ -13,8 +13,8 @@ from hoyer_export.channels.tracer import AxisLabels, TensorLabels, Tracer
 def reshape(tracer: Tracer, output: Tensor, input: Tensor, *shape: Any, **options: Any) -> None:
     """``view`` and ``reshape``, the lengths one by one or in one sequence."""
     shape = shape or tuple(options.values())
-    wanted = list(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int) else list(shape)
-    if any(not isinstance(length, int) for length in wanted):
+    wanted = list(shape[0]) if len(shape) == 1 and isinstance(shape[0], tuple | list) else list(shape)
+    if wanted and not all(isinstance(length, int) for length in wanted):
         tracer.fix_tensor(input, "reinterpreted as another type")
         return
     _reshape(tracer, output, input, wanted)
