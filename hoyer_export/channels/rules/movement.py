@@ -8,6 +8,7 @@ permutations and slices are then right by construction.
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,6 +39,8 @@ def move(tracer: Tracer, output: Any, input: Tensor, operation: Callable[[Tensor
                 place(tracer, axes, new, AxisLabels(side.labels[order], side.rest))
             elif placed:
                 tracer.fix(side, "moved so that channels do not stay apart")
+            elif len(side) > 1 and numbers.numel():  # a slice of length 1: what is left cannot be told from no axis
+                tracer.fix(AxisLabels(side.labels[np.unique(numbers.numpy())]), "the only position left of an axis")
     for result, axes in zip(results, moved, strict=True):
         tracer.note_view(result, input)
         tracer.put(result, axes)
