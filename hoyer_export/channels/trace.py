@@ -54,17 +54,25 @@ def trace_channels(
     inputs = tuple(tensors_in(example_inputs))
     if not inputs or any(tensor.numel() == 0 for tensor in inputs):
         raise NetworkError("example_inputs must be a tensor or a tuple of tensors with at least one example")
+    found = _trace(_copied(model), inputs, {**RULES, **(rules or {})}, frozenset())
+    if found.better:  # the channels of some axis cannot go as the code cuts it, but perhaps another way
+        again = _trace(_copied(model), inputs, {**RULES, **(rules or {})}, found.better)
+        found = max(found, again, key=lambda trace: sum(group.width for group in trace.channels.groups))
+    return found.channels
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """Return a copy in eval mode, with buffers of its own; it reads the model's own parameters, which are large."""
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        if type(parameter) is nn.Parameter:
+            memo[id(parameter)] = nn.Parameter(parameter.detach(), parameter.requires_grad)
     try:
-        traced = copy.deepcopy(model).eval()
+        return copy.deepcopy(model, memo).eval()
     except Exception as error:
         raise NetworkError(
             f"the network cannot be copied ({one_line(error)}); detach or drop what it caches"
         ) from error
-    found = _trace(traced, inputs, {**RULES, **(rules or {})}, frozenset())
-    if found.better:  # the channels of some axis cannot go as the code cuts it, but perhaps another way
-        again = _trace(copy.deepcopy(model).eval(), inputs, {**RULES, **(rules or {})}, found.better)
-        found = max(found, again, key=lambda trace: sum(group.width for group in trace.channels.groups))
-    return found.channels
 
 
 @dataclass(frozen=True)
@@ -228,16 +236,16 @@ def _follow(hooks: ExitStack, tracer: Tracer, ran: set[nn.Module], name: str, mo
 
 def _fits(rule: Rule, args: Any, kwargs: Any) -> bool:
     """Return whether the rule knows this form of the call: torch has overloads that it may not."""
-    try:
-        _signature(rule).bind(None, None, *args, **kwargs)
-    except TypeError:
-        return False
-    return True
+    return _takes(rule, len(args), tuple(kwargs))
 
 
 @cache
-def _signature(rule: Rule) -> inspect.Signature:
-    return inspect.signature(rule)
+def _takes(rule: Rule, positional: int, names: tuple[str, ...]) -> bool:
+    try:
+        inspect.signature(rule).bind(None, None, *[None] * positional, **dict.fromkeys(names))
+    except TypeError:
+        return False
+    return True
 
 
 def _name(func: Any) -> str:
