@@ -5,18 +5,30 @@ Format (JSON, version 1)::
     {"version": 1, "keep": {"conv1.weight": {"shape": [64, 3, 7, 7], "0": "0-15,18,20-63"}, ...}, "edits": []}
 
 ``shape`` is the dense shape, so that a plan says where it does not fit. ``edits`` lists whatever else was done to the
-network; removing channels alone leaves it empty.
+network (``edits.py``); removing channels alone leaves it empty.
 """
 
+import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hoyer_export.channels.channel_map import ChannelMap
-from hoyer_export.errors import CutRefused, FileError
+from hoyer_export.channels.channel_map import ChannelMap, SizeAttribute
+from hoyer_export.errors import CutRefused, FileError, one_line
+from hoyer_export.surgery.attachments import carry_attributes, check_attachments
+from hoyer_export.surgery.edits import (
+    AttributeEdit,
+    BiasEdit,
+    Edit,
+    apply_edit_,
+    check_edit,
+    edit_from_dict,
+    edit_to_dict,
+    size_in,
+)
 
 VERSION = 1
 
@@ -28,10 +40,12 @@ class PruningPlan:
     Args:
         keep: parameter or buffer → dimension → sorted int64 indices that stay.
         shapes: dense shape of every parameter in ``keep``.
+        edits: whatever else was done, in this order, after the slices were taken out.
     """
 
     keep: dict[str, dict[int, Tensor]]
     shapes: dict[str, tuple[int, ...]]
+    edits: tuple[Edit, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as what JSON holds, sorted by parameter."""
@@ -39,35 +53,64 @@ class PruningPlan:
             name: {"shape": list(self.shapes[name]), **{str(dim): _as_ranges(kept) for dim, kept in dims.items()}}
             for name, dims in sorted(self.keep.items())
         }
-        return {"version": VERSION, "keep": keep, "edits": []}
+        return {"version": VERSION, "keep": keep, "edits": [edit_to_dict(edit) for edit in self.edits]}
 
     @staticmethod
-    def from_dict(plan: Any, dense_shapes: Mapping[str, tuple[int, ...]]) -> "PruningPlan":
-        """Read a plan back for the network whose parameters and buffers have ``dense_shapes``.
+    def from_dict(plan: Any, dense: nn.Module) -> "PruningPlan":
+        """Read a plan back for the network that it was made for.
+
+        Args:
+            plan: what ``to_dict`` returned, as JSON gives it back.
+            dense: the network before the plan is applied.
 
         Raises:
-            FileError: it is not a plan of this version, was made for other names or shapes, or its indices are out of
-                range, repeated or unsorted.
+            FileError: it is not a plan of this version, was made for other names, shapes, sizes or modules, or its
+                indices are out of range, repeated or unsorted.
         """
+        tensors = [*dense.named_parameters(), *dense.named_buffers()]
+        dense_shapes = {name: tuple(tensor.shape) for name, tensor in tensors}
         try:
-            if plan["version"] != VERSION or plan["edits"] != []:
+            if plan["version"] != VERSION:
                 raise FileError(f"the pruning plan is not of version {VERSION}, which this release reads: upgrade it")
             keep: dict[str, dict[int, Tensor]] = {}
             for name, entry in plan["keep"].items():
                 # Shapes first: nothing is made that the network does not have room for.
                 if name not in dense_shapes:
-                    raise FileError(f"the pruning plan names {name}, which the network does not have")
+                    raise FileError(f"the pruning plan names {name!r}, which the network does not have")
                 shape = dense_shapes[name]
                 if entry["shape"] != list(shape):
-                    raise FileError(
-                        f"the pruning plan expects {name} of shape {entry['shape']}, the network's is {shape}"
-                    )
+                    found = str(entry["shape"])[:80]
+                    raise FileError(f"the pruning plan expects {name} of shape {found}, the network's is {shape}")
                 sizes = {str(dim): size for dim, size in enumerate(shape)}
                 ranges = {dim: kept for dim, kept in entry.items() if dim != "shape"}
                 keep[name] = {int(dim): _from_ranges(kept, sizes[dim]) for dim, kept in ranges.items()}
+            edits = tuple(edit_from_dict(entry) for entry in _as_list(plan["edits"]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise FileError(f"the pruning plan is damaged ({error}): make the slim file again") from error
-        return PruningPlan(keep, {name: dense_shapes[name] for name in keep})
+            raise FileError(f"the pruning plan is damaged ({one_line(error)}): make the slim file again") from error
+        for edit in edits:
+            check_edit(dense, edit, keep)
+        return PruningPlan(keep, {name: dense_shapes[name] for name in keep}, edits)
+
+
+def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
+    """Return the plan that does what ``first`` and then ``second``, made for the result of ``first``, do."""
+    keep = {name: dict(dims) for name, dims in first.keep.items()}
+    # A bias that was added is made at the slim size, and the dense network does not have it.
+    added = {edit.bias for edit in first.edits if isinstance(edit, BiasEdit)}
+    for name, dims in second.keep.items():
+        for dim, kept in dims.items() if name not in added else ():
+            earlier = keep.setdefault(name, {}).get(dim)
+            keep[name][dim] = kept if earlier is None else earlier[kept]
+    edits = list(first.edits)
+    for edit in second.edits:
+        for at, old in enumerate(edits):
+            if isinstance(edit, AttributeEdit) and isinstance(old, AttributeEdit) and edit.place == old.place:
+                edits[at] = replace(edit, dense=old.dense)
+                break
+        else:
+            edits.append(edit)
+    shapes = {**second.shapes, **first.shapes}
+    return PruningPlan(keep, {name: shapes[name] for name in keep}, tuple(edits))
 
 
 def checked_keep(channels: ChannelMap, keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -91,7 +134,7 @@ def checked_keep(channels: ChannelMap, keep: Mapping[str, Tensor]) -> dict[str, 
 
 
 def check_fits(model: nn.Module, channels: ChannelMap) -> None:
-    """Raise CutRefused unless every member has the name and shape that it was traced with."""
+    """Raise CutRefused unless every member and size has the name and value that it was traced with."""
     tensors = dict([*model.named_parameters(), *model.named_buffers()])
     for group in channels.groups:
         for member in group.members:
@@ -99,6 +142,13 @@ def check_fits(model: nn.Module, channels: ChannelMap) -> None:
             if name not in tensors or tuple(tensors[name].shape) != traced:
                 found = f"has shape {tuple(tensors[name].shape)}" if name in tensors else "is not in the network"
                 raise CutRefused(f"{name} {found}, but was traced with {traced}: trace the network again")
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for size in channels.attributes:
+        if size.module not in modules or size_in(modules[size.module], size.attribute, size.index) != size.dense:
+            raise CutRefused(
+                f"{size.module}.{size.attribute} is not the {size.dense} that it was traced with: trace the network"
+                " again"
+            )
 
 
 def make_plan(channels: ChannelMap, keep: Mapping[str, Tensor]) -> PruningPlan:
@@ -115,29 +165,56 @@ def make_plan(channels: ChannelMap, keep: Mapping[str, Tensor]) -> PruningPlan:
     for (parameter, dim), mask in stays.items():
         if not bool(mask.all()):
             kept.setdefault(parameter, {})[dim] = mask.nonzero().flatten()
-    return PruningPlan(kept, {name: channels.shapes[name] for name in kept})
+    edits = tuple(
+        AttributeEdit(size.module, size.attribute, size.index, size.dense, slim)
+        for size in channels.attributes
+        if (slim := _slim_size(size, keep)) != size.dense
+    )
+    return PruningPlan(kept, {name: channels.shapes[name] for name in kept}, edits)
 
 
-def apply_plan_(model: nn.Module, plan: PruningPlan) -> None:
-    """Slice the parameters and buffers of ``model`` in place and make its modules' attributes agree with them.
+def _slim_size(size: SizeAttribute, keep: Mapping[str, Tensor]) -> int:
+    counts = size.axis.counts.items()
+    positions = sum(int((count[keep[group]] if group in keep else count).sum()) for group, count in counts)
+    return (size.axis.fixed + positions) * size.times
 
-    Keeps dtype, device, memory format, ``requires_grad`` and tied parameters.
-    The plan must be of this very network: ``make_plan`` of its channel map, or ``PruningPlan.from_dict``.
+
+def with_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
+    """Return a copy of ``model`` that is sliced and edited by ``plan``, with whatever hangs on it (``attachments.py``).
+
+    The copy's modules say its sizes; dtype, device, memory format, ``requires_grad`` and tied parameters stay.
+
+    Args:
+        model: the network that the plan was made for (``make_plan``) or read for (``PruningPlan.from_dict``).
+        plan: what stays of it, and what else is done.
+
+    Raises:
+        CutRefused: something hangs on the model that a copy would lose.
+        FileError: an edit does not fit what an earlier one left of the network.
     """
-    tensors = dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
-    slim = {id(tensors[name]): _sliced(tensors[name], dims) for name, dims in plan.keep.items()}
-    touched: dict[nn.Module, None] = {}
-    for name, tensor in tensors.items():
-        if id(tensor) in slim:  # every name that a tied parameter goes by
-            owner, _, attribute = name.rpartition(".")
-            module = model.get_submodule(owner)
-            if isinstance(tensor, nn.Parameter):
-                module._parameters[attribute] = slim[id(tensor)]  # type: ignore[assignment]
-            else:
-                module._buffers[attribute] = slim[id(tensor)]
-            touched[module] = None
-    for module in touched:
-        _mend_attributes(module)
+    check_attachments(model, plan.keep)
+    # What deepcopy finds in its memo it takes as its copy: the dense tensors are never copied, and ties hold.
+    slim = copy.deepcopy(model, _sliced_tensors(model, plan))
+    _mend_and_edit_(slim, plan)
+    carry_attributes(model, slim)
+    return slim
+
+
+def _sliced_tensors(model: nn.Module, plan: PruningPlan) -> dict[int, Any]:
+    """Return the slim tensor for the identity of every dense one that the plan slices."""
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    return {id(tensors[name]): _sliced(tensors[name], dims) for name, dims in plan.keep.items()}
+
+
+def _mend_and_edit_(slim: nn.Module, plan: PruningPlan) -> None:
+    """Make the attributes of the modules that hold slim tensors agree with them, then apply the plan's edits."""
+    tensors = dict([*slim.named_parameters(), *slim.named_buffers()])
+    sliced = {id(tensors[name]) for name in plan.keep}
+    for module in slim.modules():
+        if any(id(tensor) in sliced for held in (module._parameters, module._buffers) for tensor in held.values()):
+            _mend_attributes(module)
+    for edit in plan.edits:
+        apply_edit_(slim, edit, plan.keep)
 
 
 def _sliced(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
@@ -159,6 +236,11 @@ def _mend_attributes(module: nn.Module) -> None:
     elif isinstance(module, nn.modules.batchnorm._NormBase):
         vector = next(v for v in (module.weight, module.running_mean) if v is not None)
         module.num_features = len(vector)
+    elif isinstance(module, nn.GroupNorm):  # whole normalisation groups go: their size stays
+        module.num_groups = module.num_groups * len(module.weight) // module.num_channels
+        module.num_channels = len(module.weight)
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = module.weight.shape
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.numel()
 
@@ -175,6 +257,12 @@ def _mend_convolution(module: nn.modules.conv._ConvNd) -> None:
         module.out_channels, module.in_channels = first, second * module.groups
 
 
+def _as_list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"a {type(value).__name__} in place of a list")
+    return value
+
+
 def _as_ranges(kept: Tensor) -> str:
     indices = kept.tolist()
     starts = [i for n, i in enumerate(indices) if n == 0 or indices[n - 1] != i - 1]
@@ -188,6 +276,6 @@ def _from_ranges(text: str, size: int) -> Tensor:
         first, _, last = part.partition("-")
         start, end = int(first), int(last or first)
         if not (indices[-1] if indices else -1) < start <= end < size:
-            raise ValueError(f"indices {part!r} are out of order or beyond {size}")
+            raise ValueError(f"indices {part[:20]!r} are out of order or beyond {size}")
         indices += range(start, end + 1)
     return torch.tensor(indices)

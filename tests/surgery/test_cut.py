@@ -35,7 +35,8 @@ def test_zeroing_clears_the_whole_channel_and_nothing_else() -> None:
     for name in ("a.weight", "a.bias", "bn.weight", "bn.bias", "bn.running_mean"):
         assert not after[name][gone].any()
         assert torch.equal(after[name][KEEP["a"]], before[name][KEEP["a"]])
-    assert torch.equal(after["bn.running_var"], before["bn.running_var"])
+    assert (after["bn.running_var"][gone] == 1).all(), "it is divided by"
+    assert torch.equal(after["bn.running_var"][KEEP["a"]], before["bn.running_var"][KEEP["a"]])
     assert not after["b.weight"][:, gone].any()
     assert torch.equal(after["b.weight"][KEEP["b"]][:, KEEP["a"]], before["b.weight"][KEEP["b"]][:, KEEP["a"]])
 
@@ -57,20 +58,50 @@ def test_the_slim_model_has_the_kept_slices_and_modules_that_say_so() -> None:
 def test_one_slice_that_is_not_zero_is_refused_by_name(parameter: str, index: tuple[int, ...]) -> None:
     model, channels = zeroed_chain()
     with torch.no_grad():
+        model.b.weight[3, [1, 2, 5, 11], 0, 0] = 1.0  # they are read
         model.get_parameter(parameter)[index] = 1e-30
     with pytest.raises(CutRefused, match=rf"{parameter}\[index .*zero it first"):
         cut(model, channels, KEEP, IMAGE)
 
 
+def test_a_channel_that_nobody_reads_goes_whatever_it_is() -> None:
+    model = networks.unsettled(networks.chain())
+    channels = trace_channels(model, IMAGE)
+    with torch.no_grad():
+        model.b.weight[:, [1, 2, 5]] = 0
+    keep = {"a": torch.tensor([0, 3, 4, 6, 7, 8, 9, 10, 11])}
+    slim = cut(model, channels, keep, IMAGE)
+    assert slim.model.a.out_channels == 9
+    assert torch.equal(slim.model.bn.bias, model.bn.bias[keep["a"]])
+
+
+def test_a_channel_that_is_also_multiplied_is_read_even_if_no_weight_reads_it() -> None:
+    def attend(n: networks.Net, x: Tensor) -> Tensor:
+        y = x.flatten(2).transpose(1, 2)  # [N, positions, 3]
+        return n.fc((n.q(y) @ n.k(y).transpose(1, 2)).mean((1, 2))[:, None])
+
+    model = networks.unsettled(networks.Net(attend, q=nn.Linear(3, 8), k=nn.Linear(3, 8), fc=nn.Linear(1, 5)))
+    channels = trace_channels(model, IMAGE)
+    keep = {"q": torch.arange(4)}
+    with pytest.raises(CutRefused, match=r"q\.weight\[index 4 .*zero it first"):
+        cut(model, channels, keep, IMAGE)
+    zero_(model, channels, keep)
+    assert cut(model, channels, keep, IMAGE).model.k.out_features == 4
+
+
 def test_a_running_mean_counts_only_where_no_scale_silences_it() -> None:
     model, channels = zeroed_chain()
+    with torch.no_grad():
+        model.b.weight[0, 1] = 1.0  # it is read
     model.bn.running_mean[1] = 7.0
-    assert cut(model, channels, KEEP, IMAGE).max_rel_error <= 1e-9
+    keep = {**KEEP, "a": torch.tensor([0, 1, 3, 4, 9])}
+    assert cut(model, channels, keep, IMAGE).max_rel_error <= 1e-9
     bare = networks.unsettled(networks.unaffine())
     channels = trace_channels(bare, IMAGE)
     keep = {"a": torch.tensor([0, 2])}
     zero_(bare, channels, keep)
     bare.norm.running_mean[1] = 7.0
+    bare.fc.weight.data[0, 1] = 1.0
     with pytest.raises(CutRefused, match=r"norm\.running_mean"):
         cut(bare, channels, keep, IMAGE)
 
@@ -117,20 +148,20 @@ def test_a_width_that_the_tracer_cannot_see_is_caught_by_the_numbers() -> None:
 
 
 class OnlyInTraining(networks.Net):
-    """Runs an auxiliary head that tracing, in eval mode, does not see."""
+    """Wants its width in training mode alone, where tracing cannot see it."""
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.a(x)
-        return self.fc(y.mean((2, 3))) + (self.aux(y).mean((2, 3)) if self.training else 0)
+        if self.training and self.fc.in_features != 8:
+            raise ValueError("8 features are needed")
+        return self.fc(self.a(x).mean((2, 3)))
 
 
-def test_code_that_only_training_runs_is_caught() -> None:
-    layers = {"a": networks.conv(3, 8), "aux": networks.conv(8, 5), "fc": nn.Linear(8, 5)}
-    model = OnlyInTraining(lambda n, x: x, **layers)
+def test_a_width_that_only_training_needs_is_caught() -> None:
+    model = OnlyInTraining(lambda n, x: x, a=networks.conv(3, 8), fc=nn.Linear(8, 5))
     channels = trace_channels(model, IMAGE)
     keep = {"a": torch.arange(4)}
     zero_(model, channels, keep)
-    with pytest.raises(CutRefused, match="does not run in training mode"):
+    with pytest.raises(CutRefused, match=r"does not run in training mode.*8 features are needed"):
         cut(model, channels, keep, IMAGE)
 
 
@@ -146,6 +177,16 @@ def test_a_size_that_hides_behind_a_batch_of_one_is_caught() -> None:
     zero_(model, channels, keep)
     with pytest.raises(CutRefused):
         cut(model, channels, keep, IMAGE[:1])
+
+
+def test_a_batch_size_that_the_code_holds_is_no_obstacle() -> None:
+    model = networks.unsettled(
+        networks.Net(lambda n, x: n.fc(n.a(x).mean((2, 3)).reshape(2, -1)), a=networks.conv(3, 8), fc=nn.Linear(8, 5))
+    )
+    channels = trace_channels(model, IMAGE)
+    keep = {"a": torch.arange(4)}
+    zero_(model, channels, keep)
+    assert cut(model, channels, keep, IMAGE).max_rel_error <= 1e-9
 
 
 def test_a_model_that_writes_into_its_input_is_cut_and_leaves_the_callers_alone() -> None:

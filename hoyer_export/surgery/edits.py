@@ -1,0 +1,238 @@
+"""Edits: what a plan does to the dense network besides keeping slices. Applied after the slices, in their order.
+
+=============  =====================================================================================================
+``attribute``  a size that a module keeps in an attribute follows the cut: ``num_heads`` 12 → 7
+``bias``       a layer without a bias gains one, in which a constant is folded
+``shortcut``   a dead residual block becomes its own shortcut and activation
+``gather``     a linear layer reads only those input features whose columns the plan keeps
+=============  =====================================================================================================
+
+In JSON an edit is its fields and its kind: ``{"kind": "bias", "module": "layer1.0.conv2"}``. Nothing that a plan says
+is ever executed or imported.
+"""
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from hoyer_export.errors import FileError
+
+Keep = Mapping[str, Mapping[int, Tensor]]
+
+
+@dataclass(frozen=True)
+class AttributeEdit:
+    """A size in a module's attribute, or at ``index`` of a list or tuple there, becomes ``slim``."""
+
+    module: str
+    attribute: str
+    index: int | None
+    dense: int
+    slim: int
+
+    @property
+    def place(self) -> tuple[str, str, int | None]:
+        """Where the size is."""
+        return self.module, self.attribute, self.index
+
+
+@dataclass(frozen=True)
+class BiasEdit:
+    """A convolution or linear layer gains a bias, zero at first."""
+
+    module: str
+
+    @property
+    def bias(self) -> str:
+        """Name of the new parameter."""
+        return f"{self.module}.bias".lstrip(".")
+
+
+@dataclass(frozen=True)
+class ShortcutEdit:
+    """A module becomes the chain of some of its children, under their names, and of a ReLU where its code had one.
+
+    Args:
+        module: name of the block.
+        children: names of its children, in the order in which they run; none is the identity.
+        relu: a ReLU comes last.
+    """
+
+    module: str
+    children: tuple[str, ...]
+    relu: bool
+
+
+@dataclass(frozen=True)
+class GatherEdit:
+    """A linear layer picks the input features whose weight columns the plan keeps."""
+
+    module: str
+
+    @property
+    def weight(self) -> str:
+        """Name of the weight whose columns these are."""
+        return f"{self.module}.weight".lstrip(".")
+
+
+Edit = AttributeEdit | BiasEdit | ShortcutEdit | GatherEdit
+_KINDS: dict[str, type[Edit]] = {
+    "attribute": AttributeEdit,
+    "bias": BiasEdit,
+    "shortcut": ShortcutEdit,
+    "gather": GatherEdit,
+}
+_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+_RELU = "relu"
+
+
+class GatheredLinear(nn.Linear):
+    """y = x[..., index] Wᵀ + b: a linear layer that leaves some of its input features out.
+
+    ``index`` is no part of the state: it comes from the plan.
+    """
+
+    index: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [..., out_features] of [..., all input features]."""
+        return super().forward(x.index_select(-1, self.index))
+
+
+def edit_to_dict(edit: Edit) -> dict[str, Any]:
+    """Return the edit as what JSON holds."""
+    kind = next(kind for kind, record in _KINDS.items() if isinstance(edit, record))
+    return {"kind": kind, **{name: list(v) if isinstance(v, tuple) else v for name, v in asdict(edit).items()}}
+
+
+def edit_from_dict(entry: Any) -> Edit:
+    """Read an edit back.
+
+    Raises:
+        FileError: its kind is unknown, or a field is missing, unknown or of another type.
+    """
+    if not isinstance(entry, dict) or entry.get("kind") not in _KINDS:
+        raise FileError(
+            f"the pruning plan holds an edit that this release does not know: {str(entry)[:80]}: upgrade it"
+        )
+    fields = {name: value for name, value in entry.items() if name != "kind"}
+    if set(fields) != set(_KINDS[entry["kind"]].__dataclass_fields__) or not all(map(_is_sane, fields.items())):
+        raise FileError(f"the pruning plan's edit {str(entry)[:80]} is damaged: make the slim file again")
+    record: Callable[..., Edit] = _KINDS[entry["kind"]]
+    return record(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
+
+
+def _is_sane(field: tuple[str, Any]) -> bool:
+    name, value = field
+    match name:
+        case "children":
+            return isinstance(value, list) and all(isinstance(c, str) for c in value) and len(set(value)) == len(value)
+        case "relu":
+            return isinstance(value, bool)
+        case "index":
+            return value is None or (type(value) is int and value >= 0)
+        case "dense" | "slim":
+            return type(value) is int and 0 < value < 2**31
+    return isinstance(value, str)
+
+
+def check_edit(model: nn.Module, edit: Edit, keep: Keep) -> None:
+    """Require that an edit fits the network.
+
+    Args:
+        model: the network, its slices taken out or not.
+        edit: what is to be done to it.
+        keep: the plan's kept indices.
+
+    Raises:
+        FileError: the module, attribute or child does not exist, or is not what the edit was made for.
+    """
+    # Not get_submodule: it would run any property that the plan names.
+    module = dict(model.named_modules(remove_duplicate=False)).get(edit.module)
+    if module is None:
+        raise FileError(f"the pruning plan edits {edit.module!r}, which the network does not have")
+    match edit:
+        case AttributeEdit():
+            found = size_in(module, edit.attribute, edit.index)
+            # A module that torch knows says its slim size already.
+            if type(found) is not int or found not in (edit.dense, edit.slim) or edit.slim > edit.dense:
+                where = f"{edit.module}.{edit.attribute}" + (f"[{edit.index}]" if edit.index is not None else "")
+                raise FileError(
+                    f"the pruning plan makes {where} {edit.slim}, down from {edit.dense}, but the network's is"
+                    f" {str(found)[:40]}"
+                )
+        case BiasEdit():
+            if type(module) not in _LAYERS or module.bias is not None:
+                raise FileError(f"the pruning plan gives {edit.module} a bias, but it has one or takes none")
+        case ShortcutEdit():
+            taken = edit.relu and _RELU in edit.children
+            if (
+                not edit.module
+                or taken
+                or not all(isinstance(module._modules.get(child), nn.Module) for child in edit.children)
+            ):
+                raise FileError(f"the pruning plan reduces {edit.module!r} to {edit.children}, which it does not have")
+        case GatherEdit():
+            if type(module) is not nn.Linear or 1 not in keep.get(edit.weight, {}):
+                raise FileError(f"the pruning plan gathers the inputs of {edit.module}, which is no such linear layer")
+
+
+def apply_edit_(model: nn.Module, edit: Edit, keep: Keep) -> None:
+    """Do ``edit`` to the network, whose slices are taken out, in place; args and errors of ``check_edit``."""
+    check_edit(model, edit, keep)
+    module = model.get_submodule(edit.module)
+    match edit:
+        case AttributeEdit(attribute=name, index=None):
+            vars(module)[name] = edit.slim
+        case AttributeEdit(attribute=name):
+            sizes: Any = vars(module)[name]
+            vars(module)[name] = type(sizes)(edit.slim if at == edit.index else n for at, n in enumerate(sizes))
+        case BiasEdit():
+            weight = module.weight
+            assert isinstance(weight, Tensor)
+            module.bias = nn.Parameter(weight.new_zeros(len(weight)))
+            module.bias.requires_grad_(weight.requires_grad)
+        case ShortcutEdit():
+            owner, _, name = edit.module.rpartition(".")
+            model.get_submodule(owner)._modules[name] = shortcut_of(module, edit)
+        case GatherEdit():
+            # The same object, so that its hooks and other names stay.
+            module.__class__ = GatheredLinear
+            index = keep[edit.weight][1].to(module.get_parameter("weight").device)
+            module.register_buffer("index", index, persistent=False)
+
+
+def size_in(module: nn.Module, attribute: str, index: int | None) -> Any:
+    """Return what a module holds in an attribute, or at ``index`` of a list or tuple there; None if nothing.
+
+    Read from the instance alone: a property would run code that a plan chose.
+    """
+    found: Any = vars(module).get(attribute)
+    if index is None:
+        return found
+    return found[index] if type(found) in (list, tuple) and index < len(found) else None
+
+
+def shortcut_of(block: nn.Module, edit: ShortcutEdit) -> nn.Sequential:
+    """Return what ``edit`` makes of ``block``, whose children it shares."""
+    chain = OrderedDict((name, _not_in_place(block.get_submodule(name))) for name in edit.children)
+    if edit.relu:
+        chain[_RELU] = nn.ReLU()
+    slim = nn.Sequential(chain)
+    slim.training = block.training
+    # The hooks of the block stay: they see the same input and output.
+    vars(slim).update({key: value for key, value in vars(block).items() if key.endswith("_hooks")})
+    return slim
+
+
+def _not_in_place(module: nn.Module) -> nn.Module:
+    """Return the module such that it does not write into its input, which now is the block's own input."""
+    if not getattr(module, "inplace", False):
+        return module
+    module = copy.copy(module)
+    vars(module)["inplace"] = False
+    return module
