@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     from hoyer_export.errors import HoyerExportError
     from hoyer_export.sparsify.group_hs import GroupHS
     from hoyer_export.surgery.cut import SlimModel, cut
+    from hoyer_export.surgery.optimizer_state import slice_optimizer
     from hoyer_export.surgery.selection import Selection, select_channels
+    from hoyer_export.surgery.self_test import SelfTest, Verdict, self_test
     from hoyer_export.surgery.slim_file import load_slim, save_slim
+    from hoyer_export.surgery.widths_file import build_slim
     from hoyer_export.surgery.zero import zero_
 
 __all__ = [
@@ -33,16 +36,21 @@ __all__ = [
     "MacsRecord",
     "Member",
     "Selection",
+    "SelfTest",
     "SlimModel",
     "Unprunable",
+    "Verdict",
     "VerifyRecord",
     "benchmark",
+    "build_slim",
     "count_macs",
     "cut",
     "export_onnx",
     "load_slim",
     "save_slim",
     "select_channels",
+    "self_test",
+    "slice_optimizer",
     "trace_channels",
     "verify_onnx",
     "zero_",
@@ -58,16 +66,21 @@ _HOME = {
     "MacsRecord": "deploy.macs",
     "Member": "channels.channel_map",
     "Selection": "surgery.selection",
+    "SelfTest": "surgery.self_test",
     "SlimModel": "surgery.cut",
     "Unprunable": "channels.channel_map",
+    "Verdict": "surgery.self_test",
     "VerifyRecord": "deploy.verify",
     "benchmark": "deploy.benchmark",
+    "build_slim": "surgery.widths_file",
     "count_macs": "deploy.macs",
     "cut": "surgery.cut",
     "export_onnx": "deploy.export",
     "load_slim": "surgery.slim_file",
     "save_slim": "surgery.slim_file",
     "select_channels": "surgery.selection",
+    "self_test": "surgery.self_test",
+    "slice_optimizer": "surgery.optimizer_state",
     "trace_channels": "channels.trace",
     "verify_onnx": "deploy.verify",
     "zero_": "surgery.zero",

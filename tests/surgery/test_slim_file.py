@@ -1,7 +1,6 @@
-"""A slim file rebuilds its model bit for bit; a damaged or foreign one is refused in one line and runs nothing."""
+"""A slim file rebuilds its model bit for bit, whatever it is of; files that mean harm are in ``test_attacks.py``."""
 
 import json
-import pickle
 from pathlib import Path
 
 import networks
@@ -73,97 +72,19 @@ def test_the_plan_is_small_readable_and_says_the_dense_shapes(slim: SlimModel) -
     entry = plan["keep"]["layer1.0.conv1.weight"]
     assert entry["shape"] == [16, 16, 3, 3]
     assert all(set(kept) <= set("0123456789,-") for dim, kept in entry.items() if dim != "shape")
-    assert PruningPlan.from_dict(json.loads(json.dumps(plan)), slim.plan.shapes).to_dict() == plan
-
-
-def test_a_network_of_somebody_is_never_imported(slim: SlimModel, tmp_path: Path) -> None:
-    save_slim(slim, tmp_path / "slim.safetensors", network="os.path:join")
-    with pytest.raises(NetworkError, match="never imported from a file: pass the network as into="):
-        load_slim(tmp_path / "slim.safetensors")
-
-
-class Attack:
-    def __reduce__(self) -> tuple[object, ...]:
-        return (Path.touch, (Path("attacked"),))
-
-
-def plan(entry: object, name: str = "conv1.weight") -> dict[str, object]:
-    return {"version": 1, "keep": {name: entry}, "edits": []}
-
-
-def metadata(plan: object) -> dict[str, str]:
-    return {METADATA_KEY: json.dumps({"format": FORMAT, "network": {}, "plan": plan})}
-
-
-DAMAGED_PLANS = {
-    "not a plan": "{",
-    "none": None,
-    "no keep": {"version": 1, "edits": []},
-    "another version": {"version": 2, "keep": {}, "edits": []},
-    "an edit nobody knows": {"version": 1, "keep": {}, "edits": [{"run": "rm"}]},
-    "an index out of range": plan({"shape": [16, 3, 3, 3], "0": "3,16"}),
-    "a repeated index": plan({"shape": [16, 3, 3, 3], "0": "3,3"}),
-    "a huge range": plan({"shape": [16, 3, 3, 3], "0": "0-99999999999"}),
-    "no index": plan({"shape": [16, 3, 3, 3], "0": ""}),
-    "a dimension that is not there": plan({"shape": [16, 3, 3, 3], "7": "0"}),
-    "a shape that does not fit": plan({"shape": [17, 3, 3, 3], "0": "0-3"}),
-    "a shape beyond all bounds": plan({"shape": [float("inf"), 3, 3, 3], "0": "0"}),
-    "a negative dimension": plan({"shape": [16, 3, 3, 3], "-4": "8-15"}),
-    "a parameter that is not there": plan({"shape": [17], "0": "0-3"}, "../../etc/passwd"),
-}
-
-
-@pytest.mark.parametrize("classes", ["x", 2.5, [1], 0, 10**13, True])
-def test_a_file_cannot_ask_for_a_network_of_any_size(classes: object, slim: SlimModel, tmp_path: Path) -> None:
-    save_slim(slim, tmp_path / "slim.safetensors", network="cifar_resnet20", classes=classes)  # type: ignore[arg-type]
-    with pytest.raises(FileError, match="classes in its metadata"):
-        load_slim(tmp_path / "slim.safetensors")
-
-
-@pytest.mark.parametrize("name", DAMAGED_PLANS)
-def test_a_damaged_plan_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
-    path = tmp_path / "slim.safetensors"
-    save_file({"x": torch.zeros(1)}, path, metadata(DAMAGED_PLANS[name]))
-    with pytest.raises(FileError) as caught:
-        load_slim(path, into=build_network("cifar_resnet20"))
-    assert "\n" not in str(caught.value)
-
-
-def test_damaged_files_are_refused_in_one_line(
-    slim: SlimModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "slim.safetensors"
-    save_slim(slim, path, network="cifar_resnet20")
-    whole = path.read_bytes()
-    contents = {
-        "truncated": whole[: len(whole) // 2],
-        "empty": b"",
-        "oversized header": (2**60).to_bytes(8, "little") + whole[8:],
-        "pickle": pickle.dumps(Attack()),
-        "text": b"hello",
-    }
-    for content in contents.values():
-        path.write_bytes(content)
-        with pytest.raises(FileError, match=r"slim\.safetensors"):
-            load_slim(path)
-    assert not Path("attacked").exists()
-    with pytest.raises(FileError, match="does not exist"):
-        load_slim(tmp_path / "none.safetensors")
-    save_file({"x": torch.zeros(1)}, path)
-    with pytest.raises(FileError, match="no slim file"):
-        load_slim(path)
+    assert PruningPlan.from_dict(json.loads(json.dumps(plan)), build_network("cifar_resnet20")).to_dict() == plan
 
 
 def test_weights_that_are_not_the_plans_are_named(slim: SlimModel, tmp_path: Path) -> None:
     path = tmp_path / "slim.safetensors"
     state = {name: tensor.contiguous() for name, tensor in slim.model.state_dict().items()}
     for wrong, message in [
-        ({**state, "extra": torch.zeros(1)}, "holds extra"),
-        ({name: tensor for name, tensor in state.items() if name != "bn1.bias"}, "lacks bn1.bias"),
+        ({**state, "extra": torch.zeros(1)}, "holds 'extra'"),
+        ({name: tensor for name, tensor in state.items() if name != "bn1.bias"}, "lacks 'bn1.bias'"),
         ({**state, "bn1.bias": torch.zeros(99)}, r"bn1.bias has shape \(99,\)"),
     ]:
-        save_file(wrong, path, metadata(slim.plan.to_dict()))
+        facts = {"format": FORMAT, "network": {}, "plan": slim.plan.to_dict()}
+        save_file(wrong, path, {METADATA_KEY: json.dumps(facts)})
         with pytest.raises(HoyerExportError, match=message):
             load_slim(path, into=build_network("cifar_resnet20"))
 

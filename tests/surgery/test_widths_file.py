@@ -1,0 +1,53 @@
+"""``widths.json`` and a name rebuild the slim network, untrained."""
+
+import json
+from pathlib import Path
+
+import networks
+import pytest
+import torch
+
+from hoyer_export.channels.trace import trace_channels
+from hoyer_export.errors import NetworkError
+from hoyer_export.networks import build_network
+from hoyer_export.surgery.cut import cut
+from hoyer_export.surgery.selection import select_channels
+from hoyer_export.surgery.widths_file import build_slim
+from hoyer_export.surgery.zero import zero_
+
+IMAGE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_widths_of_a_cut_and_a_name_give_the_same_architecture(tmp_path: Path) -> None:
+    model = networks.unsettled(build_network("cifar_resnet20", classes=7))
+    channels = trace_channels(model, IMAGE)
+    keep = select_channels(channels, model, macs=0.5, align=4).keep
+    zero_(model, channels, keep)
+    slim = cut(model, channels, keep, IMAGE)
+    (tmp_path / "widths.json").write_text(json.dumps({name: kept.tolist() for name, kept in keep.items()}))
+    torch.manual_seed(0)
+    built = build_slim(tmp_path / "widths.json", "cifar_resnet20", classes=7)
+    assert built.plan.to_dict() == slim.plan.to_dict()
+    assert built.max_rel_error is None
+    built.model.load_state_dict(slim.model.state_dict())
+    assert torch.equal(built.model.eval()(IMAGE), slim.model(IMAGE))
+
+
+def test_it_starts_from_the_dense_networks_weights(tmp_path: Path) -> None:
+    (tmp_path / "widths.json").write_text('{"conv1": [1, 4]}')
+    torch.manual_seed(0)
+    dense = build_network("lenet5")
+    torch.manual_seed(0)
+    slim = build_slim(tmp_path / "widths.json", "lenet5").model
+    assert torch.equal(slim.conv1.weight, dense.conv1.weight[[1, 4]])
+    assert torch.equal(slim.conv2.weight, dense.conv2.weight[:, [1, 4]])
+    assert torch.equal(slim.fc2.weight, dense.fc2.weight)
+
+
+def test_ones_own_network_is_passed_and_not_changed(tmp_path: Path) -> None:
+    (tmp_path / "widths.json").write_text('{"b": [0, 7]}')
+    dense = networks.chain()
+    slim = build_slim(tmp_path / "widths.json", dense, input_shape=(3, 16, 16)).model
+    assert (slim.b.out_channels, dense.b.out_channels) == (2, 8)
+    with pytest.raises(NetworkError, match="give input_shape"):
+        build_slim(tmp_path / "widths.json", dense)
