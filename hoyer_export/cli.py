@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from hoyer_export import arguments
 from hoyer_export.errors import HoyerExportError
 
 EXIT_BUG = 70  # EX_SOFTWARE of sysexits.h
@@ -125,7 +126,8 @@ def run(
     resolved = load_recipe(recipe, overrides)
     check_free(out, resume=resume)
     _loading("torch")
-    from hoyer_export.console import print_report, progress
+    from hoyer_export.console import print_report
+    from hoyer_export.live import progress
     from hoyer_export.pipeline.chain import run_recipe
 
     try:
@@ -152,9 +154,13 @@ def inspect(
     classes: Annotated[int | None, typer.Option(min=1, help="Number of classes.")] = None,
     macs: Annotated[float | None, typer.Option(help="Say whether this share of the dense MACs can be reached.")] = None,
     align: Annotated[int | None, typer.Option(help="Multiple that widths are rounded up to (16 unless set).")] = None,
+    prove: Annotated[
+        bool, typer.Option("--prove", help="Zero and cut random channels of every group, and compare in float64.")
+    ] = False,
     cross_check: Annotated[
         bool, typer.Option("--cross-check", help="Also ask torch-pruning which channels are coupled.")
     ] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Print every group, not the heaviest 20.")] = False,
     overrides: Overrides = [],  # noqa: B006
     allow_import: AllowImport = [],  # noqa: B006
     as_json: Json = False,
@@ -166,11 +172,9 @@ def inspect(
         raise typer.BadParameter("only together with --network; in a recipe they follow from the data")
     if network is not None and overrides:
         raise typer.BadParameter("only together with a RECIPE", param_hint="--set")
-    if macs is not None and not 0 < macs <= 1:
-        raise typer.BadParameter(f"expected a share above 0 and at most 1, got {macs:g}", param_hint="--macs")
-    if align not in (None, 1, 4, 8, 16, 32, 64):
-        raise typer.BadParameter(f"expected 1, 4, 8, 16, 32 or 64, got {align}", param_hint="--align")
-    shape = None if input_shape is None else _shape(input_shape)
+    arguments.check_share("--macs", macs)
+    arguments.check_align(align)
+    shape = None if input_shape is None else arguments.shape(input_shape)
     resolved = None
     if recipe is not None:
         from hoyer_export.recipe import load_recipe
@@ -181,7 +185,9 @@ def inspect(
     from hoyer_export.pipeline.inspecting import inspect_network, inspect_recipe
 
     if resolved is not None:
-        found = inspect_recipe(resolved, macs=macs, align=align, second_opinion=cross_check, allow_import=allow_import)
+        found = inspect_recipe(
+            resolved, macs=macs, align=align, prove=prove, second_opinion=cross_check, allow_import=allow_import
+        )
     else:
         assert network is not None
         found = inspect_network(
@@ -190,17 +196,132 @@ def inspect(
             classes=classes,
             macs=macs,
             align=align or 16,
+            prove=prove,
             second_opinion=cross_check,
             allow_import=allow_import,
         )
-    _print_json(asdict(found)) if as_json else print_inspection(found)
+    _print_json(asdict(found)) if as_json else print_inspection(found, everything=everything)
+
+
+@app.command()
+def cut(
+    context: typer.Context,
+    run_dir: Annotated[
+        Path | None, typer.Argument(metavar="DIR", help="A run's folder: redo its cut.", show_default=False)
+    ] = None,
+    network: Annotated[str | None, typer.Option(metavar="NAME", help="Cut this network instead.")] = None,
+    weights: Annotated[Path | None, typer.Option(metavar="FILE", help=".safetensors, or .pth; else random.")] = None,
+    input_shape: Annotated[
+        str | None, typer.Option("--input", metavar="CxHxW", help="Shape of one image, e.g. 3x224x224.")
+    ] = None,
+    classes: Annotated[int | None, typer.Option(min=1, help="Number of classes.")] = None,
+    macs: Annotated[float | None, typer.Option(help="Share of the dense MACs that may stay.")] = None,
+    params: Annotated[float | None, typer.Option(help="Share of the dense parameters that may stay.")] = None,
+    threshold: Annotated[str | None, typer.Option(help='Least score that stays: a number, or "natural".')] = None,
+    method: Annotated[str, typer.Option(help="group-hs, magnitude (torch-pruning's scores) or dead.")] = "group-hs",
+    align: Annotated[
+        int | None, typer.Option(help="Multiple that widths are rounded up to (16 unless set; 1 for dead).")
+    ] = None,
+    dead_first: Annotated[
+        bool, typer.Option("--dead-first", help="Let channels that never fire go before any other.")
+    ] = False,
+    dead_blocks: Annotated[
+        bool,
+        typer.Option("--dead-blocks", help="First turn residual blocks whose branch is zero into their shortcuts."),
+    ] = False,
+    gather: Annotated[
+        list[str],
+        typer.Option(metavar="LAYER", help="Let this linear layer read only inputs that its weights use (a Gather)."),
+    ] = [],  # noqa: B006
+    data: Annotated[str | None, typer.Option(metavar="NAME", help="Data set, for accuracy and calibration.")] = None,
+    data_root: Annotated[Path | None, typer.Option(metavar="DIR", help="Where its files are.")] = None,
+    mean: Annotated[str | None, typer.Option(metavar="M,M,M", help="Of each channel; else the data's own.")] = None,
+    std: Annotated[str | None, typer.Option(metavar="S,S,S", help="Of each channel, together with --mean.")] = None,
+    calibration: Annotated[int, typer.Option(min=1, help="Training images that show what is dead.")] = 5000,
+    seed: Annotated[int, typer.Option(min=0, help="Of random weights, and of which images calibrate.")] = 0,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Absent or empty.")] = None,
+    allow_import: AllowImport = [],  # noqa: B006
+    as_json: Json = False,
+) -> None:
+    """Cut a network of your own, untrained by us, to a verified ONNX file; or redo the cut of a run."""
+    if (run_dir is None) == (network is None):
+        raise typer.BadParameter("give either the DIR of a run or --network NAME", param_hint="DIR")
+    if run_dir is not None:
+        others = {parameter.name for parameter in context.command.params} - {"run_dir", "allow_import", "as_json"}
+        arguments.refuse(context, others, "only together with --network")
+        _cut_run(run_dir, allow_import, as_json)
+        return
+    if out is None:
+        raise typer.BadParameter("is needed with --network", param_hint="--out")
+    arguments.check_method(method, {"--macs": macs, "--params": params, "--threshold": threshold}, data, dead_first)
+    arguments.check_share("--macs", macs)
+    arguments.check_share("--params", params)
+    arguments.check_align(align)
+    if data is None:
+        arguments.refuse(context, {"data_root", "mean", "std", "calibration"}, "only together with --data")
+    shape = None if input_shape is None else arguments.shape(input_shape)
+    limit = None if threshold is None else arguments.threshold(threshold)
+    if (mean is None) != (std is None):
+        raise typer.BadParameter("--mean and --std belong together", param_hint="--mean")
+    means = None if mean is None else arguments.numbers("--mean", mean)
+    stds = None if std is None else arguments.numbers("--std", std)
+    from hoyer_export.run_folder import check_free
+
+    check_free(out, resume=False)
+    _loading("torch")
+    from hoyer_export.console import print_cut
+    from hoyer_export.data import load_data
+    from hoyer_export.live import progress
+    from hoyer_export.pipeline.cutting import cut_network
+
+    side = shape[1] if shape is not None and data == "imagefolder" else None
+    images = None
+    if data is not None:
+        images = load_data(data, root=data_root, seed=seed, mean=means, std=stds, image_size=side)
+    assert network is not None
+    with progress() as shown:
+        found = cut_network(
+            network,
+            out,
+            weights=weights,
+            input_shape=shape,
+            classes=classes,
+            data=images,
+            macs=macs,
+            params=params,
+            threshold=limit,
+            method=method,
+            align=align,
+            dead_first=dead_first,
+            dead_blocks=dead_blocks,
+            gather=gather,
+            calibration=calibration,
+            seed=seed,
+            allow_import=allow_import,
+            progress=shown,
+        )
+    _print_json(asdict(found) | {"passed": found.passed}) if as_json else print_cut(found, out)
+    if not found.passed:
+        raise typer.Exit(3)
+
+
+def _cut_run(run_dir: Path, allow_import: list[str], as_json: bool) -> None:
+    _loading("torch")
+    from hoyer_export.console import print_cut_stage
+    from hoyer_export.live import progress
+    from hoyer_export.pipeline.chain import cut_run
+
+    with progress() as shown:
+        found = cut_run(run_dir, allow_import=allow_import, progress=shown)
+    _print_json(found) if as_json else print_cut_stage(found, run_dir)
 
 
 @app.command()
 def export(run_dir: RunDir, allow_import: AllowImport = [], as_json: Json = False) -> None:  # noqa: B006
     """Write dense.onnx and slim.onnx again from a run's weights."""
     _loading("torch")
-    from hoyer_export.console import print_exports, progress
+    from hoyer_export.console import print_exports
+    from hoyer_export.live import progress
     from hoyer_export.pipeline.chain import export_run
 
     with progress() as shown:
@@ -212,7 +333,8 @@ def export(run_dir: RunDir, allow_import: AllowImport = [], as_json: Json = Fals
 def verify(run_dir: RunDir, allow_import: AllowImport = [], as_json: Json = False) -> None:  # noqa: B006
     """Verify a run's slim.onnx against its slim network and the test set again."""
     _loading("torch")
-    from hoyer_export.console import print_verification, progress
+    from hoyer_export.console import print_verification
+    from hoyer_export.live import progress
     from hoyer_export.pipeline.chain import verify_run
 
     with progress() as shown:
@@ -260,14 +382,6 @@ def bench(
 
     found = benchmark(files, threads=threads, batch_size=batch_size, min_seconds=min_seconds)
     _print_json(asdict(found)) if as_json else print_benchmark(found)
-
-
-def _shape(text: str) -> tuple[int, int, int]:
-    sizes = text.lower().replace("×", "x").split("x")
-    if len(sizes) != 3 or not all(size.isdecimal() and int(size) > 0 for size in sizes):
-        raise typer.BadParameter(f"expected CxHxW, e.g. 3x224x224, got {text!r}", param_hint="--input")
-    channels, height, width = map(int, sizes)
-    return channels, height, width
 
 
 def _loading(what: str) -> None:

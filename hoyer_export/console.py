@@ -1,121 +1,38 @@
-"""What people see: live progress on a terminal, plain lines elsewhere, and a table for every verb's answer."""
+"""The answer of every verb as people see it: a table and a few lines."""
 
 import sys
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
-from hoyer_export.report.number_format import count, duration, exact, milliseconds, percent, share, size, small, times
+from hoyer_export.report.number_format import (
+    count,
+    exact,
+    milliseconds,
+    percent,
+    points,
+    share,
+    size,
+    small,
+    times,
+)
 
 if TYPE_CHECKING:
     from hoyer_export.deploy.benchmark import BenchmarkRecord
     from hoyer_export.deploy.macs import MacsRecord
-    from hoyer_export.pipeline.inspecting import Inspection
-    from hoyer_export.pipeline.progress import Progress
+    from hoyer_export.pipeline.cutting import CutReport, Moved
+    from hoyer_export.pipeline.inspecting import GroupCost, Inspection
     from hoyer_export.report.record import Report
-    from hoyer_export.sparsify.training import EpochRecord, StepProgress
+    from hoyer_export.surgery.self_test import Verdict
 
 PLAIN_WIDTH = 120  # of a table that no terminal limits
-
-
-@contextmanager
-def progress() -> Iterator["Progress"]:
-    """Yield somebody who shows progress on stderr: live on a terminal, one line an epoch elsewhere."""
-    if not sys.stderr.isatty():
-        yield PlainProgress()
-        return
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[said]}"), TimeRemainingColumn())
-    with Bars(*columns, console=console, transient=True) as bars:
-        yield LiveProgress(bars)
-
-
-class PlainProgress:
-    """One line a headline, one an epoch."""
-
-    def __init__(self) -> None:
-        self._started = time.perf_counter()
-
-    def headline(self, text: str) -> None:
-        """Say which stage begins, and when."""
-        self._line(f"[{duration(time.perf_counter() - self._started)}] {text}")
-
-    def note(self, text: str) -> None:
-        """Say it."""
-        self._line(f"  {text}")
-
-    def step(self, step: "StepProgress") -> None:
-        """Say nothing."""
-
-    def epoch(self, epoch: "EpochRecord", epochs: int) -> None:
-        """Say what the epoch brought."""
-        self._line(f"  {_epoch_line(epoch, epochs)}")
-
-    def _line(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
-
-class LiveProgress:
-    """The same lines above one bar for the phase that trains."""
-
-    def __init__(self, bars: Bars) -> None:
-        self._bars = bars
-        self._task: TaskID | None = None
-        self._started = time.perf_counter()
-
-    def headline(self, text: str) -> None:
-        """Say which stage begins."""
-        self._end_bar()
-        passed = duration(time.perf_counter() - self._started)
-        self._bars.console.print(f"[bold]{escape(text)}[/]  [dim]{passed}[/]", highlight=False)
-
-    def note(self, text: str) -> None:
-        """Say it."""
-        self._bars.console.print(f"  [yellow]{escape(text)}[/]", highlight=False)
-
-    def step(self, step: "StepProgress") -> None:
-        """Move the bar."""
-        total = step.epochs * step.steps
-        if self._task is None:
-            self._task = self._bars.add_task(step.phase, total=total, said="")
-        self._bars.update(
-            self._task,
-            total=total,
-            completed=step.epoch * step.steps + step.step,
-            said=f"epoch {step.epoch + 1}/{step.epochs}  loss {step.loss:.4f}",
-        )
-
-    def epoch(self, epoch: "EpochRecord", epochs: int) -> None:
-        """Say what the epoch brought."""
-        self._bars.console.print(f"  [dim]{escape(_epoch_line(epoch, epochs))}[/]", highlight=False)
-        if epoch.epoch + 1 == epochs:
-            self._end_bar()
-
-    def _end_bar(self) -> None:
-        if self._task is not None:
-            self._bars.remove_task(self._task)
-            self._task = None
-
-
-def _epoch_line(epoch: "EpochRecord", epochs: int) -> str:
-    said = [
-        f"{epoch.phase} {epoch.epoch + 1}/{epochs}",
-        f"loss {epoch.loss:.4f}",
-        f"train {percent(epoch.train_accuracy)}",
-        f"validation {percent(epoch.validation_accuracy)}",
-    ]
-    if epoch.phase == "sparse":
-        said += [f"effective MACs {share(epoch.effective_macs)}", f"alive {share(epoch.alive_macs)}"]
-    return "  ".join([*said, duration(epoch.seconds)])
+TOP_ROWS = 20  # of a table that would not fit on a screen
+MOVED = 1e-5  # relative change of the outputs that asks for fine-tuning: what verification tolerates between runtimes
 
 
 def print_report(report: "Report", folder: Path) -> None:
@@ -165,31 +82,23 @@ def print_report(report: "Report", folder: Path) -> None:
     console.print(_plain(f"files: {folder}/report.html, card.md, report.json, slim.onnx, slim.safetensors"))
 
 
-def print_inspection(found: "Inspection") -> None:
-    """Print the channel groups, what is unprunable and why, and what can be reached."""
+def print_inspection(found: "Inspection", *, everything: bool = False) -> None:
+    """Print the channel groups, what is unprunable and why, and what can be reached.
+
+    The heaviest groups come first; only ``everything`` prints more than a screen of them.
+    """
     console = _console()
     shape = "×".join(map(str, found.input_shape))
     console.print(_plain(f"{found.network}, input {shape}: {count(found.params)} parameters, {count(found.macs)} MACs"))
-    groups = Table(
-        title=f"{len(found.groups)} channel group{'' if len(found.groups) == 1 else 's'}", title_justify="left"
-    )
-    for column in ("group", "width", "MACs it carries", "share", f"least (align {found.align})"):
-        groups.add_column(column, justify="left" if column == "group" else "right", overflow="fold")
-    for group in found.groups:
-        groups.add_row(escape(group.name), str(group.width), count(group.macs), share(group.share), str(group.least))
-    console.print(groups)
+    _print_groups(console, found, everything)
     if found.unprunable:
-        table = Table(title="unprunable, left whole", title_justify="left")
-        for column in ("why", "indices", "of"):
-            table.add_column(column, justify="right" if column == "indices" else "left", overflow="fold")
-        for reason in found.unprunable:
-            first = ", ".join(reason.parameters[:3])
-            more = f" and {len(reason.parameters) - 3} more" if len(reason.parameters) > 3 else ""
-            table.add_row(escape(reason.reason), str(reason.channels), escape(first + more))
-        console.print(table)
-    console.print(_plain(f"least MACs that can be reached: {share(found.least_macs)} of dense"))
+        _print_unprunable(console, found, everything)
+    if found.verdicts is not None:
+        _print_verdicts(console, found.verdicts)
+    least = f"{share(found.least_macs)} of dense, with align = {found.align}"
+    console.print(_plain(f"least MACs that can be reached: {least}"))
     if found.asked_macs is not None:
-        verdict = "can be reached" if found.reachable else "cannot be reached"
+        verdict = "can be reached" if found.reachable else "cannot be reached; ask for more, or lower the alignment"
         console.print(_plain(f"macs = {found.asked_macs:g} {verdict}"))
     if (check := found.cross_check) is not None:
         channels = sum(group.width for group in found.groups)
@@ -200,6 +109,140 @@ def print_inspection(found: "Inspection") -> None:
             console.print(_plain(f"it couples channels of {', '.join(check.only_here)} otherwise"))
         if check.only_there:
             console.print(_plain(f"it would also remove channels of {', '.join(check.only_there)}"))
+
+
+def _print_groups(console: Console, found: "Inspection", everything: bool) -> None:
+    title = f"{len(found.groups)} channel group{'' if len(found.groups) == 1 else 's'}"
+    table = Table(title=title + ", the heaviest first; a layer between two counts in both", title_justify="left")
+    columns = ["group", "width", "MACs it carries", "share", "params", f"least (align {found.align})"]
+    verdicts = {verdict.group: verdict for verdict in found.verdicts or () if verdict.verdict == "proved"}
+    if verdicts:
+        columns.append("self-test")
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("group", "self-test") else "right", overflow="fold")
+    groups = sorted(found.groups, key=lambda group: -group.macs)
+    shown = groups if everything else groups[:TOP_ROWS]
+    for group in shown:
+        said = [f"proved{', unseen' if verdicts[group.name].reason else ''}"] if verdicts else []
+        table.add_row(escape(group.name), *_group_row([group]), *said)
+    if rest := groups[len(shown) :]:
+        said = ["all proved"] if verdicts else []
+        table.add_row(f"{len(rest)} more (--all)", *_group_row(rest), *said)
+    console.print(table)
+
+
+def _group_row(groups: "list[GroupCost]") -> tuple[str, ...]:
+    """Return the numbers of one group, or of several summed up."""
+    width, macs, params, least = (
+        sum(getattr(it, key) for it in groups) for key in ("width", "macs", "params", "least")
+    )
+    return f"{width:,}", count(macs), share(sum(group.share for group in groups)), count(params), f"{least:,}"
+
+
+def _print_unprunable(console: Console, found: "Inspection", everything: bool) -> None:
+    table = Table(title="unprunable, left whole", title_justify="left")
+    for column in ("why", "indices", "of"):
+        table.add_column(column, justify="right" if column == "indices" else "left", overflow="fold")
+    shown = found.unprunable if everything else found.unprunable[:TOP_ROWS]
+    for reason in shown:
+        first = ", ".join(reason.parameters[:3])
+        more = f" and {len(reason.parameters) - 3} more" if len(reason.parameters) > 3 else ""
+        table.add_row(escape(reason.reason), f"{reason.channels:,}", escape(first + more))
+    if rest := found.unprunable[len(shown) :]:
+        table.add_row(f"{len(rest)} more reasons (--all)", f"{sum(reason.channels for reason in rest):,}", "")
+    console.print(table)
+
+
+def _print_verdicts(console: Console, verdicts: "tuple[Verdict, ...]") -> None:
+    proved = [verdict for verdict in verdicts if verdict.verdict == "proved"]
+    refuted = [verdict for verdict in verdicts if verdict.verdict == "refuted"]
+    error = max((verdict.max_rel_error or 0.0 for verdict in proved), default=0.0)
+    agree = f"; zeroed and cut networks agree to {small(error)} in float64" if proved else ""
+    console.print(_plain(f"self-test: {len(proved)} of {len(proved) + len(refuted)} groups proved{agree}"))
+    for verdict in proved:
+        if verdict.reason:
+            console.print(f"[yellow]{escape(verdict.group)}:[/] {escape(verdict.reason)}", highlight=False)
+    for verdict in refuted:
+        line = f"[bold red]refuted, left whole:[/] {escape(verdict.group)}: {escape(verdict.reason)}"
+        console.print(line, highlight=False)
+
+
+def print_cut(found: "CutReport", folder: Path) -> None:
+    """Print dense beside slim, how exact the cut is, how far zeroing moved the outputs, and what to do next."""
+    shape = "×".join(map(str, found.input_shape))
+    table = Table(title=f"{found.network}, input {shape}", title_justify="left")
+    for column in ("", "dense", "slim", "slim / dense"):
+        table.add_column(column, justify="left" if not column else "right")
+    dense, slim = found.dense, found.slim
+    if dense.accuracy is not None and slim.accuracy is not None:
+        change = points(slim.accuracy - dense.accuracy)
+        table.add_row("test accuracy", percent(dense.accuracy), percent(slim.accuracy), change)
+    for name, first, second, shown in (
+        ("MACs", dense.macs, slim.macs, exact),
+        ("params", dense.params, slim.params, exact),
+        ("ONNX file, bytes", dense.onnx_bytes, slim.onnx_bytes, exact),
+    ):
+        table.add_row(name, shown(first), shown(second), share(second / max(first, 1)))
+    console = _console()
+    console.print(table)
+    before, after = (sum(sizes[side] for sizes in found.widths.values()) for side in (0, 1))
+    budget = " ".join(f"{key} = {value}" for key, value in found.asked.items())
+    asked = f"{budget}, {'met' if found.met else 'MISSED'}; " if budget else ""
+    console.print(
+        _plain(f"{found.method}, align = {found.align}: {asked}{before - after:,} of {before:,} channels removed")
+    )
+    if found.dead_blocks:
+        console.print(_plain(f"dead blocks, now their shortcuts: {', '.join(found.dead_blocks)}"))
+    for layer, (features, read) in found.gathered.items():
+        console.print(_plain(f"{layer} reads {read:,} of {features:,} input features"))
+    console.print(_plain(f"cut: zeroed and slim network agree to {small(found.max_rel_error)} (relative, float64)"))
+    for moved in found.moved:
+        console.print(_plain(_moved_words(moved)))
+    for name, figures in (("dense.onnx", dense), ("slim.onnx", slim)):
+        error = (
+            "an error that is not finite" if figures.max_error is None else f"errors up to {small(figures.max_error)}"
+        )
+        if figures.failed:
+            console.print(_plain(f"{name}: NOT VERIFIED, do not ship it: {', '.join(figures.failed)} failed, {error}"))
+        else:
+            console.print(_plain(f"{name}: verified, {error}"))
+    cautions = [found.warning] if found.warning else []
+    if found.weights is None:
+        cautions.append("the weights are random (no --weights): MACs and sizes are right, outputs mean nothing")
+    if found.align < 8 and after < before:
+        cautions.append(
+            "odd widths can be slower in onnxruntime than the dense ones (61 channels than 64): measure, or --align 16"
+        )
+    for caution in cautions:
+        console.print(f"[yellow]note:[/] {escape(caution)}", highlight=False)
+    if any(moved.max_change > MOVED * max(1.0, moved.max_output) for moved in found.moved):
+        slim_file = folder / "slim.safetensors"
+        console.print(_plain("next: fine-tune, for zeroing has changed what the network computes; cutting has not:"))
+        console.print(_plain(f'      train hx.load_slim("{slim_file}").model, then hx.export_onnx it'))
+    console.print(_plain(f"measure: hoyer-export bench {folder}/dense.onnx {folder}/slim.onnx"))
+    console.print(_plain(f"files: {folder}/slim.onnx, dense.onnx, slim.safetensors, widths.json"))
+
+
+def _moved_words(moved: "Moved") -> str:
+    images = f"{moved.count:,} images of noise" if moved.images == "noise" else f"{moved.count:,} {moved.images} images"
+    if moved.max_change == 0:
+        return f"zeroing moved no output by a single bit on {images}"
+    return f"zeroing moved outputs by up to {small(moved.max_change)} on {images}; they reach {small(moved.max_output)}"
+
+
+def print_cut_stage(found: Mapping[str, Any], folder: Path) -> None:
+    """Print every group's widths after the cut stage of a run."""
+    table = Table()
+    for column in ("group", "dense", "alive", "slim"):
+        table.add_column(column, justify="left" if column == "group" else "right")
+    for row in found["widths"]:
+        table.add_row(escape(row["group"]), *(str(row[key]) for key in ("dense", "alive", "slim")))
+    console = _console()
+    console.print(table)
+    stay, alive = (share(found[key] / found["dense_macs"]) for key in ("macs", "alive_macs"))
+    agree = small(found["max_rel_error"])
+    console.print(_plain(f"{stay} of the MACs stay, {alive} before alignment; zeroed and slim agree to {agree}"))
+    console.print(_plain(f"{'written' if found['changed'] else 'unchanged'}: {folder}/slim.safetensors, widths.json"))
 
 
 def print_exports(found: Mapping[str, Any], folder: Path) -> None:

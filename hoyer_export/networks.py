@@ -4,6 +4,7 @@
 ``lenet300``, ``lenet5``              the two MNIST networks of the pruning papers
 ``cifar_resnet20|32|44|56|110``       He et al. 2015, section 4.2, with projection shortcuts
 ``torchvision:NAME``                  every classification network of torchvision
+``timm:NAME``                         every network of timm, where that is installed; nothing is downloaded
 ``package.module:function``           the user's own function, imported only if the package was allowed by name
 ====================================  ==========================================================================
 
@@ -15,6 +16,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,6 +27,7 @@ from hoyer_export.errors import NetworkError
 _CIFAR_RESNETS = {f"cifar_resnet{depth}": (depth - 2) // 6 for depth in (20, 32, 44, 56, 110)}
 _NAMES = ("lenet300", "lenet5", *_CIFAR_RESNETS)
 _TORCHVISION = "torchvision:"
+_TIMM = "timm:"
 # Both add auxiliary classifiers by default: a tuple in training, parameters that evaluation never reads.
 _WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
 
@@ -147,7 +150,7 @@ def build_network(
     """Build the network called ``name``, untrained, on the CPU, in training mode.
 
     Args:
-        name: ``lenet300``, ``lenet5``, ``cifar_resnet20`` (32, 44, 56, 110), ``torchvision:NAME`` or
+        name: ``lenet300``, ``lenet5``, ``cifar_resnet20`` (32, 44, 56, 110), ``torchvision:NAME``, ``timm:NAME`` or
             ``package.module:function``. The function is called with ``in_channels`` and ``classes`` where they are
             given, and returns a module.
         in_channels: channels of the image; the network's own number where None.
@@ -156,7 +159,7 @@ def build_network(
             subpackages too. A name from a stranger's recipe is data: nothing else is imported for it.
 
     Raises:
-        NetworkError: the name is unknown, its package is not allowed, or nothing can be built from it.
+        NetworkError: the name is unknown, its package is not allowed or not installed, or nothing can be built from it.
     """
     for what, number in (("in_channels", in_channels), ("classes", classes)):
         if number is not None and number < 1:
@@ -169,13 +172,24 @@ def build_network(
         return CifarResNet(_CIFAR_RESNETS[name], in_channels or 3, classes or 10)
     if name.startswith(_TORCHVISION):
         return _from_torchvision(name.removeprefix(_TORCHVISION), in_channels, classes)
-    if ":" in name:
+    if name.startswith(_TIMM):
+        return _from_timm(name.removeprefix(_TIMM), in_channels, classes)
+    if is_function_name(name):
         return _from_function(name, in_channels, classes, allow_import)
     raise NetworkError(f"unknown network {name!r}; {_suggestion(name)}")
 
 
+def is_function_name(name: str) -> bool:
+    """Return whether ``name`` stands for a user's own ``package.module:function``, whose code building it would run."""
+    return ":" in name and not name.startswith((_TORCHVISION, _TIMM))
+
+
 def default_input_shape(name: str) -> tuple[int, ...] | None:
-    """Return the (C, H, W) that the network called ``name`` is meant for; None where only its author knows."""
+    """Return the (C, H, W) that the network called ``name`` is meant for; None where only its author knows.
+
+    Raises:
+        NetworkError: it is a network of timm, which is not installed or knows no such name.
+    """
     if name in ("lenet300", "lenet5"):
         return (1, 28, 28)
     if name in _CIFAR_RESNETS:
@@ -183,6 +197,9 @@ def default_input_shape(name: str) -> tuple[int, ...] | None:
     if name.startswith(_TORCHVISION):
         side = 299 if name == f"{_TORCHVISION}inception_v3" else 224
         return (3, side, side)
+    if name.startswith(_TIMM):
+        settings = _timm_known(name.removeprefix(_TIMM)).get_pretrained_cfg(name.removeprefix(_TIMM))
+        return None if settings is None else tuple(settings.input_size)
     return None
 
 
@@ -209,6 +226,40 @@ def _torchvision_names() -> list[str]:
 
     names: list[str] = models.list_models(module=models)
     return names
+
+
+def _from_timm(name: str, in_channels: int | None, classes: int | None) -> nn.Module:
+    options = {"in_chans": in_channels, "num_classes": classes}
+    given = {key: value for key, value in options.items() if value is not None}
+    try:
+        model: nn.Module = _timm_known(name).create_model(name, pretrained=False, **given)
+    except NetworkError:
+        raise
+    except Exception as error:  # a network that takes no other channels or classes, say
+        told = ", ".join(f"{key}={value}" for key, value in given.items())
+        raise NetworkError(f"timm cannot build {name!r} with ({told}): {_told(error)}") from error
+    return model
+
+
+def _timm_known(name: str) -> Any:
+    """Return timm, if it is installed and knows a network called ``name``."""
+    try:
+        import timm  # optional, and seconds to import
+    except ImportError as error:
+        raise NetworkError(
+            f"network '{_TIMM}{name}' needs timm, which cannot be imported ({_told(error)}); pip install timm"
+        ) from error
+    # timm would take "hf_hub:owner/name" and "local-dir:path" for places to fetch a network from.
+    if not re.fullmatch(r"[\w.\-]+", name) or not timm.is_model(name):
+        close = _closest(name, timm.list_models(), _TIMM)
+        raise NetworkError(f"timm has no network {name!r}; {close} (nothing is fetched from a hub or a path)")
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        raise NetworkError(
+            f"timm has no network {name!r}: {str(error).rstrip('.')}; leave out what follows the dot"
+        ) from error
+    return timm
 
 
 def _from_function(name: str, in_channels: int | None, classes: int | None, allow_import: Sequence[str]) -> nn.Module:
@@ -256,7 +307,7 @@ def _from_function(name: str, in_channels: int | None, classes: int | None, allo
 def _suggestion(name: str) -> str:
     if name in _torchvision_names():
         return f"did you mean '{_TORCHVISION}{name}'?"
-    return _closest(name, _NAMES) + f" (there are also {_TORCHVISION}NAME and package.module:function)"
+    return _closest(name, _NAMES) + f" (there are also {_TORCHVISION}NAME, {_TIMM}NAME and package.module:function)"
 
 
 def _closest(name: str, known: Iterable[str], prefix: str = "") -> str:

@@ -1,5 +1,6 @@
 """Weights from a file: path → a model's parameters and buffers, all of them or none; no code from the file runs."""
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -75,6 +76,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             content = safetensors.torch.load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # torch's own message advises to load the file with its code running.
+        raise FileError(
+            f"{path} is no state dict: it is damaged, or holds more than tensors, and code from a file is never run;"
+            " expected .safetensors, or torch.save(model.state_dict(), FILE)"
+        ) from error
     except Exception as error:  # a damaged file makes zipfile, pickle, struct, torch, ... fail in their own ways
         first_line = next(iter(str(error).splitlines()), "")
         raise FileError(

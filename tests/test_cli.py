@@ -84,6 +84,62 @@ def test_inspect_says_what_each_group_carries_and_what_can_be_reached(call) -> N
     assert any("output" in reason["reason"] for reason in found["unprunable"])
 
 
+def test_inspect_proves_every_group_before_any_training(call) -> None:
+    code, out, _ = call("inspect", "--network", "lenet5", "--prove")
+    assert code == 0
+    assert "self-test: 3 of 3 groups proved; zeroed and cut networks agree to" in out
+    assert out.count("│ proved") == 3
+    code, out, _ = call("inspect", "--network", "lenet5", "--prove", "--json")
+    verdicts = json.loads(out)["verdicts"]
+    assert [it["group"] for it in verdicts if it["verdict"] == "proved"] == ["conv1", "conv2", "fc1"]
+    assert {it["verdict"] for it in verdicts} == {"proved", "unprunable"}
+    assert json.loads(call("inspect", "--network", "lenet5", "--json")[1])["verdicts"] is None
+
+
+def test_inspect_names_what_the_self_test_refutes(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "wide.py").write_text(
+        "from torch import nn\n"
+        "class Wide(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.a, self.b, self.c = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 3)\n"
+        "    def forward(self, x):\n"
+        "        y = self.a(x)\n"
+        "        y = y * self.a.out_channels\n"  # nobody can see who reads an attribute
+        "        return self.c(self.b(y)).mean((2, 3))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    asked = ("inspect", "--network", "wide:Wide", "--input", "1x9x9", "--allow-import", "wide")
+    code, out, _ = call(*asked, "--prove")
+    assert code == 0
+    assert "self-test: 1 of 2 groups proved" in out
+    assert "refuted, left whole: a:" in " ".join(out.split())
+    assert "refuted by the self-test" in out
+
+
+def test_a_network_of_many_groups_fits_on_a_screen_the_heaviest_first(call) -> None:
+    asked = ("inspect", "--network", "cifar_resnet110", "--align", "4")
+    groups = json.loads(call(*asked, "--json")[1])["groups"]
+    assert len(groups) == 57
+    rows = [line.split("│") for line in call(*asked)[1].splitlines() if line.startswith("│")]
+    shown = [row for row in rows if len(row) == 8]
+    assert len(shown) == 21
+    heaviest = sorted(groups, key=lambda group: -group["macs"])
+    assert [row[1].strip() for row in shown[:20]] == [group["name"] for group in heaviest[:20]]
+    rest = {key: sum(group[key] for group in heaviest[20:]) for key in ("width", "least")}
+    assert shown[20][1].strip() == "37 more (--all)"
+    assert (shown[20][2].strip(), shown[20][6].strip()) == (f"{rest['width']:,}", f"{rest['least']:,}")
+    everything = [line for line in call(*asked, "--all")[1].splitlines() if line.startswith("│")]
+    assert len(everything) == len(rows) - 21 + 57
+
+
+def test_a_group_carries_the_params_that_would_go_with_it(call) -> None:
+    found = json.loads(call("inspect", "--network", "lenet5", "--json")[1])
+    carried = {group["name"]: group["params"] for group in found["groups"]}
+    conv1, conv2, fc1, fc2 = 20 * 25, 50 * 20 * 25, 800 * 500, 500 * 10
+    assert carried == {"conv1": conv1 + 20 + conv2, "conv2": conv2 + 50 + fc1, "fc1": fc1 + 500 + fc2}
+
+
 def test_inspect_asks_torch_pruning_for_a_second_opinion(call) -> None:
     code, out, _ = call("inspect", "--network", "cifar_resnet20", "--cross-check")
     assert code == 0
@@ -172,6 +228,23 @@ def test_a_mistake_is_one_line_on_stderr_and_exits_1(
     assert err.count("\n") == 1
     assert said in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_cut_of_a_run_prints_its_widths(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    widths = [{"group": "conv1", "dense": 20, "alive": 7, "slim": 8}]
+    found = {"changed": True, "macs": 25, "dense_macs": 100, "alive_macs": 20, "max_rel_error": 3e-16, "widths": widths}
+
+    def cut_run(path: Path, **options: object) -> dict[str, object]:
+        assert path == tmp_path
+        return found
+
+    monkeypatch.setattr(chain, "cut_run", cut_run)
+    code, out, _ = call("cut", str(tmp_path))
+    assert code == 0
+    assert "│ conv1 │    20 │     7 │    8 │" in out
+    assert "25.0 % of the MACs stay, 20.0 % before alignment; zeroed and slim agree to 3e-16" in out
+    code, out, _ = call("cut", str(tmp_path), "--json")
+    assert json.loads(out) == found
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from hoyer_export.errors import NetworkError
-from hoyer_export.networks import BasicBlock, build_network, default_input_shape
+from hoyer_export.networks import BasicBlock, build_network, default_input_shape, is_function_name
 
 
 def cifar_resnet_size(depth: int, in_channels: int, classes: int) -> tuple[int, int]:
@@ -89,6 +89,53 @@ def test_a_network_of_torchvision_keeps_its_thousand_classes_where_none_are_name
     assert build_network("torchvision:resnet18", in_channels=3).fc.out_features == 1000  # type: ignore[union-attr]
 
 
+def test_a_network_of_timm_takes_other_channels_and_classes_and_knows_its_input() -> None:
+    pytest.importorskip("timm")
+    assert default_input_shape("timm:resnet10t") == (3, 176, 176)
+    assert default_input_shape("timm:resnet18.a1_in1k") == (3, 224, 224)
+    model = build_network("timm:resnet10t", in_channels=1, classes=7)
+    assert model(torch.rand(2, 1, 64, 64)).shape == (2, 7)
+
+
+def test_networks_of_timm_are_built_without_a_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    timm = pytest.importorskip("timm")
+    asked: list[dict[str, object]] = []
+
+    def create_model(name: str, **options: object) -> torch.nn.Module:
+        asked.append(options)
+        return torch.nn.Linear(1, 1)
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    build_network("timm:resnet18")
+    build_network("timm:resnet18", in_channels=4, classes=5)
+    assert asked == [{"pretrained": False}, {"pretrained": False, "in_chans": 4, "num_classes": 5}]
+
+
+def test_without_timm_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    for ask in (build_network, default_input_shape):
+        with pytest.raises(NetworkError, match=r"'timm:resnet18' needs timm, .*; pip install timm$") as caught:
+            ask("timm:resnet18")
+        assert "\n" not in str(caught.value)
+
+
+def test_what_timm_itself_cannot_build_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def create_model(name: str, **options: object) -> torch.nn.Module:
+        raise TypeError("no in_chans\nhere")
+
+    monkeypatch.setattr(pytest.importorskip("timm"), "create_model", create_model)
+    with pytest.raises(NetworkError, match=r"timm cannot build 'vgg11' with \(in_chans=1\): .*no in_chans here"):
+        build_network("timm:vgg11", in_channels=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "foreign"),
+    [("my.nets:small", True), ("timm:resnet18", False), ("torchvision:resnet18", False), ("lenet5", False)],
+)
+def test_only_a_users_own_function_is_foreign_code(name: str, foreign: bool) -> None:
+    assert is_function_name(name) is foreign
+
+
 def test_only_the_author_of_a_function_knows_its_input_shape() -> None:
     assert default_input_shape("my_nets.small:net") is None
 
@@ -103,6 +150,13 @@ def test_only_the_author_of_a_function_knows_its_input_shape() -> None:
         ("torchvision:resnet19", "did you mean 'torchvision:resnet1"),
         ("torchvision:quantized_resnet18", "no classification network 'quantized_resnet18'"),
         ("torchvision:fcn_resnet50", "no classification network 'fcn_resnet50'"),
+        ("timm:resnet5000", "timm has no network 'resnet5000'; did you mean 'timm:resnet50'"),
+        ("timm:resnet50.nonsense", "leave out what follows the dot"),
+        ("timm:", "timm has no network ''"),
+        ("timm:hf_hub:timm/resnet18", "nothing is fetched from a hub or a path"),
+        ("timm:hf-hub:timm/resnet18", "nothing is fetched from a hub or a path"),
+        ("timm:local-dir:/tmp", "nothing is fetched from a hub or a path"),
+        ("timm:timm/resnet18", "nothing is fetched from a hub or a path"),
         ("a-b:c", "expected package.module:function"),
         ("package:", "expected package.module:function"),
         ("os:path:join", "expected package.module:function"),

@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from hoyer_export.deploy.macs import count_macs
 from hoyer_export.errors import DataError, FileError, HoyerExportError, NetworkError, RecipeError
-from hoyer_export.pipeline.chain import export_run, run_recipe, verify_run
+from hoyer_export.pipeline.chain import cut_run, export_run, run_recipe, verify_run
 from hoyer_export.pipeline.reporting import report_run
 from hoyer_export.recipe import Recipe, load_recipe
 from hoyer_export.run_folder import RunFolder, drop_stages, read_stages
@@ -31,6 +31,20 @@ def small(in_channels=1, classes=10):
 
 def nothing_to_prune(in_channels=1, classes=10):
     return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
+
+class Net(nn.Module):
+    def __init__(self, *more):
+        super().__init__()
+        self.a, self.more, self.fc = nn.Conv2d(1, 8, 3), nn.Sequential(*more), nn.Linear(8, 10)
+
+    def forward(self, x):
+        return self.fc(self.more(self.a(x) * self.a.out_channels).mean((2, 3)))  # nobody can see who reads an attribute
+
+def width_in_the_code():
+    return Net(nn.Conv2d(8, 8, 3))
+
+def only_width_in_the_code():
+    return Net()
 
 def eleven_outputs():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 11), nn.Unflatten(1, (1, 11)))
@@ -111,6 +125,20 @@ class Listening(Silent):
 
     def note(self, text: str) -> None:
         self.said.append(text)
+
+
+class StopAtDense(Silent):
+    """Passes on what is said until the first training begins."""
+
+    def __init__(self, listening: Listening) -> None:
+        self._listening = listening
+
+    def headline(self, text: str) -> None:
+        if text.startswith("dense"):
+            raise Stop
+
+    def note(self, text: str) -> None:
+        self._listening.note(text)
 
 
 @pytest.fixture(scope="module")
@@ -394,6 +422,63 @@ def test_a_truncated_onnx_file_is_named_and_loses_no_record(copied: Path, home: 
     with pytest.raises(FileError, match=r"slim\.onnx"):
         verify_run(copied, allow_import=["tiny_nets"], progress=Silent())
     assert read_stages(RunFolder(copied)) == before
+
+
+def test_cut_again_leaves_a_run_alone_whose_channels_stay_the_same(copied: Path) -> None:
+    before = contents(copied)
+    said = Listening()
+    found = cut_run(copied, allow_import=["tiny_nets"], progress=said)
+    assert found["changed"] is False
+    assert contents(copied) == before
+    assert "the same channels stay as before" in said.said[-1]
+
+
+def test_cut_again_with_another_budget_starts_over_from_the_sparse_weights(
+    copied: Path, home: Path, run: Runner
+) -> None:
+    before = contents(copied)
+    (copied / "recipe.toml").write_text((copied / "recipe.toml").read_text().replace("macs = 0.5", "macs = 0.3"))
+    found = cut_run(copied, allow_import=["tiny_nets"], progress=Silent())
+    assert found["changed"] is True
+    assert found["macs"] <= 0.3 * found["dense_macs"] == 0.3 * DENSE_MACS
+    stages = read_stages(RunFolder(copied))
+    assert stages.keys() == {"inputs", "dense", "sparse", "cut"}
+    assert {row["group"]: row["slim"] for row in stages["cut"]["widths"]} == {
+        name: len(kept) for name, kept in json.loads((copied / "widths.json").read_text()).items()
+    }
+    for name in ("dense.safetensors", "sparse.safetensors"):
+        assert (copied / name).read_bytes() == before[name]
+    # What is left to do is what a run with that budget would do from there.
+    run(copied, "cut.macs=0.3", resume=True)
+    assert report_of(copied)["budget"]["met"] is True
+    assert report_of(copied)["slim"]["macs"] == found["macs"]
+
+
+def test_cut_again_forgets_the_checkpoint_of_another_fine_tuning(run: Runner, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(Stop):
+        run(out, progress=StopAfter(epoch=("finetune", 0)))
+    assert (out / "checkpoint" / "finetune.safetensors").exists()
+    (out / "recipe.toml").write_text((out / "recipe.toml").read_text().replace("macs = 0.5", "macs = 0.3"))
+    assert cut_run(out, allow_import=["tiny_nets"], progress=Silent())["changed"] is True
+    assert not (out / "checkpoint" / "finetune.safetensors").exists()
+    run(out, "cut.macs=0.3", resume=True)
+
+
+def test_cut_again_needs_sparse_weights(copied: Path) -> None:
+    drop_stages(RunFolder(copied), "sparse")
+    with pytest.raises(FileError, match="no record of sparse"):
+        cut_run(copied, allow_import=["tiny_nets"], progress=Silent())
+
+
+def test_what_the_self_test_refutes_is_said_and_left_whole(run: Runner, tmp_path: Path) -> None:
+    said = Listening()
+    with pytest.raises(Stop):
+        run(tmp_path / "out", "network.name=tiny_nets:width_in_the_code", "cut.macs=0.95", progress=StopAtDense(said))
+    assert any(line.startswith("self-test: a is left whole (8 channels)") for line in said.said)
+    with pytest.raises(NetworkError, match=r"can be pruned exactly .*refuted by the self-test"):
+        run(tmp_path / "other", "network.name=tiny_nets:only_width_in_the_code")
+    assert not (tmp_path / "other").exists()
 
 
 def test_export_again_writes_the_same_bytes_and_forgets_nothing(copied: Path, home: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from hoyer_export.environment import environment_record
 from hoyer_export.errors import FileError, RecipeError
 from hoyer_export.pipeline.inputs import Inputs, check_budget, check_export, load_inputs
-from hoyer_export.pipeline.phases import cut_and_finetune, train_dense, train_sparse
+from hoyer_export.pipeline.phases import cut_again, cut_and_finetune, train_dense, train_sparse
 from hoyer_export.pipeline.progress import Progress
 from hoyer_export.pipeline.reporting import write_run_report
 from hoyer_export.pipeline.shipping import bench_files, export_files, verify_files
@@ -76,6 +76,24 @@ def run_recipe(
     return report
 
 
+def cut_run(path: Path, *, allow_import: Sequence[str] = (), progress: Progress) -> dict[str, Any]:
+    """Select and cut again from the sparse weights of the run in ``path``, and return the figures.
+
+    A slim network that comes out with the same channels stays as it is, fine-tuned or not; another one replaces it, and
+    has yet to be fine-tuned and shipped.
+    """
+    folder, inputs = _open_inputs(path, "sparse", allow_import, progress)
+    with torch_threads(inputs.recipe.threads):
+        found = cut_again(inputs, folder, progress)
+    if not found["changed"]:
+        progress.note("the same channels stay as before; slim.safetensors is left as it is")
+    else:
+        progress.note(
+            f"slim.safetensors is cut and not fine-tuned yet; go on with  hoyer-export run RECIPE --out {path} --resume"
+        )
+    return found
+
+
 def export_run(path: Path, *, allow_import: Sequence[str] = (), progress: Progress) -> dict[str, Any]:
     """Write the ONNX files of the run in ``path`` again, and return their figures.
 
@@ -125,14 +143,19 @@ class _Run:
 
 
 def _open_run(path: Path, needed: str, allow_import: Sequence[str], progress: Progress) -> _Run:
+    folder, inputs = _open_inputs(path, needed, allow_import, progress)
+    return _Run(folder, inputs, load_slim(folder.slim_weights, into=inputs.network))
+
+
+def _open_inputs(path: Path, needed: str, allow_import: Sequence[str], progress: Progress) -> tuple[RunFolder, Inputs]:
     folder = open_folder(path)
     if needed not in read_stages(folder):
         raise FileError(
             f"{path} has not come that far (no record of {needed}); go on with  hoyer-export run RECIPE --out {path} "
             "--resume"
         )
-    inputs = load_inputs(load_recipe(folder.recipe), allow_import=allow_import, progress=progress, pretrained=False)
-    return _Run(folder, inputs, load_slim(folder.slim_weights, into=inputs.network))
+    recipe = load_recipe(folder.recipe)
+    return folder, load_inputs(recipe, allow_import=allow_import, progress=progress, pretrained=False)
 
 
 def _check_same(recipe: Recipe, folder: RunFolder) -> None:

@@ -10,16 +10,16 @@ from torch import Tensor, nn
 
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.cost import dense_macs, macs_of_keep, params_of_keep
-from hoyer_export.channels.trace import trace_channels
 from hoyer_export.data import DataSplits, load_data
 from hoyer_export.deploy.export import export_onnx
 from hoyer_export.deploy.macs import count_macs
 from hoyer_export.errors import DataError, NetworkError, RecipeError
-from hoyer_export.networks import build_network
+from hoyer_export.networks import build_network, is_function_name
 from hoyer_export.pipeline.progress import Progress
 from hoyer_export.recipe import Recipe
 from hoyer_export.report.number_format import share
 from hoyer_export.surgery.selection import least_keep
+from hoyer_export.surgery.self_test import self_test
 from hoyer_export.weights import load_weights
 
 
@@ -32,7 +32,7 @@ class Inputs:
         data: the three splits.
         network: the dense network, with the given weights where there are any.
         example: two validation images, float32 [2, C, H, W], normalised.
-        channels: what lives or dies together in the network.
+        channels: what lives or dies together in the network, as far as the self-test does not refute it.
         in_channels: what the network was built with; None where it was not told.
         classes: the same.
         device: where training runs.
@@ -49,7 +49,7 @@ class Inputs:
 
 
 def load_inputs(recipe: Recipe, *, allow_import: Sequence[str], progress: Progress, pretrained: bool = True) -> Inputs:
-    """Load, build and trace what the recipe names.
+    """Load, build, trace and self-test what the recipe names.
 
     Args:
         recipe: as resolved.
@@ -68,14 +68,8 @@ def load_inputs(recipe: Recipe, *, allow_import: Sequence[str], progress: Progre
     if pretrained and recipe.dense.weights is not None:
         load_weights(network, Path(recipe.dense.weights))
     example = next(data.validation.batches(2))[0]
-    _check_output(network, example, data, recipe)
-    channels = trace_channels(network, example)
-    if not channels.groups:
-        reasons = sorted({entry.reason for entry in channels.unprunable})
-        raise NetworkError(
-            f"nothing in {recipe.network.name} can be pruned exactly "
-            f"({'; '.join(reasons[:3]) or 'no channels found'}); see  hoyer-export inspect"
-        )
+    check_output(recipe.network.name, network, example, data)
+    channels = proved_channels(recipe.network.name, network, example, progress)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return Inputs(recipe, data, network, example, channels, in_channels, classes, device)
 
@@ -143,7 +137,7 @@ def check_budget(inputs: Inputs, progress: Progress) -> None:
 
 def told_to_network(recipe: Recipe, data: DataSplits) -> tuple[int | None, int | None]:
     """Return the channels and classes to build with: the recipe's, else the data's for networks known by name."""
-    name, told = recipe.network.name, recipe.network
+    told = recipe.network
     if told.in_channels is not None and told.in_channels != data.input_shape[0]:
         raise DataError(
             f"network.in_channels is {told.in_channels}, but the images of {data.name} have {data.input_shape[0]}; "
@@ -154,13 +148,37 @@ def told_to_network(recipe: Recipe, data: DataSplits) -> tuple[int | None, int |
             f"network.classes is {told.classes}, but {data.name} has {data.classes} classes; leave the key out"
         )
     # A user's own function may take neither.
-    if ":" in name and not name.startswith("torchvision:"):
+    if is_function_name(told.name):
         return told.in_channels, told.classes
     return data.input_shape[0], told.classes or data.classes
 
 
-def _check_output(network: nn.Module, example: Tensor, data: DataSplits, recipe: Recipe) -> None:
-    name, shape = recipe.network.name, "×".join(map(str, example.shape[1:]))
+def proved_channels(name: str, network: nn.Module, example: Tensor, progress: Progress) -> ChannelMap:
+    """Trace the network called ``name``, and return what the self-test does not refute.
+
+    Raises:
+        NetworkError: the network cannot be traced, or nothing in it can be pruned.
+    """
+    tested = self_test(network, example)
+    for verdict in tested.verdicts:
+        if verdict.verdict == "refuted":
+            progress.note(f"self-test: {verdict.group} is left whole ({verdict.channels} channels): {verdict.reason}")
+    if not tested.channels.groups:
+        reasons = sorted({entry.reason for entry in tested.channels.unprunable})
+        raise NetworkError(
+            f"nothing in {name} can be pruned exactly "
+            f"({'; '.join(reasons[:3]) or 'no channels found'}); see  hoyer-export inspect"
+        )
+    return tested.channels
+
+
+def check_output(name: str, network: nn.Module, example: Tensor, data: DataSplits) -> None:
+    """Run the network called ``name`` on two images of its data.
+
+    Raises:
+        NetworkError: it cannot take them, or does not return logits for the data's classes.
+    """
+    shape = "×".join(map(str, example.shape[1:]))
     training = network.training
     network.eval()
     try:

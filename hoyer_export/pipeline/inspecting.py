@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from hoyer_export.channels.channel_map import ChannelMap
-from hoyer_export.channels.cost import dense_macs, macs_at, macs_of_keep
+from hoyer_export.channels.cost import dense_macs, macs_of_keep, params_of_keep
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.errors import NetworkError
 from hoyer_export.networks import build_network, default_input_shape
 from hoyer_export.pipeline.inputs import build_dense, load_recipe_data, told_to_network
 from hoyer_export.recipe import Recipe
 from hoyer_export.surgery.selection import least_keep
+from hoyer_export.surgery.self_test import Verdict, self_test
 from hoyer_export.surgery.torch_pruning_baseline import CrossCheck, cross_check
 
 
@@ -28,6 +29,7 @@ class GroupCost:
         macs: MACs that would go with the whole group: of every layer that writes or reads its channels. A layer
             between two groups counts in both.
         share: of the dense MACs.
+        params: parameters that would go with it, likewise.
         least: the fewest channels that alignment allows.
     """
 
@@ -35,6 +37,7 @@ class GroupCost:
     width: int
     macs: int
     share: float
+    params: int
     least: int
 
 
@@ -58,6 +61,8 @@ class Inspection:
         macs: of the dense network, one image.
         groups: in the network's order.
         unprunable: by reason, the most channels first.
+        verdicts: of the self-test, one a group and one for what is unprunable; None where it was not asked for. The
+            refuted groups are not among ``groups``, but unprunable.
         align: multiple that widths are rounded up to.
         least_macs: share of the dense MACs at the least widths.
         asked_macs: share that was asked for, if any.
@@ -71,6 +76,7 @@ class Inspection:
     macs: int
     groups: tuple[GroupCost, ...]
     unprunable: tuple[Reason, ...]
+    verdicts: tuple[Verdict, ...] | None
     align: int
     least_macs: float
     asked_macs: float | None
@@ -83,6 +89,7 @@ def inspect_recipe(
     *,
     macs: float | None = None,
     align: int | None = None,
+    prove: bool = False,
     second_opinion: bool = False,
     allow_import: Sequence[str] = (),
 ) -> Inspection:
@@ -92,7 +99,7 @@ def inspect_recipe(
     example = next(data.validation.batches(2))[0]
     macs = recipe.cut.macs if macs is None else macs
     align = recipe.cut.align if align is None else align
-    return _inspect(recipe.network.name, network, example, macs, align, second_opinion)
+    return _inspect(recipe.network.name, network, example, macs, align, prove, second_opinion)
 
 
 def inspect_network(
@@ -102,6 +109,7 @@ def inspect_network(
     classes: int | None = None,
     macs: float | None = None,
     align: int = 16,
+    prove: bool = False,
     second_opinion: bool = False,
     allow_import: Sequence[str] = (),
 ) -> Inspection:
@@ -113,6 +121,7 @@ def inspect_network(
         classes: number of outputs; the network's own number where None.
         macs: share of the dense MACs that is wanted.
         align: multiple that widths are rounded up to.
+        prove: zero and cut random channels of every group, and compare (the self-test).
         second_opinion: also ask torch-pruning which channels are coupled.
         allow_import: packages that may be imported for ``package.module:function``.
 
@@ -127,20 +136,25 @@ def inspect_network(
     if shape is None:
         raise NetworkError(f"the input of {name} is not known; give it with --input, e.g. --input 3x224x224")
     example = torch.randn((2, *shape), generator=torch.Generator().manual_seed(0))
-    return _inspect(name, network, example, macs, align, second_opinion)
+    return _inspect(name, network, example, macs, align, prove, second_opinion)
 
 
 def _inspect(
-    name: str, network: nn.Module, example: Tensor, asked: float | None, align: int, second_opinion: bool
+    name: str, network: nn.Module, example: Tensor, asked: float | None, align: int, prove: bool, second_opinion: bool
 ) -> Inspection:
-    channels = trace_channels(network, example)
-    dense = dense_macs(channels)
+    tested = self_test(network, example) if prove else None
+    channels = trace_channels(network, example) if tested is None else tested.channels
+    dense, params = dense_macs(channels), params_of_keep(channels, {})
     least = least_keep(channels, align)
     groups = []
     for group in channels.groups:
-        carried = dense - round(macs_at(channels, {group.name: torch.zeros(group.width, dtype=torch.float64)}))
-        groups.append(GroupCost(group.name, group.width, carried, carried / dense, len(least[group.name])))
-    share = macs_of_keep(channels, least) / dense
+        nothing = {group.name: torch.zeros(0, dtype=torch.int64)}
+        carried = dense - macs_of_keep(channels, nothing)
+        held = params - params_of_keep(channels, nothing)
+        groups.append(
+            GroupCost(group.name, group.width, carried, carried / max(dense, 1), held, len(least[group.name]))
+        )
+    share = macs_of_keep(channels, least) / max(dense, 1)
     return Inspection(
         network=name,
         input_shape=tuple(example.shape[1:]),
@@ -148,6 +162,7 @@ def _inspect(
         macs=dense,
         groups=tuple(groups),
         unprunable=_by_reason(channels),
+        verdicts=None if tested is None else tested.verdicts,
         align=align,
         least_macs=share,
         asked_macs=asked,

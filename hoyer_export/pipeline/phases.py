@@ -4,7 +4,7 @@ import copy
 import json
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from hoyer_export.pipeline.progress import Progress
 from hoyer_export.recipe import Phase
 from hoyer_export.report.metrics import read_metrics
 from hoyer_export.report.number_format import share
-from hoyer_export.run_folder import RunFolder, read_stages, write_stage, write_whole
+from hoyer_export.run_folder import RunFolder, drop_stages, read_stages, write_stage, write_whole
 from hoyer_export.sparsify.group_hs import ALIVE, GroupHS, macs_shares
 from hoyer_export.sparsify.penalties import natural_threshold
 from hoyer_export.sparsify.training import EpochRecord, evaluate_accuracy, train
@@ -66,25 +66,44 @@ def cut_and_finetune(inputs: Inputs, folder: RunFolder, progress: Progress) -> S
     """Select, zero and cut, train the slim network, and write slim.safetensors and widths.json."""
     if "finetune" in read_stages(folder):
         return load_slim(folder.slim_weights, into=inputs.network)
-    chosen, slim = _cut(inputs, folder, progress)
+    made = _cut(inputs, progress)
+    write_stage(folder, "cut", made.record)
     table = inputs.recipe.finetune
     progress.headline(f"fine-tune: {_epochs(table)} of the slim network")
-    seconds = _train(inputs, slim.model, table, "finetune", folder, progress)
-    save_slim(
-        slim,
-        folder.slim_weights,
-        network=inputs.recipe.network.name,
-        in_channels=inputs.in_channels,
-        classes=inputs.classes,
-    )
-    keep = {name: indices.tolist() for name, indices in sorted(chosen.keep.items())}
-    write_whole(folder.widths, json.dumps(keep) + "\n")
+    seconds = _train(inputs, made.slim.model, table, "finetune", folder, progress)
+    _write_slim(made, inputs, folder)
     _finish(folder, "finetune", {"seconds": seconds})
-    return slim
+    return made.slim
 
 
-def _cut(inputs: Inputs, folder: RunFolder, progress: Progress) -> tuple[Selection, SlimModel]:
-    """Return what was chosen and the slim network, which has not been trained yet."""
+def cut_again(inputs: Inputs, folder: RunFolder, progress: Progress) -> dict[str, Any]:
+    """Select, zero and cut from sparse.safetensors, and return the figures.
+
+    Where the same channels stay as before, nothing is written: slim.safetensors may be fine-tuned already. Where others
+    do, it is replaced by the new slim network, not fine-tuned, and every stage after the cut is forgotten.
+    """
+    load_weights(inputs.network, folder.sparse_weights)
+    made = _cut(inputs, progress)
+    changed = not folder.widths.is_file() or folder.widths.read_text(encoding="utf-8") != widths_text(made.chosen)
+    if changed:
+        drop_stages(folder, "finetune", "export", "verify", "bench", "report")
+        (folder.checkpoint / "finetune.safetensors").unlink(missing_ok=True)
+        write_stage(folder, "cut", made.record)
+        _write_slim(made, inputs, folder)
+    shares = {"macs": made.chosen.macs, "dense_macs": made.chosen.dense_macs, "alive_macs": made.chosen.alive_macs}
+    return {"changed": changed, **shares, **made.record}
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """What was chosen, the slim network, which has not been trained yet, and the stage's record."""
+
+    chosen: Selection
+    slim: SlimModel
+    record: dict[str, Any]
+
+
+def _cut(inputs: Inputs, progress: Progress) -> _Cut:
     recipe, started = inputs.recipe, time.perf_counter()
     asked = " ".join(f"{key} = {value}" for key, value in recipe.cut.asked().items())
     progress.headline(f"cut: {asked}, align = {recipe.cut.align}")
@@ -120,8 +139,23 @@ def _cut(inputs: Inputs, folder: RunFolder, progress: Progress) -> tuple[Selecti
         "max_rel_error": slim.max_rel_error,
         "widths": widths,
     }
-    write_stage(folder, "cut", record)
-    return chosen, slim
+    return _Cut(chosen, slim, record)
+
+
+def _write_slim(made: _Cut, inputs: Inputs, folder: RunFolder) -> None:
+    save_slim(
+        made.slim,
+        folder.slim_weights,
+        network=inputs.recipe.network.name,
+        in_channels=inputs.in_channels,
+        classes=inputs.classes,
+    )
+    write_whole(folder.widths, widths_text(made.chosen))
+
+
+def widths_text(chosen: Selection) -> str:
+    """Return what widths.json holds: group → kept indices."""
+    return json.dumps({name: indices.tolist() for name, indices in sorted(chosen.keep.items())}) + "\n"
 
 
 def _alive(norms: Tensor) -> int:

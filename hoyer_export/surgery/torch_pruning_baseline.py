@@ -1,4 +1,4 @@
-"""The one module that knows torch-pruning: a second opinion on which channels are coupled.
+"""The one module that knows torch-pruning: a second opinion on which channels are coupled, and the rival's scores.
 
 torch-pruning (Fang et al. 2023, *DepGraph*, CVPR, arXiv 2301.12900) finds the same dependencies by another way, from
 the autograd graph. On the networks that it handles both must find the same coupled channels.
@@ -6,13 +6,16 @@ the autograd graph. On the networks that it handles both must find the same coup
 
 import copy
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 import torch_pruning
 from torch import Tensor, nn
 
 from hoyer_export.channels.channel_map import ChannelGroup, ChannelMap, weight_members
-from hoyer_export.errors import NetworkError
+from hoyer_export.errors import NetworkError, one_line
 
 # One channel: (weight, dimension, index) of every slice that it owns.
 _Slices = frozenset[tuple[str, int, int]]
@@ -68,7 +71,55 @@ def _our_channels(group: ChannelGroup) -> list[_Slices]:
     return [frozenset(found) for found in slices]
 
 
+def group_importance(
+    model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...], channels: ChannelMap
+) -> dict[str, Tensor]:
+    """Score channels as torch-pruning's ``GroupMagnitudeImportance`` does by default.
+
+    Σ w² of each layer's slice, batch norms' γ included, averaged over the group's layers, over the mean of the group.
+    Where torch-pruning couples fewer slices than a channel has, the channel gets the mean of their scores.
+
+    Args:
+        model: the traced network.
+        example_inputs: what it is called with.
+        channels: its channel map.
+
+    Returns:
+        Group name → float64 [width] on the CPU.
+
+    Raises:
+        NetworkError: torch-pruning cannot trace the network, or sees none of a channel's slices.
+
+    Source: https://github.com/VainF/Torch-Pruning, ``torch_pruning/pruner/importance.py`` at v1.6.1.
+    """
+    importance = torch_pruning.importance.GroupMagnitudeImportance()
+    of_slice: defaultdict[tuple[str, int, int], list[float]] = defaultdict(list)
+    for group, of_root in _their_groups(model, example_inputs):
+        scores = importance(group).tolist()
+        for root, slices in of_root.items():
+            for found in slices:
+                of_slice[found].append(scores[root])
+    result = {}
+    for group in channels.groups:
+        known = [[score for one in slices for score in of_slice.get(one, [])] for slices in _our_channels(group)]
+        if not all(known):
+            raise NetworkError(
+                f"torch-pruning does not see channel {known.index([])} of group {group.name!r}, so it cannot score it;"
+                " use method = 'group-hs'"
+            )
+        result[group.name] = torch.tensor([sum(scored) / len(scored) for scored in known], dtype=torch.float64)
+    return result
+
+
 def _their_channels(model: nn.Module, example_inputs: Tensor) -> set[_Slices]:
+    groups = _their_groups(model, example_inputs)
+    return {frozenset(slices) for _, of_root in groups for slices in of_root.values()}
+
+
+def _their_groups(
+    model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]
+) -> Iterator[tuple[Any, dict[int, set[tuple[str, int, int]]]]]:
+    """Yield torch-pruning's groups, each with the slices of weights that belong to every index of its root."""
     network = copy.deepcopy(model).eval()
     names = {module: name for name, module in network.named_modules()}
     layers = (nn.modules.conv._ConvNd, nn.Linear)
@@ -76,8 +127,7 @@ def _their_channels(model: nn.Module, example_inputs: Tensor) -> set[_Slices]:
         graph = torch_pruning.DependencyGraph().build_dependency(network, example_inputs)
         groups = list(graph.get_all_groups(root_module_types=list(layers)))
     except Exception as error:
-        raise NetworkError(f"torch-pruning cannot trace the network: {' '.join(str(error).split())}") from error
-    channels: set[_Slices] = set()
+        raise NetworkError(f"torch-pruning cannot trace the network ({one_line(error)}); do without it") from error
     for group in groups:
         of_root: defaultdict[int, set[tuple[str, int, int]]] = defaultdict(set)
         for item in group.items:
@@ -85,8 +135,7 @@ def _their_channels(model: nn.Module, example_inputs: Tensor) -> set[_Slices]:
             if isinstance(module, layers):
                 for index, root in zip(item.idxs, item.root_idxs, strict=True):
                     of_root[root].add((f"{names[module]}.weight", _dim(module, item.dep.handler.__name__), index))
-        channels.update(frozenset(slices) for slices in of_root.values())
-    return channels
+        yield group, of_root
 
 
 def _dim(module: nn.Module, handler: str) -> int:

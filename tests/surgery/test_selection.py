@@ -1,5 +1,7 @@
 """Selection keeps the strongest channels, at aligned widths, within the budget."""
 
+from typing import Any
+
 import networks
 import pytest
 import torch
@@ -118,6 +120,24 @@ def test_the_natural_threshold_warns_on_a_dense_network() -> None:
     assert select_channels(channels, model, macs=0.7).warning is None
 
 
+def test_the_rival_ranks_by_its_own_scores_and_everything_else_is_equal() -> None:
+    torch.manual_seed(0)
+    model = networks.chain()
+    with torch.no_grad():  # the rival counts the batch norm's scale, Group-HS the weights alone
+        model.bn.weight[8:] = 100
+        model.a.weight[8:] *= 0.1
+        model.b.weight[:, 8:] *= 0.1
+    channels = trace_channels(model, IMAGE)
+    ours = select_channels(channels, model, macs=0.5, align=4)
+    theirs = select_channels(channels, model, macs=0.5, align=4, method="magnitude", inputs=[IMAGE])
+    for chosen in (ours, theirs):
+        assert chosen.align == 4
+        assert chosen.macs <= 0.5 * chosen.dense_macs
+        assert all(len(kept) % 4 == 0 for kept in chosen.keep.values())
+    assert not {8, 9, 10, 11} & set(ours.keep["a"].tolist())
+    assert {8, 9, 10, 11} <= set(theirs.keep["a"].tolist())
+
+
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
@@ -131,10 +151,14 @@ def test_the_natural_threshold_warns_on_a_dense_network() -> None:
         ({"macs": 0.5, "align": 2.5}, "align must be a whole number"),
         ({"macs": True}, "got True"),
         ({"threshold": True}, "natural"),
+        ({"macs": 0.5, "method": "taylor"}, "one of group-hs, magnitude, dead, got 'taylor'"),
+        ({"macs": 0.5, "method": "magnitude"}, "'magnitude' needs inputs"),
+        ({"macs": 0.5, "method": "magnitude", "inputs": []}, "at least one batch of inputs"),
+        ({"threshold": "natural", "method": "magnitude", "inputs": IMAGE}, "give magnitude a number"),
         ({"macs": 0.01}, r"cannot be met: with align = 16 the least that can be reached is 0\.\d+"),
     ],
 )
-def test_what_cannot_be_asked_is_said(request_: dict[str, float], message: str) -> None:
+def test_what_cannot_be_asked_is_said(request_: dict[str, Any], message: str) -> None:
     model = wide()
     with pytest.raises(HoyerExportError, match=message):
         select_channels(trace_channels(model, IMAGE), model, **request_)

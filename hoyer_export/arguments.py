@@ -1,0 +1,81 @@
+"""What the text of an option means, and which options go together; whatever does not is a usage error (exit 2)."""
+
+import math
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import typer
+
+METHODS = ("group-hs", "magnitude", "dead")  # as in surgery/selection.py, which would import torch
+
+
+def shape(text: str) -> tuple[int, int, int]:
+    """Return (C, H, W) of e.g. ``3x224x224``."""
+    sizes = text.lower().replace("×", "x").split("x")
+    if len(sizes) != 3 or not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        raise typer.BadParameter(f"expected CxHxW, e.g. 3x224x224, got {text!r}", param_hint="--input")
+    channels, height, width = map(int, sizes)
+    return channels, height, width
+
+
+def threshold(text: str) -> float | str:
+    """Return a threshold, a finite number of at least 0 or ``natural``."""
+    if text == "natural":
+        return text
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise typer.BadParameter(
+            f'expected a number of at least 0, or "natural", got {text!r}', param_hint="--threshold"
+        )
+    return number
+
+
+def numbers(option: str, text: str) -> tuple[float, ...]:
+    """Return the numbers in e.g. ``0.5,0.5,0.5``, one a channel."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(
+            f"expected numbers with commas between, e.g. 0.5,0.5,0.5, got {text!r}", param_hint=option
+        ) from None
+
+
+def check_share(option: str, share: float | None) -> None:
+    """Refuse what is no share of the dense network."""
+    if share is not None and not 0 < share <= 1:
+        raise typer.BadParameter(f"expected a share above 0 and at most 1, got {share:g}", param_hint=option)
+
+
+def check_align(align: int | None) -> None:
+    """Refuse what no runtime wants."""
+    if align not in (None, 1, 4, 8, 16, 32, 64):
+        raise typer.BadParameter(f"expected 1, 4, 8, 16, 32 or 64, got {align}", param_hint="--align")
+
+
+def check_method(method: str, budgets: Mapping[str, Any], data: str | None, dead_first: bool) -> None:
+    """Refuse an unknown method, and what does not go with it; ``budgets``: option → what was given."""
+    if method not in METHODS:
+        raise typer.BadParameter(f"expected {', '.join(METHODS)}, got {method!r}", param_hint="--method")
+    given = [option for option, value in budgets.items() if value is not None]
+    if method == "dead" and given:
+        raise typer.BadParameter("dead channels are as many as there are; leave it out", param_hint=given[0])
+    if method != "dead" and len(given) != 1:
+        got = " and ".join(given) or "none"
+        raise typer.BadParameter(f"give exactly one of {', '.join(budgets)}; got {got}", param_hint="--macs")
+    if method == "dead" and dead_first:
+        raise typer.BadParameter(
+            "goes before another method; --method dead does nothing else", param_hint="--dead-first"
+        )
+    if (method == "dead" or dead_first) and data is None:
+        raise typer.BadParameter("dead channels are found on images; name a data set", param_hint="--data")
+
+
+def refuse(context: typer.Context, names: Collection[str | None], why: str) -> None:
+    """Refuse the parameters in ``names`` that were given on the command line."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name in names and source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(why, param_hint=parameter.opts[-1])

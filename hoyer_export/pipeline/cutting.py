@@ -1,0 +1,374 @@
+"""Bring your own model: a network and its weights in; a slim network, two verified ONNX files and the figures out.
+
+Nothing is trained here. The files are made aside, and appear in the output folder once everything has been measured.
+"""
+
+import copy
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from math import ceil, isfinite
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hoyer_export.channels.cost import dense_macs, params_of_keep
+from hoyer_export.channels.trace import trace_channels
+from hoyer_export.channels.tracer import tensors_in
+from hoyer_export.data import DataSplits
+from hoyer_export.data.splits import Split
+from hoyer_export.deploy.export import export_onnx
+from hoyer_export.deploy.macs import count_macs
+from hoyer_export.deploy.verify import verify_onnx
+from hoyer_export.errors import DataError, NetworkError
+from hoyer_export.networks import build_network, default_input_shape, is_function_name
+from hoyer_export.pipeline.inputs import check_output, proved_channels
+from hoyer_export.pipeline.phases import widths_text
+from hoyer_export.pipeline.progress import Progress
+from hoyer_export.run_folder import RunFolder, check_free, create_folder, whole_file, write_whole
+from hoyer_export.surgery.cut import SlimModel, as_slim, cut
+from hoyer_export.surgery.dead_blocks import remove_dead_blocks
+from hoyer_export.surgery.folding import fold_constants
+from hoyer_export.surgery.gather import gather_inputs
+from hoyer_export.surgery.plan import compose
+from hoyer_export.surgery.selection import Selection, select_channels
+from hoyer_export.surgery.slim_file import save_slim
+from hoyer_export.surgery.zero import zero_
+from hoyer_export.weights import load_weights
+
+BATCH = 250
+"""Images at a time; the last of them may bring a few more than were asked for."""
+
+
+@dataclass(frozen=True)
+class FileFigures:
+    """What one of the two networks is, as it was written.
+
+    Args:
+        params: elements of its parameters.
+        macs: of one image, counted on the ONNX graph.
+        onnx_bytes: of the file.
+        max_error: largest |onnxruntime − torch| in units of max(1, max |torch|); None where that is not finite.
+        failed: the checks of the file against the network that did not pass.
+        accuracy: top-1 on the whole test set in percent; None without data.
+    """
+
+    params: int
+    macs: int
+    onnx_bytes: int
+    max_error: float | None
+    failed: tuple[str, ...]
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Moved:
+    """How far zeroing the channels moved the network's outputs.
+
+    Args:
+        images: which: ``calibration``, ``held-out`` or ``noise``.
+        count: how many.
+        max_change: largest |zeroed − dense| of any output, float32.
+        max_output: largest |dense|, to compare it with.
+    """
+
+    images: str
+    count: int
+    max_change: float
+    max_output: float
+
+
+@dataclass(frozen=True)
+class CutReport:
+    """What a cut did.
+
+    Args:
+        network: its name.
+        input_shape: (C, H, W).
+        weights: name of the file; None where the weights are random.
+        data: name of the data set, if there was one.
+        method: how channels were chosen.
+        dead_first: what never fires went before that.
+        dead_blocks: names of the residual blocks that became their shortcuts.
+        gathered: linear layer → (input features, those that it still reads).
+        align: multiple that widths were rounded up to.
+        seed: of random weights, and of which images calibrate.
+        asked: the budget, e.g. ``{"macs": 0.5}``; empty for ``dead``.
+        met: it holds for the files.
+        widths: group name → (dense, slim) number of channels.
+        max_rel_error: of the slim against the zeroed network in float64.
+        moved: outputs before and after zeroing.
+        dense: the network that came.
+        slim: the one that goes.
+        warning: what to be careful about, if anything.
+    """
+
+    network: str
+    input_shape: tuple[int, ...]
+    weights: str | None
+    data: str | None
+    method: str
+    dead_first: bool
+    dead_blocks: tuple[str, ...]
+    gathered: dict[str, tuple[int, int]]
+    align: int
+    seed: int
+    asked: dict[str, float | str]
+    met: bool
+    widths: dict[str, tuple[int, int]]
+    max_rel_error: float
+    moved: tuple[Moved, ...]
+    dense: FileFigures
+    slim: FileFigures
+    warning: str | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether both files were verified and the budget is met."""
+        return self.met and not self.dense.failed and not self.slim.failed
+
+
+@dataclass(frozen=True)
+class _Dense:
+    """The network that came.
+
+    Args:
+        name: of the network.
+        model: with its weights.
+        example: two images.
+        in_channels: what it was built with; None where it was not told.
+        classes: the same.
+    """
+
+    name: str
+    model: nn.Module
+    example: Tensor
+    in_channels: int | None
+    classes: int | None
+
+
+def cut_network(
+    name: str,
+    out: Path,
+    *,
+    weights: Path | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    classes: int | None = None,
+    data: DataSplits | None = None,
+    macs: float | None = None,
+    params: float | None = None,
+    threshold: float | str | None = None,
+    method: str = "group-hs",
+    align: int | None = None,
+    dead_first: bool = False,
+    dead_blocks: bool = False,
+    gather: Sequence[str] = (),
+    calibration: int = 5000,
+    seed: int = 0,
+    allow_import: Sequence[str] = (),
+    progress: Progress,
+) -> CutReport:
+    """Cut the network called ``name`` into the folder ``out``.
+
+    It leaves slim.safetensors (with plan and network name), widths.json, slim.onnx and dense.onnx, the latter two
+    verified against their networks.
+
+    Args:
+        name: as for ``build_network``.
+        out: absent or empty.
+        weights: .safetensors or a PyTorch checkpoint; random weights where None.
+        input_shape: (C, H, W) of one image; the data's, or what the network is meant for, where None.
+        classes: number of outputs; the data's, or the network's own number, where None.
+        data: for accuracy and calibration: training images calibrate, validation images are held out.
+        macs: share of the dense MACs that may stay.
+        params: share of the dense parameters that may stay.
+        threshold: as for ``select_channels``.
+        method: as for ``select_channels``.
+        align: as for ``select_channels``.
+        dead_first: channels that never fire on the calibration images go before any other.
+        dead_blocks: residual blocks whose branch is exactly zero become their shortcuts first.
+        gather: linear layers that are to read only the input features on which their weights are not zero.
+        calibration: training images that decide what is dead; as many are held out, where there are so many.
+        seed: decides random weights, and which images calibrate.
+        allow_import: packages that may be imported for ``package.module:function``.
+        progress: is told what happens.
+
+    Returns:
+        The figures; whether the files were verified and the budget was met is in them.
+
+    Raises:
+        HoyerExportError: an input is wrong, or the network cannot be cut, exported or verified; nothing was written.
+    """
+    check_free(out, resume=False)
+    if data is None and (method == "dead" or dead_first):
+        raise DataError("dead channels are found on images: give a data set (--data)")
+    progress.headline(f"{name}: build, trace, self-test")
+    dense = _dense(name, weights, input_shape, classes, data, seed, allow_import)
+    start = as_slim(dense.model)
+    if dead_blocks:
+        start = remove_dead_blocks(dense.model, dense.example)
+    blocks = tuple(edit.module for edit in start.plan.edits)
+    channels = proved_channels(name, start.model, dense.example, progress)
+    budgets = {"macs": macs, "params": params, "threshold": threshold}
+    asked = {key: value for key, value in budgets.items() if value is not None}
+    if blocks:  # shares of the network that came, not of what is left of it
+        traced = trace_channels(dense.model, dense.example)
+        macs = None if macs is None else min(1.0, macs * dense_macs(traced) / dense_macs(channels))
+        params = None if params is None else min(1.0, params * params_of_keep(traced, {}) / params_of_keep(channels, {}))
+    progress.headline(" ".join(["cut:", method, *(f"{key} = {value}" for key, value in asked.items())]))
+    training = [] if data is None else _images(data.train, calibration, shuffle=True)
+    scored = start.model
+    if dead_first:
+        scored = copy.deepcopy(start.model)
+        zero_(scored, channels, select_channels(channels, scored, method="dead", inputs=training).keep)
+    chosen = select_channels(
+        channels,
+        scored,
+        macs=macs,
+        params=params,
+        threshold=threshold,
+        align=align,
+        method=method,
+        inputs=training if method == "dead" else [dense.example],
+    )
+    # What is a constant moves into the layers that read it; zeroing it would change what they compute.
+    folding = fold_constants(start.model, channels, chosen.keep, dense.example)
+    zeroed = copy.deepcopy(folding.model)
+    zero_(zeroed, folding.channels, chosen.keep)
+    whole_plan = SlimModel(zeroed, compose(start.plan, folding.plan))
+    slim = gather_inputs(cut(whole_plan, folding.channels, chosen.keep, dense.example), gather, dense.example)
+    moved = _moved(dense, zeroed, training, data, calibration)
+
+    progress.headline("export and verify: dense.onnx, slim.onnx")
+    with tempfile.TemporaryDirectory() as made:
+        aside = RunFolder(Path(made))
+        figures = {
+            file: _figures(file, model, path, dense, data)
+            for file, model, path in (("dense", dense.model, aside.dense_onnx), ("slim", slim.model, aside.slim_onnx))
+        }
+        _write_slim(aside, slim, chosen, dense)
+        folder = create_folder(out)
+        for file in sorted(aside.path.iterdir()):
+            with whole_file(folder.path / file.name) as part:
+                shutil.copyfile(file, part)
+    shares = {key: getattr(figures["slim"], key) / getattr(figures["dense"], key) for key in ("macs", "params")}
+    return CutReport(
+        network=name,
+        input_shape=tuple(dense.example.shape[1:]),
+        weights=None if weights is None else weights.name,
+        data=None if data is None else data.name,
+        method=method,
+        dead_first=dead_first,
+        dead_blocks=blocks,
+        gathered={layer: _features(dense.model, slim.model, layer) for layer in gather},
+        align=chosen.align,
+        seed=seed,
+        asked=asked,
+        met=all(shares[key] <= value for key, value in asked.items() if key in shares),
+        widths={group.name: (group.width, len(chosen.keep[group.name])) for group in channels.groups},
+        max_rel_error=slim.max_rel_error or 0.0,
+        moved=moved,
+        dense=figures["dense"],
+        slim=figures["slim"],
+        warning=chosen.warning,
+    )
+
+
+def _features(dense: nn.Module, slim: nn.Module, layer: str) -> tuple[int, int]:
+    """Return how many input features a linear layer read, and reads."""
+    before, after = (model.get_parameter(f"{layer}.weight").shape[1] for model in (dense, slim))
+    return before, after
+
+
+def _dense(
+    name: str,
+    weights: Path | None,
+    shape: tuple[int, ...] | None,
+    classes: int | None,
+    data: DataSplits | None,
+    seed: int,
+    allow_import: Sequence[str],
+) -> _Dense:
+    usual = default_input_shape(name)
+    if data is not None:
+        if shape not in (None, data.input_shape):
+            raise DataError(
+                f"the images of {data.name} are {_by(data.input_shape)}, got --input {_by(shape)}; leave it out"
+            )
+        shape = data.input_shape
+    shape = shape or usual
+    # A user's own function may take neither; where the input is the network's own, nothing has to be told.
+    told = not is_function_name(name)
+    in_channels = shape[0] if told and shape and usual and shape[0] != usual[0] else None
+    if data is not None and told:
+        classes = classes or data.classes
+    torch.manual_seed(seed)
+    model = build_network(name, in_channels=in_channels, classes=classes, allow_import=allow_import)
+    if shape is None:
+        raise NetworkError(f"the input of {name} is not known; give it with --input, e.g. --input 3x224x224")
+    if weights is not None:
+        load_weights(model, weights)
+    if data is None:
+        example = torch.randn((2, *shape), generator=torch.Generator().manual_seed(seed))
+    else:
+        example = next(iter(data.validation.batches(2)))[0]
+        check_output(name, model, example, data)
+    return _Dense(name, model, example, in_channels, classes)
+
+
+def _images(split: Split, count: int, *, shuffle: bool = False) -> list[Tensor]:
+    """Return batches of at least ``count`` images, or of all there are, without augmentation."""
+    return [images for images, _ in islice(split.batches(BATCH, shuffle=shuffle), ceil(count / BATCH))]
+
+
+def _moved(
+    dense: _Dense, zeroed: nn.Module, training: list[Tensor], data: DataSplits | None, count: int
+) -> tuple[Moved, ...]:
+    if data is None:
+        return (_difference("noise", dense.model, zeroed, [dense.example]),)
+    return (
+        _difference("calibration", dense.model, zeroed, training),
+        _difference("held-out", dense.model, zeroed, _images(data.validation, count)),
+    )
+
+
+def _difference(images: str, dense: nn.Module, zeroed: nn.Module, batches: Iterable[Tensor]) -> Moved:
+    first, second = (copy.deepcopy(model).eval() for model in (dense, zeroed))
+    count, change, largest = 0, 0.0, 0.0
+    with torch.no_grad():
+        for batch in batches:
+            for before, after in zip(tensors_in(first(batch)), tensors_in(second(batch)), strict=True):
+                change = max(change, float((after - before).abs().max()))
+                largest = max(largest, float(before.abs().max()))
+            count += len(batch)
+    return Moved(images, count, change, largest)
+
+
+def _figures(file: str, model: nn.Module, path: Path, dense: _Dense, data: DataSplits | None) -> FileFigures:
+    facts = {"network": dense.name, "file": file}
+    if data is not None:
+        facts |= {"data": data.name, "mean": json.dumps(data.mean), "std": json.dumps(data.std)}
+    exported = export_onnx(model, dense.example, path, metadata=facts)
+    found = verify_onnx(path, model, dense.example, labelled=None if data is None else data.test.batches(BATCH))
+    error = max(check.value for check in found.checks if check.name.startswith("outputs"))
+    return FileFigures(
+        params=sum(parameter.numel() for parameter in model.parameters()),
+        macs=count_macs(path).macs,
+        onnx_bytes=exported.size_bytes,
+        max_error=error if isfinite(error) else None,
+        failed=tuple(check.name for check in found.checks if not check.passed),
+        accuracy=found.torch_accuracy,
+    )
+
+
+def _write_slim(folder: RunFolder, slim: SlimModel, chosen: Selection, dense: _Dense) -> None:
+    save_slim(slim, folder.slim_weights, network=dense.name, in_channels=dense.in_channels, classes=dense.classes)
+    write_whole(folder.widths, widths_text(chosen))
+
+
+def _by(shape: tuple[int, ...] | None) -> str:
+    return "x".join(map(str, shape or ()))

@@ -1,0 +1,364 @@
+"""``hoyer-export cut``: a network and its weights in, verified files out; nothing at all where an input is wrong."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from hoyer_export import arguments, cli
+from hoyer_export.data import load_data
+from hoyer_export.deploy.macs import count_macs
+from hoyer_export.deploy.verify import verify_onnx
+from hoyer_export.networks import build_network
+from hoyer_export.pipeline import cutting
+from hoyer_export.sparsify.training import evaluate_accuracy
+from hoyer_export.surgery import selection
+from hoyer_export.surgery.slim_file import load_slim
+
+NETWORK = """
+from torch import nn
+
+def small(in_channels=1, classes=10):
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 24, 3, stride=2, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, classes),
+    )
+
+def nothing_to_prune():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+def two_outputs():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 4, 1)
+        def forward(self, x):
+            y = self.head(self.body(x)).mean((2, 3))
+            return y, 2 * y
+    return Two()
+"""
+FILES = {"dense.onnx", "slim.onnx", "slim.safetensors", "widths.json"}
+SMALL = ("cut", "--network", "tiny:small", "--allow-import", "tiny")
+DENSE_MACS = 64 * 16 * 9 + 16 * 24 * 16 * 9 + 24 * 10
+DEAD = [1, 5, 6]  # of the first convolution
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The working directory, with a user's own network in it."""
+    (tmp_path / "tiny.py").write_text(NETWORK)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    sys.modules.pop("tiny", None)
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Return a function that runs the command line in this process: arguments → (exit code, stdout, stderr)."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["hoyer-export", *arguments])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def dense(home: Path) -> nn.Module:
+    """The user's trained network, three channels of which never fire; its weights are in w.safetensors and w.pth."""
+    torch.manual_seed(3)
+    model = build_network("tiny:small", allow_import=["tiny"])
+    with torch.no_grad():
+        model[0].bias[DEAD] = -1e3
+    safetensors.torch.save_file(model.state_dict(), home / "w.safetensors")
+    torch.save(model.state_dict(), home / "w.pth")
+    return model.eval()
+
+
+@pytest.mark.parametrize("weights", ["w.safetensors", "w.pth"])
+@pytest.mark.parametrize("method", ["group-hs", "magnitude"])
+def test_a_network_of_ones_own_is_cut_to_its_budget_and_verified(
+    call, dense: nn.Module, home: Path, weights: str, method: str
+) -> None:
+    code, out, err = call(
+        *SMALL, "--weights", weights, "--input", "1x8x8", "--macs", "0.5", "--align", "4", "--method", method,
+        "--out", "cut", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    found = json.loads(out)
+    assert {path.name for path in (home / "cut").iterdir()} == FILES
+    macs = {file: count_macs(home / "cut" / f"{file}.onnx").macs for file in ("dense", "slim")}
+    assert macs == {file: found[file]["macs"] for file in macs}
+    assert macs["dense"] == DENSE_MACS
+    assert macs["slim"] <= 0.5 * DENSE_MACS
+    assert found["met"] is found["passed"] is True
+    assert found["max_rel_error"] < 1e-12
+    slim = load_slim(home / "cut" / "slim.safetensors", into=dense).model
+    assert verify_onnx(home / "cut" / "slim.onnx", slim, torch.randn(8, 1, 8, 8)).passed
+    assert verify_onnx(home / "cut" / "dense.onnx", dense, torch.randn(8, 1, 8, 8)).passed
+    keep = json.loads((home / "cut" / "widths.json").read_text())
+    assert {name: len(kept) for name, kept in keep.items()} == {
+        name: slim for name, (_, slim) in found["widths"].items()
+    }
+
+
+def test_people_get_a_table_and_are_told_what_to_do_next(call, dense: nn.Module) -> None:
+    code, out, _ = call(*SMALL, "--input", "1x8x8", "--params", "0.6", "--align", "4", "--out", "cut")
+    assert code == 0
+    assert f"{DENSE_MACS:,}" in out
+    assert "params = 0.6, met" in out
+    assert "the weights are random" in out
+    assert "next: fine-tune" in out
+    assert 'load_slim("cut/slim.safetensors")' in out
+    code, out, _ = call(
+        *SMALL, "--weights", "w.pth", "--input", "1x8x8", "--macs", "1", "--align", "4", "--out", "whole"
+    )
+    assert code == 0
+    assert "random" not in out
+    assert "next: fine-tune" not in out  # nothing was zeroed
+
+
+@pytest.mark.parametrize("out", ["absent/deep", "empty"])
+def test_dead_channels_go_and_nothing_moves(call, dense: nn.Module, home: Path, out: str) -> None:
+    (home / "empty").mkdir()
+    asked = ("--method", "dead", "--data", "digits", "--calibration", "400")
+    code, text, err = call(*SMALL, "--weights", "w.pth", *asked, "--out", out, "--json")
+    assert code == 0, err
+    found = json.loads(text)
+    keep = json.loads((home / out / "widths.json").read_text())
+    assert [channel for channel in range(16) if channel not in keep["0"]] == DEAD
+    assert [(moved["images"], moved["max_change"]) for moved in found["moved"]] == [("calibration", 0), ("held-out", 0)]
+    # Batches of 250: two of them reach 400 calibration images; 216 of 1,437 training images are held out.
+    assert [moved["count"] for moved in found["moved"]] == [500, 216]
+    accuracy = evaluate_accuracy(dense, load_data("digits").test.batches(100))
+    assert found["dense"]["accuracy"] == found["slim"]["accuracy"] == pytest.approx(accuracy)
+    assert found["slim"]["macs"] < found["dense"]["macs"]
+
+
+def test_dead_channels_go_first_where_that_is_asked(call, dense: nn.Module, home: Path) -> None:
+    for flags, out in (((), "without"), (("--dead-first",), "with")):
+        code, _, err = call(
+            *SMALL, "--weights", "w.pth", "--macs", "0.8", "--align", "1", "--data", "digits", *flags, "--out", out
+        )
+        assert code == 0, err
+    kept = {out: set(json.loads((home / out / "widths.json").read_text())["0"]) for out in ("with", "without")}
+    assert not kept["with"] & set(DEAD)
+    assert kept["without"] & set(DEAD)
+
+
+def test_the_mean_and_deviation_of_the_data_can_be_given(call, dense: nn.Module, home: Path) -> None:
+    import onnx
+
+    code, _, err = call(
+        *SMALL, "--macs", "0.8", "--align", "1", "--data", "digits", "--mean", "0.25", "--std", "0.5", "--out", "cut"
+    )
+    assert code == 0, err
+    facts = {entry.key: entry.value for entry in onnx.load(home / "cut" / "slim.onnx").metadata_props}
+    assert json.loads(facts["hoyer_export.mean"]) == [0.25]
+    assert json.loads(facts["hoyer_export.std"]) == [0.5]
+
+
+def test_a_threshold_of_zero_keeps_everything(call, home: Path) -> None:
+    code, out, err = call("cut", "--network", "lenet5", "--threshold", "0", "--out", "cut", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["asked"] == {"threshold": 0}
+    assert found["slim"]["macs"] == found["dense"]["macs"]
+    assert found["moved"][0]["max_change"] == 0
+
+
+def test_a_slim_file_of_a_named_network_loads_by_itself(call, home: Path) -> None:
+    code, _, err = call("cut", "--network", "lenet5", "--macs", "0.3", "--classes", "7", "--out", "cut")
+    assert code == 0, err
+    slim = load_slim(home / "cut" / "slim.safetensors").model
+    assert verify_onnx(home / "cut" / "slim.onnx", slim, torch.randn(8, 1, 28, 28)).passed
+    assert slim(torch.randn(2, 1, 28, 28)).shape == (2, 7)
+
+
+def test_dead_blocks_become_their_shortcuts_and_the_budget_is_the_whole_networks(call, home: Path) -> None:
+    model = build_network("cifar_resnet20")
+    with torch.no_grad():
+        for parameter in (*model.layer2[1].conv2.parameters(), *model.layer2[1].bn2.parameters()):
+            parameter.zero_()
+    safetensors.torch.save_file(model.state_dict(), home / "dead.safetensors")
+    code, out, err = call(
+        "cut", "--network", "cifar_resnet20", "--weights", "dead.safetensors", "--macs", "0.6", "--align", "1",
+        "--dead-blocks", "--out", "cut", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["dead_blocks"] == ["layer2.1"]
+    assert found["asked"] == {"macs": 0.6}
+    assert 0.58 < found["slim"]["macs"] / found["dense"]["macs"] <= 0.6
+    slim = load_slim(home / "cut" / "slim.safetensors").model
+    assert verify_onnx(home / "cut" / "slim.onnx", slim, torch.randn(4, 3, 32, 32)).passed
+
+
+def test_constants_are_folded_and_not_zeroed(call, dense: nn.Module, home: Path) -> None:
+    model = build_network("lenet5")
+    with torch.no_grad():
+        model.conv2.weight[:40] = 0  # what is left of these channels is their bias, and a linear layer reads them
+        model.conv2.bias[:40] = 1
+        model.conv2.weight[40:] *= 20
+    safetensors.torch.save_file(model.state_dict(), home / "constant.safetensors")
+    asked = ("cut", "--network", "lenet5", "--weights", "constant.safetensors", "--threshold", "0.4", "--align", "1")
+    code, out, err = call(*asked, "--out", "cut", "--json")
+    assert code == 0, err
+    assert json.loads(out)["widths"] == {"conv1": [20, 20], "conv2": [50, 10], "fc1": [500, 500]}
+    (moved,) = json.loads(out)["moved"]
+    assert moved["max_change"] < 1e-5 * moved["max_output"], "zeroing the shifts would have moved the outputs"
+
+
+def test_a_linear_layer_gathers_the_inputs_that_it_uses(call, home: Path) -> None:
+    model = build_network("lenet300")
+    with torch.no_grad():
+        model.fc1.weight[:, ::2] = 0
+    safetensors.torch.save_file(model.state_dict(), home / "half.safetensors")
+    asked = ("cut", "--network", "lenet300", "--weights", "half.safetensors", "--macs", "0.5", "--align", "1")
+    code, out, err = call(*asked, "--gather", "fc1", "--out", "cut", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["gathered"] == {"fc1": [784, 392]}
+    widths = [found["widths"][name][1] for name in ("fc1", "fc2")]
+    assert found["slim"]["macs"] == 392 * widths[0] + widths[0] * widths[1] + widths[1] * 10
+    code, out, err = call(*asked, "--gather", "fc9", "--out", "other")
+    assert (code, out) == (1, "")
+    assert "'fc9' is not the name of a linear layer" in err
+
+
+def test_the_same_command_leaves_the_same_bytes(call, home: Path) -> None:
+    for out in ("a", "b"):
+        assert call("cut", "--network", "lenet5", "--macs", "0.3", "--seed", "5", "--out", out)[0] == 0
+    for name in FILES:
+        assert (home / "a" / name).read_bytes() == (home / "b" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("broken", ["budget", "verification"])
+def test_a_missed_budget_and_a_failed_verification_exit_3_and_keep_the_files(
+    call, home: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    if broken == "budget":  # a graph that does more than was traced
+        real = cutting.count_macs
+        monkeypatch.setattr(cutting, "count_macs", lambda path: real(path.with_name("dense.onnx")))
+    else:
+        weights = cutting.export_onnx
+
+        def other_weights(model: nn.Module, *arguments: object, **options: object) -> object:
+            with torch.no_grad():
+                model.fc2.bias += 0.1
+            record = weights(model, *arguments, **options)
+            with torch.no_grad():
+                model.fc2.bias -= 0.1
+            return record
+
+        monkeypatch.setattr(cutting, "export_onnx", other_weights)
+    code, out, _ = call("cut", "--network", "lenet5", "--macs", "0.3", "--out", "cut")
+    assert code == 3
+    assert ("MISSED" in out) == (broken == "budget")
+    assert ("slim.onnx: NOT VERIFIED, do not ship it: outputs" in out) == (broken == "verification")
+    assert {path.name for path in (home / "cut").iterdir()} == FILES
+
+
+NAMED = ("cut", "--network", "lenet5", "--out", "out")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["cut"], "either the DIR"),
+        (["cut", "DIR", "--network", "lenet5"], "either the DIR"),
+        (["cut", "DIR", "--macs", "0.5"], "only together with"),
+        (["cut", "DIR", "--out", "out"], "only together with"),
+        (["cut", "--network", "lenet5", "--macs", "0.5"], "is needed"),
+        ([*NAMED], "got none"),
+        ([*NAMED, "--macs", "0.5", "--params", "0.5"], "got --macs and"),
+        ([*NAMED, "--macs", "1.5"], "above 0"),
+        ([*NAMED, "--macs", "0"], "above 0"),
+        ([*NAMED, "--params", "nan"], "above 0"),
+        ([*NAMED, "--threshold", "half"], "expected a number"),
+        ([*NAMED, "--threshold", "1,2"], "expected a number"),
+        ([*NAMED, "--threshold", "inf"], "expected a number"),
+        ([*NAMED, "--threshold", "-1"], "expected a number"),
+        ([*NAMED, "--macs", "0.5", "--align", "5"], "expected 1, 4, 8"),
+        ([*NAMED, "--macs", "0.5", "--method", "taylor"], "group-hs"),
+        ([*NAMED, "--macs", "0.5", "--input", "1x28"], "CxHxW"),
+        ([*NAMED, "--macs", "0.5", "--mean", "0.5"], "only together with"),
+        ([*NAMED, "--macs", "0.5", "--data-root", "."], "only together with"),
+        ([*NAMED, "--macs", "0.5", "--data", "digits", "--mean", "0.5"], "belong together"),
+        ([*NAMED, "--macs", "0.5", "--data", "digits", "--mean", "a", "--std", "1"], "numbers with commas"),
+        ([*NAMED, "--method", "dead"], "name a data set"),
+        ([*NAMED, "--macs", "0.5", "--dead-first"], "name a data set"),
+        ([*NAMED, "--method", "dead", "--data", "digits", "--macs", "0.5"], "leave it"),
+        ([*NAMED, "--method", "dead", "--data", "digits", "--dead-first"], "does nothing else"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_usage_exits_2_and_leaves_nothing(call, home: Path, arguments: list[str], said: str) -> None:
+    code, _, err = call(*arguments)
+    assert code == 2
+    assert " ".join(said.split()) in " ".join(err.replace("│", " ").split())
+    assert not (home / "out").exists()
+
+
+def others(home: Path) -> Path:
+    (home / "full").mkdir()
+    (home / "full" / "thesis.tex").write_text("precious")
+    return home / "full"
+
+
+OWN = (*SMALL, "--out", "out", "--macs", "0.5", "--align", "1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["cut", "absent"], "absent is absent"),
+        (["cut", "."], "recipe.toml is missing"),
+        (["cut", "--network", "lenet6", "--macs", "0.5", "--out", "out"], "unknown network 'lenet6'"),
+        (["cut", "--network", "tiny:small", "--macs", "0.5", "--out", "out"], "--allow-import tiny"),
+        ([*OWN], "give it with --input"),
+        ([*OWN, "--input", "3x8x8"], "fails on an input of shape"),
+        ([*OWN, "--input", "1x8x8", "--weights", "absent.pth"], "found nothing"),
+        ([*OWN, "--input", "1x8x8", "--weights", "tiny.py"], "no state dict"),
+        ([*OWN, "--input", "1x8x8", "--weights", "w.pth", "--classes", "7"], "'6.weight' should be 7×24, got 10×24"),
+        ([*OWN, "--input", "1x9x9", "--data", "digits"], "the images of digits are 1x8x8, got --input 1x9x9"),
+        ([*OWN, "--data", "digits", "--classes", "5"], r"should return logits [N, 10]"),
+        ([*OWN, "--data", "mnist"], "needs a root"),
+        ([*OWN, "--data", "digit"], "did you mean 'digits'"),
+        ([*NAMED, "--macs", "0.5", "--data", "digits"], "lenet5 cannot take the 1×8×8 images of digits"),
+        ([*NAMED, "--macs", "0.0001"], "the least that can be reached is"),
+        ([*NAMED, "--threshold", "natural", "--method", "magnitude"], "give magnitude a number"),
+        (["cut", "--network", "lenet5", "--macs", "0.5", "--out", "full"], "holds other files"),
+        (["cut", "--network", "lenet5", "--macs", "0.5", "--out", "tiny.py"], "is a file"),
+        ([*OWN, "--input", "1x8x8", "--network", "tiny:nothing_to_prune"], "can be pruned exactly"),
+        ([*OWN, "--input", "1x8x8", "--network", "tiny:two_outputs"], "returns a tuple, expected one tensor"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    call, dense: nn.Module, home: Path, arguments: list[str], said: str
+) -> None:
+    full = others(home)
+    code, out, err = call(*arguments)
+    assert (code, out) == (1, "")
+    lines = [line for line in err.splitlines() if not line.startswith(("[", "  "))]  # progress apart
+    assert len(lines) == 1, err
+    assert lines[0].startswith("error: ")
+    assert said in lines[0]
+    assert not (home / "out").exists()
+    assert [path.name for path in full.iterdir()] == ["thesis.tex"]
+
+
+def test_the_command_line_knows_the_methods_without_importing_torch() -> None:
+    assert arguments.METHODS == selection.METHODS
