@@ -218,7 +218,9 @@ def cut_network(
     if blocks:  # shares of the network that came, not of what is left of it
         traced = trace_channels(dense.model, dense.example)
         macs = None if macs is None else min(1.0, macs * dense_macs(traced) / dense_macs(channels))
-        params = None if params is None else min(1.0, params * params_of_keep(traced, {}) / params_of_keep(channels, {}))
+        params = (
+            None if params is None else min(1.0, params * params_of_keep(traced, {}) / params_of_keep(channels, {}))
+        )
     progress.headline(" ".join(["cut:", method, *(f"{key} = {value}" for key, value in asked.items())]))
     training = [] if data is None else _images(data.train, calibration, shuffle=True)
     scored = start.model
