@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from hoyer_export.errors import HoyerExportError
     from hoyer_export.sparsify.group_hs import GroupHS
     from hoyer_export.surgery.cut import SlimModel, cut
+    from hoyer_export.surgery.dead_blocks import remove_dead_blocks
+    from hoyer_export.surgery.folding import Folding, fold_constants
+    from hoyer_export.surgery.gather import gather_inputs
     from hoyer_export.surgery.optimizer_state import slice_optimizer
     from hoyer_export.surgery.selection import Selection, select_channels
     from hoyer_export.surgery.self_test import SelfTest, Verdict, self_test
@@ -31,6 +34,7 @@ __all__ = [
     "ChannelGroup",
     "ChannelMap",
     "ExportRecord",
+    "Folding",
     "GroupHS",
     "HoyerExportError",
     "MacsRecord",
@@ -46,7 +50,10 @@ __all__ = [
     "count_macs",
     "cut",
     "export_onnx",
+    "fold_constants",
+    "gather_inputs",
     "load_slim",
+    "remove_dead_blocks",
     "save_slim",
     "select_channels",
     "self_test",
@@ -61,6 +68,7 @@ _HOME = {
     "ChannelGroup": "channels.channel_map",
     "ChannelMap": "channels.channel_map",
     "ExportRecord": "deploy.export",
+    "Folding": "surgery.folding",
     "GroupHS": "sparsify.group_hs",
     "HoyerExportError": "errors",
     "MacsRecord": "deploy.macs",
@@ -76,7 +84,10 @@ _HOME = {
     "count_macs": "deploy.macs",
     "cut": "surgery.cut",
     "export_onnx": "deploy.export",
+    "fold_constants": "surgery.folding",
+    "gather_inputs": "surgery.gather",
     "load_slim": "surgery.slim_file",
+    "remove_dead_blocks": "surgery.dead_blocks",
     "save_slim": "surgery.slim_file",
     "select_channels": "surgery.selection",
     "self_test": "surgery.self_test",

@@ -26,6 +26,7 @@ from hoyer_export.channels.rules import RULES, TAKES_SIZES
 from hoyer_export.channels.rules.contraction import COUNTED
 from hoyer_export.channels.sizes import AttributeSize, plain, sizes_in
 from hoyer_export.channels.tracer import Rule, Tracer, tensors_in
+from hoyer_export.channels.wrappers import check_wrappers
 from hoyer_export.errors import NetworkError, one_line
 
 ExampleInputs = Tensor | tuple[Tensor, ...]
@@ -49,11 +50,13 @@ def trace_channels(
         The channel groups, what is unprunable and why, and the MACs at any widths.
 
     Raises:
-        NetworkError: the model cannot be copied, or fails on the example inputs.
+        NetworkError: the model cannot be copied, fails on the example inputs, or is wrapped, quantised, lazy or
+            masked.
     """
     inputs = tuple(tensors_in(example_inputs))
     if not inputs or any(tensor.numel() == 0 for tensor in inputs):
         raise NetworkError("example_inputs must be a tensor or a tuple of tensors with at least one example")
+    check_wrappers(model)
     found = _trace(_copied(model), inputs, {**RULES, **(rules or {})}, frozenset())
     if found.better:  # the channels of some axis cannot go as the code cuts it, but perhaps another way
         again = _trace(_copied(model), inputs, {**RULES, **(rules or {})}, found.better)

@@ -9,6 +9,7 @@ network (``edits.py``); removing channels alone leaves it empty.
 """
 
 import copy
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -273,6 +274,8 @@ def _as_ranges(kept: Tensor) -> str:
 def _from_ranges(text: str, size: int) -> Tensor:
     indices: list[int] = []
     for part in text.split(","):
+        if not re.fullmatch(r"\d+(-\d+)?", part, re.ASCII):  # int() takes more than the format does
+            raise ValueError(f"indices {part[:20]!r} are no range")
         first, _, last = part.partition("-")
         start, end = int(first), int(last or first)
         if not (indices[-1] if indices else -1) < start <= end < size:

@@ -7,6 +7,7 @@ are refuted: something in the network depends on their width in a way that traci
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -91,9 +92,9 @@ def self_test(
 ) -> SelfTest:
     """Zero and cut random channels of ``model`` and compare in float64, group by group.
 
-    Works on a copy whose parameters that are constant (a batch norm's γ and β, a head that starts at zero) and whose
-    running statistics are moved to random values: next to a zero every removal looks exact. One cut proves all groups
-    where nothing is wrong; each refuted group costs about 2 log₂(groups) further cuts.
+    Works on a copy whose constant parameters (a batch norm's γ and β, a head that starts at zero) are moved to random
+    values, and whose batch norms have measured their statistics: next to a zero every removal looks exact. One cut
+    proves all groups where nothing is wrong; each refuted group costs about 2 log₂(groups) further cuts.
 
     The proved groups are proved together: their very combination was cut. Of several groups that fail only together,
     those that come last are refuted.
@@ -114,7 +115,7 @@ def self_test(
     channels = trace_channels(model, example_inputs, rules=rules)
     check_attachments(model, ())  # before a copy loses what it would refuse
     generator = torch.Generator().manual_seed(seed)
-    unsettled = _unsettled(model, generator)
+    unsettled = _unsettled(model, example_inputs, generator)
     probe = _Probe(unsettled, channels, _drawn(channels, generator), example_inputs)
     proved, refuted, error = _settle([group.name for group in channels.groups], probe.error)
     unseen = _unseen(probe, proved)
@@ -193,17 +194,42 @@ def _settle(
     return proved, refuted, error
 
 
-def _unsettled(model: nn.Module, generator: torch.Generator) -> nn.Module:
-    model = copy.deepcopy(model)
+def _unsettled(model: nn.Module, example_inputs: ExampleInputs, generator: torch.Generator) -> nn.Module:
+    """Return a copy, in float64, in which every channel counts: nothing is zero, and no signal dies on its way."""
+    model = in_float64(model)
     with torch.no_grad():
         for parameter in model.parameters():
-            # Vectors too: a bias near zero, a γ near one.
-            if parameter.is_floating_point() and (parameter.ndim < 2 or bool((parameter == parameter.mean()).all())):
+            if parameter.is_floating_point() and _is_settled(parameter):
                 parameter.add_(_noise(parameter, generator).mul_(0.5).add_(0.2))
-        for name, buffer in model.named_buffers():
-            if name.endswith(("running_mean", "running_var")):
-                buffer.add_(_noise(buffer, generator).mul_(0.5))
+        _measure_statistics_(model, example_inputs)
+        buffers = dict(model.named_buffers())
+        for name, variance in buffers.items():
+            if name.endswith("running_var"):
+                variance.mul_(_noise(variance, generator).mul_(0.5).add_(1))
+                mean = buffers.get(f"{name.removesuffix('var')}mean", variance)
+                mean.add_(_noise(mean, generator).mul_(0.5) * variance.sqrt())
     return model
+
+
+def _is_settled(parameter: Tensor) -> bool:
+    """Vectors (a bias near zero, a γ near one) and whatever is constant hold nothing of the network's own yet."""
+    numbers = parameter.flatten()
+    return parameter.ndim < 2 or bool((numbers == numbers[:1]).all())
+
+
+def _measure_statistics_(model: nn.Module, example_inputs: ExampleInputs) -> None:
+    """Let batch norms take their running statistics from one run in training mode.
+
+    With the initial ones (0, 1) the signal of many an untrained network is 10⁻⁸ of its output after ten blocks, and
+    whatever is cut there changes nothing.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            module.momentum = 1.0
+    *_, together = proof_cases(example_inputs)
+    with torch.random.fork_rng(devices=[]), suppress(Exception):  # code that cannot train has no statistics to measure
+        run(model.train(), together)
+    model.eval()
 
 
 def _noise(like: Tensor, generator: torch.Generator) -> Tensor:

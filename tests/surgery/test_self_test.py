@@ -13,6 +13,7 @@ from hoyer_export.channels.channel_map import Axis, ChannelMap, Contraction, Siz
 from hoyer_export.channels.cost import dense_macs, macs_of_keep
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.errors import CutRefused
+from hoyer_export.networks import build_network
 from hoyer_export.surgery import self_test as module
 from hoyer_export.surgery.cut import cut
 from hoyer_export.surgery.self_test import SelfTest, self_test, without_groups
@@ -163,6 +164,34 @@ def test_a_head_that_starts_at_zero_hides_nothing() -> None:
     nn.init.zeros_(model.fc.weight)
     nn.init.zeros_(model.fc.bias)
     assert verdicts(self_test(model, IMAGE)) == {"a": "proved", "b": "refuted", "c": "proved"}
+
+
+def test_the_signal_of_an_untrained_network_is_not_lost_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unseen() -> list[str]:
+        torch.manual_seed(0)
+        found = self_test(build_network("torchvision:mobilenet_v3_small"), torch.randn(2, 3, 64, 64))
+        assert set(verdicts(found).values()) == {"proved"}
+        return [verdict.group for verdict in found.verdicts if verdict.reason == module.UNSEEN]
+
+    assert unseen() == []
+    monkeypatch.setattr(module, "_measure_statistics_", lambda model, example_inputs: None)
+    assert len(unseen()) >= 3
+
+
+@pytest.mark.parametrize(
+    ("parameter", "settled"),
+    [
+        (torch.full((96, 1, 1), 1e-6), True),  # a layer scale; its mean is not 1e-6 to the last bit
+        (torch.zeros(5, 8), True),
+        (torch.randn(8), True),
+        (torch.randn(8, 1), False),
+        (torch.zeros(0, 3), True),
+    ],
+)
+def test_whatever_is_constant_is_moved(parameter: Tensor, settled: bool) -> None:
+    assert module._is_settled(parameter) is settled
+    moved = module._unsettled(nn.ParameterList([parameter]), torch.zeros(1, 1), torch.Generator().manual_seed(0))[0]
+    assert bool((moved != parameter).all()) is settled
 
 
 def test_channels_that_the_output_does_not_depend_on_are_said_to_be() -> None:
