@@ -19,3 +19,19 @@ def test_ones_own_training_loop_ends_with_a_verified_smaller_file(tmp_path: Path
     assert lines["verified"] == "True"
     assert float(lines["slim"].split()[0]) > 95
     assert (tmp_path / "out" / "slim.onnx").stat().st_size < (tmp_path / "out" / "dense.onnx").stat().st_size
+
+
+def test_a_network_of_ones_own_is_proved_taught_cut_and_trained_on() -> None:
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "03_your_own_network.py"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=EXAMPLES.parent,
+    )
+    unknown, known = done.stdout.split("with a rule")
+    assert "unprunable down2     32 channels: unknown op `sinc`" in unknown
+    assert "proved     down2     32 channels" in known
+    assert "refuted    hidden    24 channels" in known
+    zeroed, slim = done.stdout.splitlines()[-1].removeprefix("the next step: loss ").split(", ")
+    assert float(zeroed.split()[0]) == float(slim.split()[0])

@@ -97,6 +97,13 @@ class Labels:
         self.count += size
         return np.arange(self.count - size, self.count)
 
+    def fixed(self, size: int, reason: str) -> Vector:
+        """Return labels of no parameter that fix, with a reason of their own, whatever is united with them."""
+        self.count += 1
+        labels = np.full(size, self.count - 1)
+        self.fix(labels[:1], reason)
+        return labels
+
     def unite(self, first: Vector, second: Vector) -> None:
         """Declare that the labels at the same position of the two (broadcast) arrays live or die together."""
         self._pairs.append((first, second))

@@ -190,8 +190,7 @@ class _Calls(TorchFunctionMode):
         if rule is not None and (kwargs.get("out") is not None or not _fits(rule, args, kwargs)):
             rule = None
         if rule is None:
-            for tensor in known:
-                self.tracer.fix_tensor(tensor, f"unknown op `{_name(func)}`")
+            self.tracer.refuse(known, tensors_in(output), f"unknown op `{_name(func)}`")
         if rule is None or func not in TAKES_SIZES:
             args, kwargs = plain(args), plain(kwargs)
         self.tracer.untied = {id(size): size for size in sizes}

@@ -159,6 +159,19 @@ class Tracer:
         for axis in self.axes(tensor).values():
             self.fix(axis, reason)
 
+    def refuse(self, inputs: Iterable[Tensor], outputs: Iterable[Tensor], reason: str) -> None:
+        """Make every channel unprunable that enters an operation, and those that meet what it returns."""
+        lengths: set[int] = set()
+        for tensor in inputs:
+            self.fix_tensor(tensor, reason)
+            lengths.update(len(axis) for axis in self.axes(tensor).values())
+        for tensor in outputs:
+            axes = {axis: size for axis, size in enumerate(tensor.shape) if size in lengths}
+            if axes and not self.is_known(tensor):
+                self.put(
+                    tensor, {axis: AxisLabels(self.labels.fixed(size, reason), None) for axis, size in axes.items()}
+                )
+
     def fix_later(self, tensor: Tensor, axes: Iterable[int], reason: str) -> None:
         """Make axes of a tensor unprunable, those of a parameter also if they are labelled only later."""
         for axis in axes:
