@@ -1,0 +1,62 @@
+"""The surgeon on networks that nobody wrote: random programs, random channels, no disagreement.
+
+A failure is shrunk to a short program and printed as the code that it is. Many more tries, from a seed of their own:
+``pytest -m slow tests/surgery/test_random_networks.py --hypothesis-seed=N``.
+"""
+
+import hypothesis
+import networks
+import pytest
+import torch
+from hypothesis import strategies as st
+from random_networks import Program, programs
+from test_exactness import random_keep
+
+from hoyer_export.channels.channel_map import ChannelMap
+from hoyer_export.channels.trace import trace_channels
+from hoyer_export.surgery.cut import TOLERANCE, cut
+from hoyer_export.surgery.zero import zero_
+
+SEEDS = st.integers(0, 999)
+checks = [hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large]
+options = {"deadline": None, "database": None, "suppress_health_check": checks}
+
+
+def agree(program: Program, seed: int) -> ChannelMap:
+    """Trace a program's network, zero and cut random channels of it, and compare (``cut`` does that in float64)."""
+    torch.manual_seed(seed)
+    model, inputs = program.build()
+    networks.unsettled(model, seed)
+    channels = trace_channels(model, inputs)
+    if channels.groups:
+        keep = random_keep(channels, seed)
+        zero_(model, channels, keep)
+        error = cut(model, channels, keep, inputs).max_rel_error
+        assert error is not None
+        assert error <= TOLERANCE
+    return channels
+
+
+@hypothesis.settings(max_examples=150, derandomize=True, **options)
+@hypothesis.given(programs(), SEEDS)
+def test_random_networks_are_cut_exactly(program: Program, seed: int) -> None:
+    agree(program, seed)
+
+
+@pytest.mark.slow
+@hypothesis.settings(max_examples=10_000, derandomize=False, **options)
+@hypothesis.given(programs(), SEEDS)
+def test_ten_thousand_random_networks_are_cut_exactly(program: Program, seed: int) -> None:
+    agree(program, seed)
+
+
+def test_most_random_networks_offer_channels() -> None:
+    offer = []
+
+    @hypothesis.settings(max_examples=60, derandomize=True, phases=[hypothesis.Phase.generate], **options)
+    @hypothesis.given(programs(), SEEDS)
+    def draw(program: Program, seed: int) -> None:
+        offer.append(bool(agree(program, seed).groups))
+
+    draw()
+    assert sum(offer) >= 0.6 * len(offer)
