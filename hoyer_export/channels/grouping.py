@@ -33,27 +33,32 @@ def channel_map(
     shapes = {name: tuple(tensor.shape) for name, tensor in {**parameters, **buffers}.items()}
     labels = tracer.labels
     weights = _weights(tracer, shapes)
-    readers, summed = _slots_of(tracer.readers, labels), _classes_of(tracer.summed, classes)
-    group_of, channel_of, names = _group(labels, classes, weights)
-    widths, only_read = [0] * len(names), [True] * len(names)
+    readers = _slots_of(tracer.readers, labels)
+    group_of, channel_of, names, widths = _group(labels, classes, weights)
+    summed = set(group_of[np.isin(classes.of_label, _classes_of(tracer.summed, classes))].tolist())
     members: list[list[Member]] = [[] for _ in names]
     for at, slot in enumerate(labels.slots):
         span = slice(slot.start, slot.start + slot.size)
-        for number in sorted(set(group_of[span].tolist()) - {-1}):
-            owner = np.where(group_of[span] == number, channel_of[span], -1)
-            widths[number] = max(widths[number], int(owner.max()) + 1)
-            only_read[number] &= not np.isin(classes.of_label[span][owner >= 0], summed).any()
-            is_weight, reads = slot.parameter in weights, at in readers
-            members[number].append(Member(slot.parameter, slot.dim, torch.from_numpy(owner), is_weight, reads))
-    groups = tuple(map(ChannelGroup, names, widths, map(tuple, members), only_read))
+        groups_here, channels_here = group_of[span], channel_of[span]
+        for number in sorted(set(groups_here.tolist()) - {-1}):
+            owner = torch.from_numpy(np.where(groups_here == number, channels_here, -1))
+            members[number].append(Member(slot.parameter, slot.dim, owner, slot.parameter in weights, at in readers))
+    groups = tuple(
+        ChannelGroup(name, width, tuple(owned), only_read=number not in summed)
+        for number, (name, width, owned) in enumerate(zip(names, widths, members, strict=True))
+    )
+    # Every channel of the network at a place of its own, so that one count serves all groups.
+    starts = np.concatenate([[0], np.cumsum(widths, dtype=np.int64)])
+    place_of = np.where(group_of >= 0, starts[group_of] + channel_of, -1)
+
+    def axis_of(axis: Vector | int) -> Axis:
+        return Axis(axis) if isinstance(axis, int) else _axis(place_of[axis], starts, names)
+
     contractions = tuple(
-        Contraction(found.name, found.constant, tuple(_axis(axis, group_of, channel_of, groups) for axis in found.axes))
-        for found in tracer.contractions
+        Contraction(found.name, found.constant, tuple(map(axis_of, found.axes))) for found in tracer.contractions
     )
     attributes = tuple(
-        SizeAttribute(
-            found.module, found.name, found.index, found.dense, _axis(axis[0], group_of, channel_of, groups), axis[1]
-        )
+        SizeAttribute(found.module, found.name, found.index, found.dense, axis_of(axis[0]), axis[1])
         for found in tracer.attributes
         if (axis := found.axis) is not None
     )
@@ -86,8 +91,8 @@ def _slot_of(labels: Labels) -> Vector:
     return slot_of
 
 
-def _group(labels: Labels, classes: Classes, weights: set[str]) -> tuple[Vector, Vector, list[str]]:
-    """Return each label's group (-1 for none) and channel in it, and the groups' names."""
+def _group(labels: Labels, classes: Classes, weights: set[str]) -> tuple[Vector, Vector, list[str], list[int]]:
+    """Return each label's group (-1 for none) and channel in it, and the groups' names and widths."""
     slot_of, of_label = _slot_of(labels), classes.of_label
     live = np.flatnonzero((slot_of >= 0) & (classes.reason_of_class[of_label] < 0))
     # A class' signature is the set of slots that it touches: the sum of one random 64-bit number a slot (2⁻⁶⁴ that
@@ -103,6 +108,7 @@ def _group(labels: Labels, classes: Classes, weights: set[str]) -> tuple[Vector,
     kind = np.argsort(np.argsort(earliest))[kind]
     channel_of_class, group_of_class = np.full((2, len(signature)), -1)
     names: list[str] = []
+    widths: list[int] = []
     is_weight = np.array([slot.parameter in weights for slot in labels.slots], dtype=bool)
     weighty = set((touches[is_weight[touches % max(len(labels.slots), 1)]] // max(len(labels.slots), 1)).tolist())
     ends = np.cumsum(np.bincount(kind))
@@ -112,12 +118,13 @@ def _group(labels: Labels, classes: Classes, weights: set[str]) -> tuple[Vector,
             continue
         group_of_class[members] = len(names)
         channel_of_class[members] = np.arange(len(members))
+        widths.append(len(members))
         start = live[first[np.searchsorted(found, members[0])]]
         names.append(_name(labels.slots[slot_of[start]], names))
     nobody = slot_of < 0
     group_of, channel_of = group_of_class[of_label], channel_of_class[of_label]
     group_of[nobody] = channel_of[nobody] = -1
-    return group_of, channel_of, names
+    return group_of, channel_of, names, widths
 
 
 def _distinct(numbers: Vector) -> Vector:
@@ -137,17 +144,14 @@ def _name(slot: Slot, taken: list[str]) -> str:
     return name
 
 
-def _axis(axis: Vector | int, group_of: Vector, channel_of: Vector, groups: tuple[ChannelGroup, ...]) -> Axis:
-    if isinstance(axis, int):
-        return Axis(fixed=axis)
-    found = group_of[axis]
-    counts = {
-        groups[number].name: torch.from_numpy(
-            np.bincount(channel_of[axis][found == number], minlength=groups[number].width)
-        )
-        for number in sorted(set(found[found >= 0].tolist()))
+def _axis(places: Vector, starts: Vector, names: list[str]) -> Axis:
+    """Count the positions of an axis that are nobody's, -1, and those at each channel's place."""
+    counts = np.bincount(places[places >= 0], minlength=starts[-1])
+    present = np.unique(np.searchsorted(starts, np.flatnonzero(counts), side="right") - 1).tolist()
+    of_group = {
+        names[number]: torch.from_numpy(counts[starts[number] : starts[number + 1]].copy()) for number in present
     }
-    return Axis(fixed=int((found < 0).sum()), counts=counts)
+    return Axis(fixed=int((places < 0).sum()), counts=of_group)
 
 
 def _unprunable(labels: Labels, classes: Classes, group_of: Vector) -> Iterator[Unprunable]:
