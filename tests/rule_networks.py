@@ -5,6 +5,7 @@
 
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,6 +16,11 @@ from torch import Tensor, nn
 IMAGE = (2, 3, 8, 8)
 TOKENS = (2, 6, 3)
 Operation = Callable[[Net, Tensor], Tensor]
+
+
+@cache
+def cached_half(width: int) -> int:
+    return width // 2
 
 
 def behind(operation: Operation, width: int = 12, **layers: nn.Module | nn.Parameter | int) -> Callable[[], Net]:
@@ -266,6 +272,13 @@ NETWORKS: dict[str, Callable[[], Net]] = {
     "half as wide as another": behind(
         lambda n, y: y * 2 if y.shape[1] // 2 == n.b(y).shape[1] // 2 else y, b=conv(12, 12)
     ),
+    "an even number of channels": behind(lambda n, y: y[:, : y.shape[1] // 2 * 2]),
+    "half, as cached": behind(lambda n, y: y[:, : cached_half(y.shape[1])]),
+    "squeezed": behind(lambda n, y: n.b(y.amax((2, 3), keepdim=True).squeeze()), 4, b=nn.Linear(4, 7)),
+    "sum of exponentials": behind(
+        lambda n, y: y.flatten(2) * n.b(y).flatten(2).logsumexp(2, keepdim=True), b=conv(12, 12)
+    ),
+    "noise": behind(lambda n, y: y * torch.randn(y.shape).sigmoid().clamp(1, 1)),
     "divisible": behind(lambda n, y: y * 2 if y.shape[1] % 4 == 0 else y),
     "remainder": behind(lambda n, y: y * (y.shape[1] % 5)),
     "heads": behind(lambda n, y: y.reshape(y.shape[0], n.heads, 4, 64).flip(2), heads=3),

@@ -90,6 +90,7 @@ class Labels:
         self._same_lengths: list[_SameLength] = []
         self._fixed: list[tuple[Vector, str]] = []
         self._fixed_slots: dict[tuple[str, int], str] = {}
+        self._log: list[Vector] = []
 
     def new(self, parameter: str, dim: int, size: int) -> Vector:
         """Return ``size`` fresh labels, int64 [size], for one dimension of ``parameter``."""
@@ -107,15 +108,26 @@ class Labels:
     def unite(self, first: Vector, second: Vector) -> None:
         """Declare that the labels at the same position of the two (broadcast) arrays live or die together."""
         self._pairs.append((first, second))
+        self._log += (first, second)
 
     def same_length(self, source: Vector, axis: Vector, times: int = 1, over: int = 1) -> None:
         """Declare that ``axis`` must always have the length of ``source``, times ``times``, over ``over``."""
+        self._log += (source, axis)
         shared = gcd(times, over)
         self._same_lengths.append(_SameLength(source, axis, times // shared, over // shared))
+
+    def declared(self) -> int:
+        """Return how much has been declared so far; see ``declared_since``."""
+        return len(self._log)
+
+    def declared_since(self, number: int) -> list[Vector]:
+        """Return the labels of which something was declared after so much had been."""
+        return self._log[number:]
 
     def fix(self, labels: Vector, reason: str) -> None:
         """Declare that ``labels`` cannot be removed, and why; the first reason of a channel is the one shown."""
         self._fixed.append((labels, reason))
+        self._log.append(labels)
 
     def fix_slot(self, parameter: str, dim: int, reason: str) -> None:
         """Declare that a dimension of a parameter cannot be cut, whether or not it gets labels."""
@@ -123,26 +135,35 @@ class Labels:
 
     def solve(self) -> Classes:
         """Return the class of every label, and for every class that is fixed the reason."""
-        of_label = self._components()
-        # Only lengths that would not agree anyway cost freedom; uniting more classes never breaks one that holds.
+        classes = self._classes()
+        # Only lengths that would not agree anyway cost freedom. What is fixed stays, so it counts as one class.
+        fixed = classes.reason_of_class[classes.of_label] >= 0
+        of_label = np.where(fixed, classes.of_label[NOBODY], classes.of_label)
         if broken := [tie for tie in self._same_lengths if not tie.holds(of_label)]:
             self._pairs += [pair for tie in broken for pair in tie.pairs()]
-            of_label = self._components()
+            classes = self._classes()
+        return classes
+
+    def _classes(self) -> Classes:
+        of_label, meets_nobody = self._components()
         slots = [(np.arange(s.start, s.start + s.size), (s.parameter, s.dim)) for s in self.slots]
         fixed_slots = [(labels, self._fixed_slots[key]) for labels, key in slots if key in self._fixed_slots]
-        numbers: dict[str, int] = {MEETS_NOBODY: 0}
+        numbers: dict[str, int] = {}
         of_class, own = np.full(of_label.max() + 1, -1), np.full(self.count, -1)
-        of_class[of_label[NOBODY]] = 0
-        for labels, reason in self._fixed + fixed_slots:  # the first reason stays
+        for labels, reason in [*self._fixed, *fixed_slots, (meets_nobody, MEETS_NOBODY)]:  # the first reason stays
             number = numbers.setdefault(reason, len(numbers))
             own[labels[own[labels] < 0]] = number
             classes = of_label[labels]
             of_class[classes[of_class[classes] < 0]] = number
         return Classes(of_label, list(numbers), of_class, own)
 
-    def _components(self) -> Vector:
+    def _components(self) -> tuple[Vector, Vector]:
+        """Return the class of every label, and the labels that were united with nobody's, which unites nothing."""
         pairs = [np.stack(np.broadcast_arrays(a, b)).reshape(2, -1) for a, b in self._pairs]
         left, right = np.concatenate(pairs, axis=1)
-        left, right = left[left != right], right[left != right]
+        nobody = (left == NOBODY) | (right == NOBODY)
+        meets_nobody = np.append(np.maximum(left, right)[nobody], NOBODY)
+        apart = ~nobody & (left != right)
+        left, right = left[apart], right[apart]
         graph = coo_array((np.ones(left.size, dtype=bool), (left, right)), shape=(self.count, self.count))
-        return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
+        return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64), meets_nobody

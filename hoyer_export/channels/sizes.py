@@ -7,6 +7,7 @@ Any other use of the number (``/``, ``+``, a comparison, ``float()``) could make
 width in a way that nobody sees: it makes the channels unprunable, or the attribute a literal.
 """
 
+from math import gcd
 from typing import Any, Self
 
 import numpy as np
@@ -46,7 +47,7 @@ class Size(int):
         if isinstance(other, Size):
             first, second = _free_first(self, other)
             return first * second._lost("*")
-        if type(other) is int and other > 0:
+        if type(other) is int and other > 0 and (isinstance(self, AxisSize) or gcd(other, self.over) == 1):
             return self.scaled(self.times * other, self.over)
         return self._lost("*") * other
 
@@ -60,6 +61,8 @@ class Size(int):
         return self._lost("//") // other
 
     def __eq__(self, other: object) -> bool:
+        if isinstance(other, Size) and other.tracer is not self.tracer:  # of a trace before, out of some cache
+            other = plain(other)
         if isinstance(other, Size) and int.__eq__(self, other):
             return self._stays_equal(other)
         if isinstance(other, Size):
@@ -78,7 +81,9 @@ class Size(int):
             axis._lost("=="), second._lost("==")
         return True
 
-    __hash__ = int.__hash__  # a class that defines __eq__ loses it
+    def __hash__(self) -> int:
+        """A key of a cache may outlive the trace, and what the cache holds was not computed before our eyes."""
+        return hash(self._lost("hash"))
 
 
 class AxisSize(Size):
@@ -98,6 +103,8 @@ class AxisSize(Size):
 
     def tie(self, axis: AxisLabels) -> None:
         super().tie(axis)
+        if gcd(self.times, self.over) > 1:  # c // 2 * 2 is c only as long as c is even
+            self.tracer.tie_blocks(self.source, self.over)
         self.tracer.labels.same_length(self.source.labels, axis.labels, self.times, self.over)
 
     def lose(self, reason: str) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
@@ -23,10 +24,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hoyer_export.channels.attributes import watch_attributes
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.grouping import channel_map
-from hoyer_export.channels.rules import RULES, TAKES_SIZES
+from hoyer_export.channels.rules import READS_SHAPE, RULES, TAKES_SIZES
 from hoyer_export.channels.rules.contraction import COUNTED
 from hoyer_export.channels.sizes import AttributeSize, plain, sizes_in
-from hoyer_export.channels.tracer import Rule, Tracer, tensors_in
+from hoyer_export.channels.tracer import Rule, TensorLabels, Tracer, opaque_in, tensors_in
 from hoyer_export.channels.wrappers import check_wrappers
 from hoyer_export.errors import NetworkError, one_line
 
@@ -39,7 +40,9 @@ def trace_channels(
 ) -> ChannelMap:
     """Find which slices of which parameters live or die together.
 
-    The model runs once, in eval mode and without gradients, on a deep copy; the model itself is not touched.
+    The model runs once, in eval mode and without gradients, on a copy; a second time in training mode if some of its
+    modules did not run. The copy has buffers of its own, but reads the model's own parameters: a forward that writes
+    into them does so here as anywhere.
 
     Args:
         model: any ``nn.Module`` that runs eagerly.
@@ -149,14 +152,15 @@ def _run(calls: "_Calls", traced: nn.Module, inputs: tuple[Tensor, ...]) -> None
         calls.tracer.note_example(tensor)
     with _Watchdog(calls), calls:
         outputs = traced(*copies)
-    if not any(True for _ in tensors_in(outputs)):
+    hidden = next(opaque_in(outputs), None)
+    if hidden is not None or not any(True for _ in tensors_in(outputs)):
+        shown = type(outputs if hidden is None else hidden).__name__
         raise ValueError(
-            f"it returns no tensor that can be found in its {type(outputs).__name__}: return tensors, or"
+            f"it returns no tensor that can be found in its {shown}: return tensors, or"
             " tuples, lists, dicts or dataclasses of them"
         )
     for output in tensors_in(outputs):
-        if not calls.tracer.is_parameter(output):
-            calls.tracer.fix_tensor(output, "the model's output")
+        calls.tracer.fix_later(output, range(output.ndim), "the model's output")
 
 
 def _run_in_training(calls: "_Calls", traced: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -187,6 +191,10 @@ class _Calls(TorchFunctionMode):
         self.running = True
         try:
             output = func(*plain(args), **plain(kwargs))
+            if any(size.tracer is not self.tracer for size in sizes_in((args, kwargs))):  # out of a cache: a literal
+                for size in sizes_in((args, kwargs)):
+                    size.lose("a size of another trace beside it")
+                args, kwargs = plain(args), plain(kwargs)
             tensors = list(tensors_in((args, kwargs)))
             if any(map(self.tracer.is_example, tensors)):
                 for tensor in tensors_in(args[0] if func is Tensor.__setitem__ else output):
@@ -212,14 +220,34 @@ class _Calls(TorchFunctionMode):
         answer = None
         if rule is not None:
             counted = len(self.tracer.contractions)
+            before = [(tensor, self.tracer.known_axes(tensor)) for tensor in known]
+            declared = self.tracer.labels.declared()
             self.rule_failed = True
             answer = rule(self.tracer, output, *args, **kwargs)
             self.rule_failed = False
+            if func not in READS_SHAPE:
+                results = list(tensors_in(args[0] if func is Tensor.__setitem__ else output))
+                self._fix_forgotten(before, results, declared, func)
             if not any(self.tracer.is_example(tensor) for tensor in tensors_in(output)):
                 del self.tracer.contractions[counted:]  # of weights alone: no example pays for it
         for size in list(self.tracer.untied.values()):
             size.lose(f"the number of channels is an argument of `{_name(func)}`")
         return output if answer is None else answer
+
+    def _fix_forgotten(
+        self, before: list[tuple[Tensor, TensorLabels]], results: list[Tensor], declared: int, func: Any
+    ) -> None:
+        """Refuse the channels along an axis of which a rule said nothing: neither where they go nor that they stay."""
+        if not results:
+            return
+        shown = [side.labels for result in results for side in self.tracer.known_axes(result).values()]
+        for tensor, axes in before:
+            for side in () if self.tracer.is_parameter(tensor) else axes.values():
+                if len(side) == 1 or any((labels == side.labels[0]).any() for labels in shown):
+                    continue
+                said = [*shown, *self.tracer.labels.declared_since(declared), *self.tracer.summed]
+                if not any(np.isin(side.labels, labels).any() for labels in said):
+                    self.tracer.fix(side, f"`{_name(func)}` uses it in a way that its rule does not know")
 
 
 class _Watchdog(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -8,6 +8,7 @@ die together anyway.
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import ref
 
 import numpy as np
 from torch import Tensor, nn
@@ -73,7 +74,7 @@ class Tracer:
         self._labels_of: MutableMapping[Tensor, TensorLabels] = WeakTensorKeyDictionary()
         self._names: MutableMapping[Tensor, str] = WeakTensorKeyDictionary()
         self._examples: MutableMapping[Tensor, bool] = WeakTensorKeyDictionary()
-        self._viewed: set[int] = set()
+        self._sharing: dict[int, list[ref[Tensor]]] = {}
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             self._names[tensor] = name
 
@@ -190,12 +191,18 @@ class Tracer:
 
     def note_view(self, output: Tensor, source: Tensor) -> None:
         """Remember that two tensors may share memory: writing into one then changes the other."""
-        if (storage := output.untyped_storage().data_ptr()) == source.untyped_storage().data_ptr():
-            self._viewed.add(storage)
+        storage = output.untyped_storage().data_ptr()
+        if output is not source and storage == source.untyped_storage().data_ptr():
+            self._sharing.setdefault(storage, []).extend((ref(output), ref(source)))
 
     def is_viewed(self, tensor: Tensor) -> bool:
-        """Return whether another tensor may share memory with this one."""
-        return tensor.untyped_storage().data_ptr() in self._viewed
+        """Return whether another tensor that is still alive shares memory with this one."""
+        storage = tensor.untyped_storage().data_ptr()
+        others = (other() for other in self._sharing.get(storage, ()))
+        return any(
+            other is not None and other is not tensor and other.untyped_storage().data_ptr() == storage
+            for other in others
+        )
 
     def contraction(self, op: str, constant: int, weight: Tensor, *axes: AxisLabels | int) -> None:
         """Count a contraction's MACs = constant · Π axes, and note that ``weight`` makes up its channels' norms.
@@ -220,3 +227,16 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     elif hasattr(value, "__dataclass_fields__"):
         for item in vars(value).values():
             yield from tensors_in(item)
+
+
+def opaque_in(value: Any) -> Iterator[Any]:
+    """Yield what ``tensors_in`` cannot look into."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    elif hasattr(value, "__dataclass_fields__"):
+        value = list(vars(value).values())
+    if isinstance(value, tuple | list | set | frozenset):
+        for item in value:
+            yield from opaque_in(item)
+    elif not (value is None or isinstance(value, Tensor | int | float | complex | str | bytes)):
+        yield value

@@ -186,6 +186,39 @@ def test_a_rule_of_ones_own_makes_an_unknown_op_known() -> None:
     assert not trace_channels(net, IMAGE).groups, "the rule was for that call only"
 
 
+def test_what_a_rule_forgets_is_left_alone() -> None:
+    net = networks.Net(
+        lambda n, x: n.fc(torch.renorm(n.a(x), 2, 0, 1.0).mean((2, 3))), a=networks.conv(3, 8), fc=nn.Linear(8, 5)
+    )
+    channels = trace_channels(net, IMAGE, rules={torch.renorm: lambda *anything: None})
+    assert not channels.groups
+    assert any("a way that its rule does not know" in reason for reason in reasons(channels, "a.weight", 0))
+
+
+def test_sizes_that_outlive_a_trace_are_numbers_in_the_next() -> None:
+    seen: list[int] = []
+
+    def reuse(n: networks.Net, x: Tensor) -> Tensor:
+        y = n.a(x)
+        seen.append(y.shape[1])
+        return n.fc(y.reshape(2, seen[0], 256).mean(2))
+
+    net = networks.Net(reuse, a=networks.conv(3, 8), fc=nn.Linear(8, 5))
+    first, second = trace_channels(net, IMAGE), trace_channels(net, IMAGE)
+    assert [group.name for group in first.groups] == ["a"]
+    assert not second.groups, "8 is a literal now"
+
+
+def test_an_output_that_nobody_can_look_into_is_refused() -> None:
+    class Answer:
+        def __init__(self, maps: Tensor) -> None:
+            self.maps = maps
+
+    net = networks.Net(lambda n, x: (x.mean(), Answer(n.a(x))), a=networks.conv(3, 8))
+    with pytest.raises(NetworkError, match="no tensor that can be found in its Answer"):
+        trace_channels(net, IMAGE)
+
+
 def test_tracing_does_not_touch_the_model() -> None:
     model = networks.chain().train()
     before = copy.deepcopy(model.state_dict())

@@ -35,6 +35,8 @@ RULES: Mapping[Callable[..., Any], Rule] = {
     **pooling.RULES,
     **spectral.RULES,
 }
+# What is asked of a tensor here is its shape, type or place, not what it holds.
+READS_SHAPE = shapes.READS_SHAPE
 # These rules read sizes that remember where they came from; to the others a size is a plain number that must stay.
 TAKES_SIZES = (
     indexing.TAKES_SIZES | reshaping.TAKES_SIZES | joining.TAKES_SIZES | normalisation.TAKES_SIZES | shapes.TAKES_SIZES

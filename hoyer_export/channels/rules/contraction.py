@@ -37,7 +37,7 @@ def convolution(
         slices = tracer.axis(weight, 1)
         tracer.unite(inputs, slices)
         _fix_unless_silent(tracer, inputs, slices)
-        tracer.reads(slices)
+        _note_reader(tracer, weight, inputs, slices)
         tracer.contraction("convolution", constant, weight, outputs, slices)
     elif weight.shape[1] == 1:  # depthwise: filter o reads input o // multiplier alone
         tracer.unite(AxisLabels(inputs.labels.repeat(len(outputs) // groups)), outputs)
@@ -48,7 +48,7 @@ def convolution(
         tracer.unite(tracer.tie_blocks(inputs, groups), slices)
         tracer.tie_blocks(outputs, groups)
         _fix_unless_silent(tracer, inputs, slices)
-        tracer.reads(slices)
+        _note_reader(tracer, weight, inputs, slices)
         tracer.contraction("convolution", constant, weight, outputs, slices)
     _finish(tracer, output, input, channel_axis, weight, bias, outputs)
 
@@ -72,7 +72,7 @@ def transposed_convolution(
     tracer.unite(inputs, slices)
     _fix_unless_silent(tracer, inputs, slices)
     if len(slices) != groups:  # a depthwise filter is a channel's own, it reads and writes it
-        tracer.reads(slices)
+        _note_reader(tracer, weight, inputs, slices)
     if groups == 1:
         outputs = tracer.axis(weight, 1)
         tracer.contraction("transposed convolution", constant, weight, slices, outputs)
@@ -97,7 +97,7 @@ def linear(tracer: Tracer, output: Tensor, input: Tensor, weight: Tensor, bias: 
     outputs, slices = tracer.axis(weight, 0), tracer.axis(weight, 1)
     tracer.unite(tracer.axis(input, -1), slices)
     _fix_unless_silent(tracer, tracer.axis(input, -1), slices)
-    tracer.reads(slices)
+    _note_reader(tracer, weight, tracer.axis(input, -1), slices)
     axes = {axis: side for axis, side in tracer.axes(input).items() if axis != input.ndim - 1}
     constant = output.numel() // tracer.examples_in(output) // len(outputs) // prod(len(side) for side in axes.values())
     tracer.contraction("linear", constant, weight, outputs, slices, *axes.values())
@@ -120,7 +120,11 @@ def matrix_product(tracer: Tracer, output: Tensor, input: Tensor, other: Tensor,
     if not column and other.ndim - 1 in right:
         axes[output.ndim - 1] = right[other.ndim - 1]
     axes = {axis: AxisLabels(side.labels, 0.0 if side.zero else None) for axis, side in axes.items()}
-    if not (row or column):
+    if row or column:  # the batch axes are those of the one that is no vector
+        matrix, sides_of_matrix = (other, right) if row else (input, left)
+        batch = {axis: side for axis, side in sides_of_matrix.items() if axis < matrix.ndim - 2}
+        axes |= {axis: AxisLabels(side.labels, 0.0 if side.zero else None) for axis, side in batch.items()}
+    else:
         for axis in range(output.ndim - 2):
             if sides := meet(tracer, [input, other], output, axis):
                 zero = any(side.zero for side in sides.values())
@@ -152,7 +156,8 @@ def einsum(tracer: Tracer, output: Tensor, equation: Any, *operands: Any) -> Non
     """Σ over the letters that the result lacks of the product of all operands; the same letter is the same channel."""
     operands = tuple(operands[0]) if len(operands) == 1 and not isinstance(operands[0], Tensor) else operands
     letters = _letters(equation, operands) if isinstance(equation, str) else None
-    if letters is None or any(len(set(of)) < len(of) for of in letters):
+    # More than two are multiplied pair by pair, in an order that is torch's own affair.
+    if letters is None or len(operands) > 2 or any(len(set(of)) < len(of) for of in letters):
         for operand in operands:
             tracer.fix_tensor(operand, "an einsum in an unusual form")
         return
@@ -272,6 +277,14 @@ def recurrent(tracer: Tracer, output: Any, *arguments: Any, **options: Any) -> N
     """A recurrent layer's gates are stacked in its weights, and its state lives on between steps."""
     for tensor in tensors_in((arguments, options)):
         tracer.fix_tensor(tensor, "a recurrent layer")
+
+
+def _note_reader(tracer: Tracer, weight: Tensor, inputs: AxisLabels, slices: AxisLabels) -> None:
+    """Zero slices silence a channel only where the parameter itself is the weight: not in w + b, or sigmoid(w)."""
+    if _is_weight(tracer, weight) and slices.zero:
+        tracer.reads(slices)
+    else:
+        tracer.sums(inputs)
 
 
 def _is_weight(tracer: Tracer, tensor: Tensor) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hoyer_export.channels.labels import Vector
-from hoyer_export.channels.rules.names import functions_named, getters
+from hoyer_export.channels.rules.names import functions_named, getters, named
 from hoyer_export.channels.sizes import plain
 from hoyer_export.channels.tracer import AxisLabels, Rule, TensorLabels, Tracer, tensors_in
 
@@ -25,6 +25,15 @@ def moves(operation: Callable[..., Any]) -> Rule:
         move(tracer, output, input, lambda numbers: operation(numbers, *plain(arguments), **plain(options)))
 
     return rule
+
+
+def squeeze(tracer: Tracer, output: Tensor, input: Tensor, dim: Any = None) -> None:
+    """Drops axes of length 1: an axis of which one channel were left would go too, so two must stay."""
+    dims = range(input.ndim) if dim is None else [dim] if isinstance(dim, int) else dim
+    for axis in {position % input.ndim for position in dims} & tracer.axes(input).keys():
+        if len(side := tracer.axis(input, axis)) > 1:
+            tracer.fix(AxisLabels(side.labels[:2]), "a squeeze would drop the axis of a single channel")
+    move(tracer, output, input, lambda numbers: numbers.squeeze() if dim is None else numbers.squeeze(dim))
 
 
 def move(tracer: Tracer, output: Any, input: Tensor, operation: Callable[[Tensor], Any]) -> None:
@@ -76,10 +85,11 @@ RULES = {
     **{
         function: moves(function)
         for function in functions_named(
-            "permute transpose swapaxes swapdims movedim moveaxis t squeeze unsqueeze flatten ravel flip fliplr flipud"
+            "permute transpose swapaxes swapdims movedim moveaxis t unsqueeze flatten ravel flip fliplr flipud"
             " atleast_1d atleast_2d atleast_3d rot90 adjoint",
             in_place=False,
         )
     },
+    **named("squeeze", squeeze, in_place=False),
     **getters("T mT", moves(lambda numbers: numbers.mT)),
 }

@@ -29,7 +29,8 @@ def batch_norm(
     for vector in (running_mean, running_var, weight, bias):
         if vector is not None:
             tracer.unite(channels, tracer.axis(vector, 0))
-    scaled = channels.zero if weight is None else tracer.axis(weight, 0).zero
+    centred = channels.zero and (running_mean is None or tracer.axis(running_mean, 0).zero)
+    scaled = centred if weight is None else tracer.axis(weight, 0).zero
     shifted = bias is None or tracer.axis(bias, 0).zero
     for axis, side in tracer.known_axes(input).items():
         if axis != 1:
@@ -87,7 +88,7 @@ def group_norm(
         if vector is not None:
             tracer.unite(channels, tracer.axis(vector, 0))
     for axis, side in axes.items():
-        if axis > 1:
+        if axis != 1:
             tracer.fix(side, "a normalisation's statistics run over it")
     scaled = channels.zero if weight is None else tracer.axis(weight, 0).zero
     shifted = bias is None or tracer.axis(bias, 0).zero
@@ -99,7 +100,7 @@ def normalize(
 ) -> None:
     """x / ‖x‖ₚ: a channel that is exactly zero adds nothing to the norm (p > 0)."""
     axes = tracer.axes(input)
-    if (axis := dim % input.ndim) in axes:
+    for axis in {d % input.ndim for d in ([dim] if isinstance(dim, int) else dim)} & axes.keys():
         if axes[axis].zero and p > 0:
             tracer.sums(axes[axis])
         else:

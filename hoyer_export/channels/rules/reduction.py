@@ -48,8 +48,6 @@ def statistic(operation: Callable[..., Any]) -> Rule:
             elementwise(operation)(tracer, output, input, dim if isinstance(dim, Tensor) else named["other"])
         elif isinstance(keepdim, bool):
             _reduce(tracer, output, input, dim, keepdim, OVER_CHANNELS, False)
-            if operation.__name__ == "logsumexp":  # log n where all is zero
-                put_unknown(tracer, output, tracer.axes(output))
         else:
             tracer.fix_tensor(input, "a statistic in an unusual form")
 
@@ -68,6 +66,12 @@ def spread(
     """A variance or standard deviation; ``dim`` may be left out, and ``unbiased`` stand in its place."""
     dim = None if isinstance(dim, bool) else named.get("axis", dim)
     _reduce(tracer, output, input, dim, keepdim, OVER_CHANNELS, False)
+
+
+def logsumexp(tracer: Tracer, output: Tensor, input: Tensor, dim: Any, keepdim: bool = False) -> None:
+    """log n where n numbers are zero."""
+    _reduce(tracer, output, input, dim, keepdim, OVER_CHANNELS, False)
+    put_unknown(tracer, output, tracer.axes(output))
 
 
 def softmax(tracer: Tracer, output: Tensor, input: Tensor, dim: int | None = None, *_: Any, **__: Any) -> None:
@@ -117,9 +121,10 @@ def _each(names: str) -> dict[Callable[..., Any], Rule]:
 RULES = {
     **named("sum nansum", total),
     **named("norm frobenius_norm", norm),
-    **_each("mean nanmean amax amin aminmax max min median nanmedian mode prod logsumexp"),
+    **_each("mean nanmean amax amin aminmax max min median nanmedian mode prod"),
     **_each("argmax argmin all any count_nonzero"),
     **named("std var std_mean var_mean", spread),
+    **named("logsumexp", logsumexp),
     **named("softmax log_softmax softmin", softmax),
     **named("cumsum cumprod cummax cummin logcumsumexp", ordered),
 }

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hoyer_export.channels.rules.names import getters, named
 from hoyer_export.channels.sizes import AxisSize, Size, sourced_shape
-from hoyer_export.channels.tracer import AxisLabels, TensorLabels, Tracer
+from hoyer_export.channels.tracer import AxisLabels, Rule, TensorLabels, Tracer
 
 
 def shape(tracer: Tracer, output: torch.Size, input: Tensor) -> torch.Size:
@@ -38,11 +38,23 @@ def length(tracer: Tracer, output: int, input: Tensor) -> int:
 
 
 def filled(tracer: Tracer, output: Tensor, *arguments: Any, **options: Any) -> None:
-    """A new tensor as large as another one's axes: it shrinks with them."""
+    """A new tensor as large as another one's axes, of numbers that nobody knows: it shrinks with them."""
+    _new(tracer, output, None, arguments, options)
+
+
+def filled_with(rest: float) -> Rule:
+    """Return the rule of ``zeros`` and ``ones``."""
+
+    def rule(tracer: Tracer, output: Tensor, *arguments: Any, **options: Any) -> None:
+        _new(tracer, output, rest, arguments, options)
+
+    return rule
+
+
+def _new(tracer: Tracer, output: Tensor, rest: float | None, arguments: Any, options: Any) -> None:
     wanted = options.get("size", next((a for a in arguments if isinstance(a, tuple | list)), None))
     if wanted is None:
         wanted = [a for a in arguments if isinstance(a, int)]
-    rest = float(output.flatten()[0]) if output.numel() and bool((output == output.flatten()[0]).all()) else None
     axes: TensorLabels = {}
     for axis, length in enumerate(wanted):
         if isinstance(length, AxisSize) and length.times == length.over == 1:
@@ -65,6 +77,11 @@ RULES = {
         "dtype device layout ndim is_cuda is_cpu is_meta is_sparse is_quantized requires_grad is_mkldnn", nothing
     ),
     **getters("is_mps is_xla is_xpu is_leaf grad_fn is_nested", nothing),
-    **named("zeros ones empty rand randn new_zeros new_ones new_empty", filled, in_place=False),
+    **named("zeros new_zeros", filled_with(0.0), in_place=False),
+    **named("ones new_ones", filled_with(1.0), in_place=False),
+    **named("empty rand randn new_empty", filled, in_place=False),
 }
 TAKES_SIZES = frozenset(named("zeros ones empty rand randn new_zeros new_ones new_empty", filled, in_place=False))
+READS_SHAPE = frozenset(
+    {Tensor.to, Tensor.type_as, *named("new_zeros new_ones new_empty new_full new_tensor", filled, in_place=False)}
+)
