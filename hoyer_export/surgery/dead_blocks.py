@@ -3,8 +3,8 @@
 A block is any module that turns one tensor into another and holds a layer whose weights are all exactly zero. What it
 becomes is found by trying: the identity or one of its children (a projection), followed by nothing, by one of its
 children without parameters, or by a ReLU, which the code may call as a function. The block alone has to agree with it
-to the last bit in float64, on what reaches it and on noise: behind another block's ReLU nobody could tell the identity
-from a ReLU. Then the whole network is proved.
+to the last bit in float64, on what reaches it and on noise (behind another block's ReLU nobody could tell the identity
+from a ReLU), and in training mode too. Then the whole network is proved.
 
 A branch that is one constant c a channel is folded into the bias at the end of the projection, to rounding. A shortcut
 that is the identity has no place for it, and the block stays.
@@ -55,6 +55,8 @@ def remove_dead_blocks(model: nn.Module | SlimModel, example_inputs: ExampleInpu
     for name, x in _inputs(wide, example_inputs).items():
         if any(name.startswith(f"{reduction.edit.module}.") for reduction in found):
             continue  # goes with the block that it is part of
+        if _shares(wide, name):
+            continue
         if (reduction := _reduction(name, wide.get_submodule(name), x)) is not None:
             found.append(reduction)
     if not found:
@@ -84,6 +86,25 @@ def _fold_(model: nn.Module, reduction: _Reduction) -> None:
             bias.copy_(bias.double() + reduction.by)
 
 
+def _shares(model: nn.Module, block: str) -> bool:
+    """Return whether a block holds a parameter of a layer outside, which would lose its name with the block."""
+    inside: set[int] = set()
+    outside: set[int] = set()
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        (inside if name.startswith(f"{block}.") else outside).add(id(parameter))
+    return not inside.isdisjoint(outside)
+
+
+def _trains(block: nn.Module, chain: nn.Module, x: Tensor) -> bool:
+    """Return whether both also agree in training mode, where dropout works and norms look at the batch."""
+    outputs = []
+    with torch.random.fork_rng(devices=[]):
+        for module in (block, chain):
+            torch.manual_seed(0)
+            outputs.append(_call(copy.deepcopy(module).train(), x))
+    return outputs[0] is None or _is_equal(outputs[1], outputs[0], _ROUNDING)
+
+
 def _candidates(model: nn.Module) -> Iterator[str]:
     """Yield the modules, outermost first, that hold a layer of zeros: one of those may be what silences a branch."""
     weights = ((name, module._parameters.get("weight")) for name, module in model.named_modules())
@@ -97,14 +118,16 @@ def _inputs(model: nn.Module, example_inputs: ExampleInputs) -> dict[str, Tensor
     """Return what reaches every candidate that turns one tensor into another, outermost first."""
     found: dict[str, Tensor] = {}
 
-    def after(name: str, args: Any, output: Any) -> None:
-        if len(args) == 1 and isinstance(args[0], Tensor) and isinstance(output, Tensor):
+    def after(name: str, args: Any, options: Any, output: Any) -> None:
+        if len(args) == 1 and not options and isinstance(args[0], Tensor) and isinstance(output, Tensor):
             found[name] = args[0].clone()
 
     candidates = list(_candidates(model))
     with ExitStack() as hooks, torch.no_grad():
         for name in candidates:
-            hook = model.get_submodule(name).register_forward_hook(lambda m, x, y, name=name: after(name, x, y))
+            hook = model.get_submodule(name).register_forward_hook(
+                lambda m, x, options, y, name=name: after(name, x, options, y), with_kwargs=True
+            )
             hooks.callback(hook.remove)
         run_in_float64(model, proof_cases(example_inputs)[0])
     return {name: found[name] for name in candidates if name in found}
@@ -122,7 +145,7 @@ def _reduction(name: str, block: nn.Module, x: Tensor) -> _Reduction | None:
     edits = list(_possible(name, block))
     for edit in edits:
         chain = shortcut_of(block, edit)
-        if all(_is_equal(_call(chain, case), output, 0.0) for case, output in cases):
+        if all(_is_equal(_call(chain, case), output, 0.0) for case, output in cases) and _trains(block, chain, x):
             return _Reduction(edit)
     constants = _constants(block, noise)
     for edit in edits:
@@ -132,7 +155,8 @@ def _reduction(name: str, block: nn.Module, x: Tensor) -> _Reduction | None:
             bias = chain.get_parameter(biases[-1])
             if bias.shape == constant.shape:
                 bias.add_(constant)
-                if all(_is_equal(_call(chain, case), output, _ROUNDING) for case, output in cases):
+                exact = all(_is_equal(_call(chain, case), output, _ROUNDING) for case, output in cases)
+                if exact and _trains(block, chain, x):
                     return _Reduction(edit, f"{name}.{biases[-1]}", constant)
                 bias.sub_(constant)
     return None

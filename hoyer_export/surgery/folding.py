@@ -150,7 +150,7 @@ def _way_in(network: _Network, member: Member, channel: int) -> int | None:
     module, weight = network.model.get_submodule(layer), network.tensors[member.parameter]
     depthwise = type(module) in (*CONVOLUTIONS, *TRANSPOSED) and module.groups == module.in_channels > 1  # type: ignore[operator]
     # A shift or scale (one number a channel) lets no input in, and a depthwise filter none that was not there before.
-    if depthwise or weight.numel() == weight.shape[member.dim]:
+    if depthwise or (not member.is_weight and weight.numel() == weight.shape[member.dim]):
         return None
     indices = (member.owner == channel).nonzero().flatten()
     silent = zero_slices(weight, member.dim, indices)

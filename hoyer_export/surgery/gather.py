@@ -15,7 +15,7 @@ from hoyer_export.surgery.cut import SlimModel, as_slim
 from hoyer_export.surgery.edits import GatherEdit
 from hoyer_export.surgery.plan import PruningPlan, compose, with_plan
 from hoyer_export.surgery.proof import ExampleInputs, prove_equal
-from hoyer_export.surgery.zero import zero_slices
+from hoyer_export.surgery.zero import named_tensors, zero_slices
 
 
 def gather_inputs(
@@ -39,10 +39,12 @@ def gather_inputs(
     given = as_slim(model)
     modules = dict(given.model.named_modules())
     plan = PruningPlan({}, {})
-    for name in [layers] if isinstance(layers, str) else layers:
+    for name in dict.fromkeys([layers] if isinstance(layers, str) else layers):
         module, edit = modules.get(name), GatherEdit(name)
         if type(module) is not nn.Linear:
             raise CutRefused(f"{name!r} is not the name of a linear layer whose inputs could be gathered")
+        if edit.weight not in named_tensors(given.model):
+            raise CutRefused(f"{name} shares its weight with another layer, which would lose inputs too")
         if 1 in given.plan.keep.get(edit.weight, {}):
             raise CutRefused(f"{name} lost inputs in a cut already: what is left cuts better than it gathers")
         unused = zero_slices(module.weight, 1, torch.arange(module.in_features))
@@ -51,6 +53,8 @@ def gather_inputs(
             plan.keep[edit.weight] = {1: kept if len(kept) else torch.zeros(1, dtype=torch.int64)}
             plan.shapes[edit.weight] = tuple(module.weight.shape)
             plan = PruningPlan(plan.keep, plan.shapes, (*plan.edits, edit))
+    if not plan.edits:
+        return given
     slim = with_plan(given.model, plan)
     error = prove_equal(given.model, slim, example_inputs, "the layer's weight is used in another way as well")
     return SlimModel(slim, compose(given.plan, plan), error)

@@ -88,7 +88,9 @@ def _groups(
         for name in names:
             group_of_module.setdefault(_module(name), groups[-1]["params"])
     for name in sorted(targets.keys() - set(name_of.values())):
-        group_of_module.get(_module(name), []).append(targets[name])
+        if _module(name) not in group_of_module:
+            raise HoyerExportError(f"no parameter group of the optimizer holds a parameter beside {name}, which is new")
+        group_of_module[_module(name)].append(targets[name])
     return groups
 
 

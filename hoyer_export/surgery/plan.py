@@ -210,10 +210,10 @@ def _sliced_tensors(model: nn.Module, plan: PruningPlan) -> dict[int, Any]:
 def _mend_and_edit_(slim: nn.Module, plan: PruningPlan) -> None:
     """Make the attributes of the modules that hold slim tensors agree with them, then apply the plan's edits."""
     tensors = dict([*slim.named_parameters(), *slim.named_buffers()])
-    sliced = {id(tensors[name]) for name in plan.keep}
+    kept_of = {id(tensors[name]): dims for name, dims in plan.keep.items()}
     for module in slim.modules():
-        if any(id(tensor) in sliced for held in (module._parameters, module._buffers) for tensor in held.values()):
-            _mend_attributes(module)
+        if any(id(tensor) in kept_of for held in (module._parameters, module._buffers) for tensor in held.values()):
+            _mend_attributes(module, kept_of.get(id(module._parameters.get("weight")), {}))
     for edit in plan.edits:
         apply_edit_(slim, edit, plan.keep)
 
@@ -228,10 +228,10 @@ def _sliced(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
     return nn.Parameter(slim, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else slim
 
 
-def _mend_attributes(module: nn.Module) -> None:
+def _mend_attributes(module: nn.Module, kept: Mapping[int, Tensor]) -> None:
     """Make the sizes that a module states agree with its tensors."""
     if isinstance(module, nn.modules.conv._ConvNd):
-        _mend_convolution(module)
+        _mend_convolution(module, kept)
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.modules.batchnorm._NormBase):
@@ -246,16 +246,12 @@ def _mend_attributes(module: nn.Module) -> None:
         module.num_parameters = module.weight.numel()
 
 
-def _mend_convolution(module: nn.modules.conv._ConvNd) -> None:
-    first, second = module.weight.shape[:2]
-    if module.transposed:
-        if module.groups == module.in_channels:  # depthwise
-            module.groups = first
-        module.in_channels, module.out_channels = first, second * module.groups
-    else:
-        if module.groups == module.in_channels > 1:  # depthwise: out_channels // groups filters an input
-            module.groups = first * module.groups // module.out_channels
-        module.out_channels, module.in_channels = first, second * module.groups
+def _mend_convolution(module: nn.modules.conv._ConvNd, kept: Mapping[int, Tensor]) -> None:
+    if 0 in kept:  # a group goes with the last of its slices; several cuts may leave a grouped convolution depthwise
+        dense = module.in_channels if module.transposed else module.out_channels
+        module.groups = len((kept[0] // (dense // module.groups)).unique())
+    first, second = module.weight.shape[0], module.weight.shape[1] * module.groups
+    module.in_channels, module.out_channels = (first, second) if module.transposed else (second, first)
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -40,6 +40,11 @@ def prove_equal(before: nn.Module, after: nn.Module, example_inputs: ExampleInpu
             cases = [(together, run(first, together))]
         except Exception:  # the batch size is written into the code
             cases = [(case, run_in_float64(first, case)) for case in (real, noise)]
+        if not all(bool(y.isfinite().all()) for _, expected in cases for y in expected if y.is_floating_point()):
+            raise CutRefused(
+                "the network's own outputs are not finite in float64 on the example inputs and on noise: nothing can be"
+                " compared; look at its weights and inputs"
+            )
         error = max((_error(second, case, expected) for case, expected in cases), key=_nan_is_largest)
         _require_training(first, second, real)
     if not error <= TOLERANCE:  # also refuses NaN

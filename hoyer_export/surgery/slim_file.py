@@ -94,7 +94,8 @@ def load_slim(path: str | Path, into: nn.Module | None = None) -> SlimModel:
     slim = _slim(path, into, facts, weights)
     for name, tensor in slim.model.state_dict(keep_vars=True).items():
         if name in weights:
-            tensor.data = weights[name].to(tensor.device)
+            # Laid out in memory as the dense network's is: a kernel may round differently for another layout.
+            tensor.data = torch.empty_like(tensor, dtype=weights[name].dtype).copy_(weights[name])
     return slim
 
 

@@ -183,3 +183,29 @@ def test_a_resnet_loses_the_macs_of_its_dead_blocks_and_is_then_cut(tmp_path: Pa
     save_slim(slimmer, tmp_path / "slim.safetensors", network="cifar_resnet20")
     loaded = load_slim(tmp_path / "slim.safetensors").model.eval()
     assert torch.equal(loaded(IMAGE), slimmer.model(IMAGE))
+
+
+class Dropping(Linear):
+    """x + norm(conv(x)), some of which is dropped in training."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(super().forward(x))
+
+
+def test_a_block_keeps_what_it_does_in_training() -> None:
+    model = network(Dropping(8))
+    kill(model.block)
+    slim = remove_dead_blocks(model, IMAGE)
+    assert slim.plan.edits == (ShortcutEdit("block", ("drop",), relu=False),)
+
+
+def test_a_block_that_shares_a_weight_stays_and_so_does_its_name() -> None:
+    model = network(Linear(8))
+    kill(model.block)
+    model.stem = nn.Sequential(model.stem, copy.deepcopy(model.block.conv))
+    model.stem[1].weight = model.block.conv.weight
+    assert remove_dead_blocks(model, IMAGE).plan.edits == ()

@@ -178,7 +178,7 @@ class Standardised(nn.Conv2d):
 
 
 def of_another_class() -> tuple[nn.Module, str]:
-    return two_layers(Standardised(8, 6, 1)), "not the weight of a plain convolution"
+    return two_layers(Standardised(8, 6, 1)), "its activation is also summed up or multiplied"
 
 
 def by_position() -> tuple[nn.Module, str]:
@@ -237,3 +237,29 @@ def test_a_model_in_half_precision_is_folded_to_its_own_rounding() -> None:
     slim = cut(model, trace_channels(model, IMAGE.bfloat16()), KEEP, IMAGE.bfloat16(), fold=True)
     assert slim.model.reader.bias.dtype is torch.bfloat16
     assert slim.max_rel_error <= 1e-9
+
+
+SLEEPING = {
+    "a filter of one number": networks.Net(
+        lambda n, x: n.fc(F.relu(n.b(F.relu(n.a(x[:, :1])))).mean((2, 3))),
+        a=nn.Conv2d(1, 8, 1), b=nn.Conv2d(8, 6, 1), fc=nn.Linear(6, 5),
+    ),
+    "a filter behind a zero scale that is also read before it": networks.Net(
+        lambda n, x: n.fc((n.r(n.bn(n.a(x))) + n.s(F.relu(n.a(x)))).mean((2, 3))),
+        a=nn.Conv2d(3, 8, 1), bn=nn.BatchNorm2d(8), r=nn.Conv2d(8, 6, 1), s=nn.Conv2d(8, 6, 1), fc=nn.Linear(6, 5),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SLEEPING)
+def test_a_channel_that_only_sleeps_is_no_constant(name: str) -> None:
+    model = copy.deepcopy(SLEEPING[name])
+    networks.unsettled(model)
+    with torch.no_grad():
+        model.a.bias[2] = -20
+        if hasattr(model, "bn"):
+            model.bn.weight[2] = 0
+    channels = trace_channels(model, IMAGE)
+    (group,) = [g for g in channels.groups if any(m.parameter == "a.weight" for m in g.members)]
+    keep = {group.name: torch.tensor([0, 1, 3, 4, 5, 6, 7])}
+    assert 2 in cut(model, channels, keep, IMAGE, fold=True).left[group.name]

@@ -13,9 +13,10 @@ from torch.nn import functional as F
 from hoyer_export.channels.channel_map import Axis, ChannelMap, SizeAttribute
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.errors import CutRefused, FileError
-from hoyer_export.surgery.cut import cut
+from hoyer_export.surgery.cut import SlimModel, cut
 from hoyer_export.surgery.edits import AttributeEdit, BiasEdit, ShortcutEdit
 from hoyer_export.surgery.plan import PruningPlan, check_fits, compose, make_plan, with_plan
+from hoyer_export.surgery.slim_file import load_slim, save_slim
 from hoyer_export.surgery.zero import zero_
 
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -225,3 +226,22 @@ def test_a_plan_of_another_networks_sizes_says_where() -> None:
     other.a = networks.conv(3, 8)
     with pytest.raises(FileError, match=r"a\.weight of shape \[9, 3, 3, 3\], the network's is \(8, 3, 3, 3\)"):
         PruningPlan.from_dict(plan, other)
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d, nn.ConvTranspose2d])
+def test_a_grouped_convolution_cut_to_depthwise_and_then_by_whole_groups_loads(layer: Any, tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    dense = networks.Net(
+        lambda n, x: n.fc(n.b(F.relu(n.a(x))).mean((2, 3))),
+        a=networks.conv(3, 12), b=layer(12, 9, 3, padding=1, groups=3), fc=nn.Linear(9, 5),
+    )  # fmt: skip
+    slim = SlimModel(dense, PruningPlan({}, {}))
+    for kept in ([1], [0, 2]):
+        channels = trace_channels(slim.model, IMAGE)
+        keep = {channels.groups[0].name: torch.tensor(kept)}
+        zeroed = copy.deepcopy(slim.model)
+        zero_(zeroed, channels, keep)
+        slim = cut(SlimModel(zeroed, slim.plan), channels, keep, IMAGE)
+    save_slim(slim, tmp_path / "slim.safetensors")
+    loaded = load_slim(tmp_path / "slim.safetensors", into=dense).model
+    assert torch.equal(loaded(IMAGE), slim.model(IMAGE))
