@@ -193,9 +193,11 @@ def my_nets(tmp_path, monkeypatch):
         "def fixed(): return nn.Linear(1, 1)\n"
         "def number(): return 7\n"
         "def broken(): raise RuntimeError('two\\nlines')\n"
+        "def leaving(): raise SystemExit(5)\n"
         "constant = 1\n"
     )
     (package / "failing.py").write_text("1 / 0\n")
+    (package / "script.py").write_text("import sys\nsys.exit('usage: script.py FILE')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     yield package
     for name in [name for name in sys.modules if name.split(".")[0] == "my_nets"]:
@@ -224,6 +226,8 @@ def test_a_package_that_is_not_allowed_is_not_imported_and_the_option_is_named(m
         ("my_nets.small:constant", "has no function 'constant'"),
         ("my_nets.small:number", "expected a function that returns a torch.nn.Module, got int"),
         ("my_nets.small:broken", "the function failed: RuntimeError: two lines"),
+        ("my_nets.small:leaving", "the function failed: SystemExit: 5"),
+        ("my_nets.script:net", "cannot import my_nets.script: SystemExit: usage: script.py FILE"),
         ("my_nets.failing:net", "cannot import my_nets.failing: ZeroDivisionError"),
         ("my_nets.missing:net", "cannot import my_nets.missing: ModuleNotFoundError"),
     ],

@@ -14,6 +14,7 @@ from hoyer_export.run_folder import (
     open_folder,
     read_stages,
     whole_file,
+    whole_folder,
     write_stage,
     write_whole,
 )
@@ -49,6 +50,35 @@ def test_a_body_that_raises_leaves_the_old_file_and_no_part(tmp_path: Path) -> N
 def test_a_folder_that_is_missing_is_said_with_the_file(tmp_path: Path) -> None:
     with pytest.raises(FileError, match=r"cannot write .*a\.txt"):
         write_whole(tmp_path / "absent" / "a.txt", "x")
+
+
+@pytest.mark.parametrize("out", ["absent", "absent/deep", "empty"])
+def test_the_files_of_a_folder_appear_together(out: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / ".a.txt.part").touch()  # of an interrupted write
+    with whole_folder(tmp_path / out) as made:
+        for name in ("a.txt", "b.txt"):
+            write_whole(made.path / name, name)
+        assert not list(tmp_path.glob(f"{out}/[!.]*"))
+    assert listing(tmp_path / out) == ["a.txt", "b.txt"]
+    assert listing(tmp_path) == sorted({"empty", Path(out).parts[0]})
+    (tmp_path / "ordinary").mkdir()
+    assert (tmp_path / out).stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+
+
+@pytest.mark.parametrize("out", ["absent/deep", "empty"])
+def test_a_folder_whose_making_fails_is_as_it_was(out: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+
+    def make_half() -> None:
+        with whole_folder(tmp_path / out) as made:
+            write_whole(made.path / "a.txt", "a")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_half()
+    assert listing(tmp_path) == ["empty"]
+    assert listing(tmp_path / "empty") == []
 
 
 @pytest.mark.parametrize("resume", [False, True])

@@ -22,8 +22,8 @@ def network() -> nn.Sequential:
 def save(weights: dict[str, Tensor], path: Path, wrap: str) -> None:
     if path.suffix == ".safetensors":
         safetensors.torch.save_file(weights, path)
-    elif wrap == "state_dict":
-        torch.save({"epoch": 3, "state_dict": weights}, path)
+    elif wrap in ("state_dict", "model"):
+        torch.save({"epoch": 3, wrap: weights}, path)
     elif wrap == "module":
         torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in weights.items()}}, path)
     elif wrap == "legacy":
@@ -34,7 +34,14 @@ def save(weights: dict[str, Tensor], path: Path, wrap: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "wrap"),
-    [("w.safetensors", ""), ("w.pt", ""), ("w.pth", "state_dict"), ("w.th", "module"), ("w.pth", "legacy")],
+    [
+        ("w.safetensors", ""),
+        ("w.pt", ""),
+        ("w.pth", "state_dict"),
+        ("w.pth", "model"),
+        ("w.th", "module"),
+        ("w.pth", "legacy"),
+    ],
 )
 def test_every_kind_of_file_gives_back_the_weights_bit_for_bit(tmp_path: Path, name: str, wrap: str) -> None:
     source, target = network(), network()
@@ -74,6 +81,15 @@ def changed(**changes: Tensor | None) -> dict[str, Tensor]:
         (changed(**{"9_bias": torch.zeros(1)}), "the network, which has no '9.bias'"),
         (changed(**{"0_weight": torch.zeros(4, 1, 3, 3)}), "'0.weight' should be 2×1×3×3, got 4×1×3×3"),
         (changed(**{"0_bias": torch.zeros(())}), "'0.bias' should be 2, got a single number"),
+        (
+            changed(**{"0_bias": torch.zeros(2, dtype=torch.int32)}),
+            "'0.bias' should hold floating-point numbers, got int",
+        ),
+        (changed(**{"0_bias": torch.zeros(2) + 0j}), "'0.bias' should hold floating-point numbers, got complex"),
+        (
+            changed(**{"1_num_batches_tracked": torch.tensor(7.0)}),
+            "'1.num_batches_tracked' should hold integer numbers",
+        ),
     ],
 )
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
@@ -122,6 +138,8 @@ def test_a_damaged_file_is_one_clear_line(tmp_path: Path, name: str, damage: str
         ({"a": 1}, "'a' holds an object of type int"),
         ({"state_dict": {}}, "got an empty dict"),
         (torch.zeros(3), "got an object of type Tensor"),
+        ({"a": torch.eye(3).to_sparse()}, "'a' is a sparse tensor"),
+        ({"a": torch.zeros(3, device="meta")}, "'a' is a meta tensor"),
     ],
 )
 def test_a_file_that_holds_no_weights_is_refused(tmp_path: Path, content: object, message: str) -> None:
@@ -130,9 +148,10 @@ def test_a_file_that_holds_no_weights_is_refused(tmp_path: Path, content: object
         load_weights(network(), tmp_path / "w.pt")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float8_e4m3fn])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, bad: float) -> None:
-    save(changed(**{"3_bias": torch.tensor([0.0, bad, 0.0])}), tmp_path / "w.pt", "")
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, bad: float, dtype: torch.dtype) -> None:
+    save(changed(**{"3_bias": torch.tensor([0.0, bad, 0.0]).to(dtype)}), tmp_path / "w.pt", "")
     with pytest.raises(FileError, match=r"'3\.bias' holds numbers that are not finite"):
         load_weights(network(), tmp_path / "w.pt")
 

@@ -18,16 +18,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hoyer_export.channels.attributes import watch_attributes
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.grouping import channel_map
+from hoyer_export.channels.labels import Vector
 from hoyer_export.channels.rules import READS_SHAPE, RULES, TAKES_SIZES
 from hoyer_export.channels.rules.contraction import COUNTED
 from hoyer_export.channels.sizes import AttributeSize, plain, sizes_in
-from hoyer_export.channels.tracer import Rule, TensorLabels, Tracer, opaque_in, tensors_in
+from hoyer_export.channels.tracer import AxisLabels, Rule, TensorLabels, Tracer, opaque_in, tensors_in
 from hoyer_export.channels.wrappers import check_wrappers
 from hoyer_export.errors import NetworkError, one_line
 
@@ -196,6 +198,9 @@ class _Calls(TorchFunctionMode):
                     size.lose("a size of another trace beside it")
                 args, kwargs = plain(args), plain(kwargs)
             tensors = list(tensors_in((args, kwargs)))
+            for tensor in tensors:
+                if is_functorch_wrapped_tensor(tensor):  # a stand-in that carries no labels
+                    self.tracer.fix_tensor(_behind(tensor), "code inside `torch.vmap` or another transform")
             if any(map(self.tracer.is_example, tensors)):
                 for tensor in tensors_in(args[0] if func is Tensor.__setitem__ else output):
                     self.tracer.note_example(tensor)
@@ -243,11 +248,23 @@ class _Calls(TorchFunctionMode):
         shown = [side.labels for result in results for side in self.tracer.known_axes(result).values()]
         for tensor, axes in before:
             for side in () if self.tracer.is_parameter(tensor) else axes.values():
-                if len(side) == 1 or any((labels == side.labels[0]).any() for labels in shown):
+                if len(side) == 1 or _holds_first(shown, side):
                     continue
                 said = [*shown, *self.tracer.labels.declared_since(declared), *self.tracer.summed]
-                if not any(np.isin(side.labels, labels).any() for labels in said):
+                if not _holds_first(said, side) and not any(np.isin(side.labels, labels).any() for labels in said):
                     self.tracer.fix(side, f"`{_name(func)}` uses it in a way that its rule does not know")
+
+
+def _holds_first(vectors: list[Vector], side: AxisLabels) -> bool:
+    """Return whether the first label of an axis is in one of the vectors: nearly always, and soon found."""
+    return any((labels == side.labels[0]).any() for labels in vectors)
+
+
+def _behind(tensor: Tensor) -> Tensor:
+    """Return the tensor that functorch's stand-ins stand for."""
+    while is_functorch_wrapped_tensor(tensor):
+        tensor = get_unwrapped(tensor)
+    return tensor
 
 
 class _Watchdog(TorchDispatchMode):  # type: ignore[no-untyped-call]

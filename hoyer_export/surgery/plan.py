@@ -249,7 +249,7 @@ def _mend_attributes(module: nn.Module, kept: Mapping[int, Tensor]) -> None:
 def _mend_convolution(module: nn.modules.conv._ConvNd, kept: Mapping[int, Tensor]) -> None:
     if 0 in kept:  # a group goes with the last of its slices; several cuts may leave a grouped convolution depthwise
         dense = module.in_channels if module.transposed else module.out_channels
-        module.groups = len((kept[0] // (dense // module.groups)).unique())
+        module.groups = len(set((kept[0] // (dense // module.groups)).tolist()))
     first, second = module.weight.shape[0], module.weight.shape[1] * module.groups
     module.in_channels, module.out_channels = (first, second) if module.transposed else (second, first)
 

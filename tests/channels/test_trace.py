@@ -130,6 +130,7 @@ HOSTILE = {
         "a normalisation's statistics run over it",
     ),
     "an output argument": (lambda y: torch.tanh(y, out=torch.empty_like(y)), "unknown op"),
+    "a vectorised function": (lambda y: torch.vmap(lambda z: z * 2)(y), "inside `torch.vmap`"),
     "a rounded width": (lambda y: y * round(y.shape[1]), "the number of channels"),
 }  # fmt: skip
 

@@ -79,9 +79,11 @@ RULES = {
     **getters("is_mps is_xla is_xpu is_leaf grad_fn is_nested", nothing),
     **named("zeros new_zeros", filled_with(0.0), in_place=False),
     **named("ones new_ones", filled_with(1.0), in_place=False),
-    **named("empty rand randn new_empty", filled, in_place=False),
+    **named("empty rand randn new_empty full new_full", filled, in_place=False),
 }
-TAKES_SIZES = frozenset(named("zeros ones empty rand randn new_zeros new_ones new_empty", filled, in_place=False))
+TAKES_SIZES = frozenset(
+    named("zeros ones empty rand randn full new_zeros new_ones new_empty new_full", filled, in_place=False)
+)
 READS_SHAPE = frozenset(
     {Tensor.to, Tensor.type_as, *named("new_zeros new_ones new_empty new_full new_tensor", filled, in_place=False)}
 )
