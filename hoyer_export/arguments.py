@@ -7,6 +7,8 @@ from typing import Any
 import typer
 
 METHODS = ("group-hs", "magnitude", "dead")  # as in surgery/selection.py, which would import torch
+SEED = 2**63 - 1  # the largest that torch's generators take
+CLASSES = 100_000  # more than any data set has, and few enough for a layer to be made
 
 
 def shape(text: str) -> tuple[int, int, int]:

@@ -151,7 +151,7 @@ def inspect(
     input_shape: Annotated[
         str | None, typer.Option("--input", metavar="CxHxW", help="Shape of one image, e.g. 3x224x224.")
     ] = None,
-    classes: Annotated[int | None, typer.Option(min=1, help="Number of classes.")] = None,
+    classes: Annotated[int | None, typer.Option(min=1, max=arguments.CLASSES, help="Number of classes.")] = None,
     macs: Annotated[float | None, typer.Option(help="Say whether this share of the dense MACs can be reached.")] = None,
     align: Annotated[int | None, typer.Option(help="Multiple that widths are rounded up to (16 unless set).")] = None,
     prove: Annotated[
@@ -214,7 +214,7 @@ def cut(
     input_shape: Annotated[
         str | None, typer.Option("--input", metavar="CxHxW", help="Shape of one image, e.g. 3x224x224.")
     ] = None,
-    classes: Annotated[int | None, typer.Option(min=1, help="Number of classes.")] = None,
+    classes: Annotated[int | None, typer.Option(min=1, max=arguments.CLASSES, help="Number of classes.")] = None,
     macs: Annotated[float | None, typer.Option(help="Share of the dense MACs that may stay.")] = None,
     params: Annotated[float | None, typer.Option(help="Share of the dense parameters that may stay.")] = None,
     threshold: Annotated[str | None, typer.Option(help='Least score that stays: a number, or "natural".')] = None,
@@ -238,7 +238,9 @@ def cut(
     mean: Annotated[str | None, typer.Option(metavar="M,M,M", help="Of each channel; else the data's own.")] = None,
     std: Annotated[str | None, typer.Option(metavar="S,S,S", help="Of each channel, together with --mean.")] = None,
     calibration: Annotated[int, typer.Option(min=1, help="Training images that show what is dead.")] = 5000,
-    seed: Annotated[int, typer.Option(min=0, help="Of random weights, and of which images calibrate.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=arguments.SEED, help="Of random weights, and of which images calibrate.")
+    ] = 0,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Absent or empty.")] = None,
     allow_import: AllowImport = [],  # noqa: B006
     as_json: Json = False,

@@ -25,12 +25,13 @@ from hoyer_export.report.number_format import (
 if TYPE_CHECKING:
     from hoyer_export.deploy.benchmark import BenchmarkRecord
     from hoyer_export.deploy.macs import MacsRecord
-    from hoyer_export.pipeline.cutting import CutReport, Moved
+    from hoyer_export.pipeline.cut_report import CutReport, Moved
     from hoyer_export.pipeline.inspecting import GroupCost, Inspection
     from hoyer_export.report.record import Report
     from hoyer_export.surgery.self_test import Verdict
 
 PLAIN_WIDTH = 120  # of a table that no terminal limits
+NARROW = 100  # columns, below which a table leaves out what is asked for least
 TOP_ROWS = 20  # of a table that would not fit on a screen
 MOVED = 1e-5  # relative change of the outputs that asks for fine-tuning: what verification tolerates between runtimes
 
@@ -109,34 +110,44 @@ def print_inspection(found: "Inspection", *, everything: bool = False) -> None:
             console.print(_plain(f"it couples channels of {', '.join(check.only_here)} otherwise"))
         if check.only_there:
             console.print(_plain(f"it would also remove channels of {', '.join(check.only_there)}"))
+    if found.cross_check_failed is not None:
+        console.print(_plain(f"no second opinion: {found.cross_check_failed}"))
 
 
 def _print_groups(console: Console, found: "Inspection", everything: bool) -> None:
     title = f"{len(found.groups)} channel group{'' if len(found.groups) == 1 else 's'}"
-    table = Table(title=title + ", the heaviest first; a layer between two counts in both", title_justify="left")
-    columns = ["group", "width", "MACs it carries", "share", "params", f"least (align {found.align})"]
-    verdicts = {verdict.group: verdict for verdict in found.verdicts or () if verdict.verdict == "proved"}
-    if verdicts:
-        columns.append("self-test")
+    # A line of its own: a title is folded to its table's width.
+    console.print(_plain(title + ", the heaviest first; a layer between two counts in both"))
+    table = Table()
+    columns = ["group", "width", "MACs", "share", "params", "least"]
+    if console.width < NARROW:
+        columns.remove("params")  # names of groups are long, and are worth more
     for column in columns:
-        table.add_column(column, justify="left" if column in ("group", "self-test") else "right", overflow="fold")
+        table.add_column(column, justify="left" if column == "group" else "right", no_wrap=True)
     groups = sorted(found.groups, key=lambda group: -group.macs)
     shown = groups if everything else groups[:TOP_ROWS]
-    for group in shown:
-        said = [f"proved{', unseen' if verdicts[group.name].reason else ''}"] if verdicts else []
-        table.add_row(escape(group.name), *_group_row([group]), *said)
+    rows = [_group_row(escape(group.name), [group]) for group in shown]
     if rest := groups[len(shown) :]:
-        said = ["all proved"] if verdicts else []
-        table.add_row(f"{len(rest)} more (--all)", *_group_row(rest), *said)
+        # Layers between two of them count twice, so that their shares may well add up to more than all.
+        rows.append(_group_row(f"{len(rest)} more (--all)", rest) | {"share": ""})
+    for row in rows:
+        table.add_row(*(row[column] for column in columns))
     console.print(table)
 
 
-def _group_row(groups: "list[GroupCost]") -> tuple[str, ...]:
+def _group_row(name: str, groups: "list[GroupCost]") -> dict[str, str]:
     """Return the numbers of one group, or of several summed up."""
-    width, macs, params, least = (
-        sum(getattr(it, key) for it in groups) for key in ("width", "macs", "params", "least")
+    width, macs, part, params, least = (
+        sum(getattr(it, key) for it in groups) for key in ("width", "macs", "share", "params", "least")
     )
-    return f"{width:,}", count(macs), share(sum(group.share for group in groups)), count(params), f"{least:,}"
+    return {
+        "group": name,
+        "width": f"{width:,}",
+        "MACs": count(macs),
+        "share": share(part),
+        "params": count(params),
+        "least": f"{least:,}",
+    }
 
 
 def _print_unprunable(console: Console, found: "Inspection", everything: bool) -> None:
@@ -243,6 +254,9 @@ def print_cut_stage(found: Mapping[str, Any], folder: Path) -> None:
     agree = small(found["max_rel_error"])
     console.print(_plain(f"{stay} of the MACs stay, {alive} before alignment; zeroed and slim agree to {agree}"))
     console.print(_plain(f"{'written' if found['changed'] else 'unchanged'}: {folder}/slim.safetensors, widths.json"))
+    if found["changed"]:
+        again = f"hoyer-export run {folder}/recipe.toml --out {folder} --resume"
+        console.print(_plain(f"next, for slim.onnx, report and card are not of this cut yet: {again}"))
 
 
 def print_exports(found: Mapping[str, Any], folder: Path) -> None:

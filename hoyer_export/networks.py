@@ -277,7 +277,7 @@ def _from_function(name: str, in_channels: int | None, classes: int | None, allo
         )
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # importing runs foreign code, which may raise anything
+    except (Exception, SystemExit) as error:  # importing runs foreign code, which may raise anything
         raise NetworkError(f"network {name!r}: cannot import {module_name}: {_told(error)}") from error
     function = getattr(module, function_name, None)
     if not callable(function):
@@ -295,7 +295,7 @@ def _from_function(name: str, in_channels: int | None, classes: int | None, allo
         ) from error
     try:
         model = function(**arguments)
-    except Exception as error:  # the same: foreign code
+    except (Exception, SystemExit) as error:  # the same: foreign code
         raise NetworkError(f"network {name!r}: the function failed: {_told(error)}") from error
     if not isinstance(model, nn.Module):
         raise NetworkError(
@@ -317,6 +317,6 @@ def _closest(name: str, known: Iterable[str], prefix: str = "") -> str:
     return f"did you mean {listed}?" if close else f"known are {listed or 'none'}" + (", ..." if len(known) > 8 else "")
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     """An exception in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())

@@ -6,6 +6,7 @@ out is kept in ``stages.json``, so that a later stage can start from the folder 
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -124,13 +125,17 @@ def check_free(out: Path, *, resume: bool) -> bool:
 
 
 def _check_writable(folder: Path) -> None:
-    nearest = folder.absolute()
-    while not nearest.exists() and nearest != nearest.parent:
-        nearest = nearest.parent
+    nearest = _nearest(folder)
     if not nearest.is_dir():
         raise FileError(f"--out {folder}: {nearest} is a file, so no folder can be made in it; give another folder")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise FileError(f"--out {folder}: {nearest} cannot be written; give another folder")
+
+
+def _nearest(path: Path) -> Path:
+    """Return the path, or the nearest above it that exists."""
+    path = path.absolute()
+    return next(place for place in (path, *path.parents) if place.exists())
 
 
 def create_folder(out: Path) -> RunFolder:
@@ -143,6 +148,36 @@ def create_folder(out: Path) -> RunFolder:
     except OSError as error:
         raise FileError(f"cannot make the folder {out}: {error.strerror}; give another folder") from error
     return RunFolder(out)
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[RunFolder]:
+    """Yield a temporary folder near ``out``; on success it is renamed to ``out``.
+
+    Into a folder that is there already its files are renamed: that folder may be a mount point, or somebody's working
+    directory. If the body raises, the temporary folder is removed and ``out`` is as it was before.
+
+    Args:
+        out: absent or empty (``check_free``).
+
+    Raises:
+        FileError: ``out`` cannot be made or written.
+    """
+    try:
+        # On the same disk, so that nothing has to be copied; inside, so that the mode is an ordinary folder's.
+        with tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=_nearest(out)) as aside:
+            made = RunFolder(Path(aside) / "out")
+            made.path.mkdir()
+            yield made
+            if not out.exists():
+                out.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(made.path, out)
+                return
+            create_folder(out)
+            for file in sorted(made.path.iterdir()):
+                os.replace(file, out / file.name)
+    except OSError as error:
+        raise FileError(f"cannot write {out}: {error.strerror or error}; give another folder") from error
 
 
 def open_folder(path: Path) -> RunFolder:

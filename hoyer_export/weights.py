@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from hoyer_export.errors import FileError, NetworkError
 
+_KEYS = ("state_dict", "model")
+"""Under which a checkpoint that holds more than weights has them."""
+
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Copy the weights in the file ``path`` into ``model``.
@@ -20,13 +23,15 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
     Raises:
         FileError: the file is missing, damaged, or holds something else.
-        NetworkError: a name or shape does not agree with the model's.
+        NetworkError: a name, a shape or the kind of numbers does not agree with the model's.
     """
     assign_weights(model, read_weights(path), source=str(path))
 
 
 def assign_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> None:
     """Copy ``weights`` into ``model``; every name and shape must agree, else nothing is copied.
+
+    Precision may differ; integers are no floating-point numbers, though, and neither are complex ones.
 
     Counters of batch norm (``num_batches_tracked``) may be missing: checkpoints of PyTorch before 0.4.1 have none.
 
@@ -36,7 +41,7 @@ def assign_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: s
         source: where the weights come from, for the error.
 
     Raises:
-        NetworkError: a name or shape does not agree with the model's.
+        NetworkError: a name, a shape or the kind of numbers does not agree with the model's.
     """
     expected = model.state_dict()
     for name, tensor in expected.items():
@@ -49,6 +54,11 @@ def assign_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: s
                 f"{source} does not fit the network: {name!r} should be {_shape(tensor)}, got {_shape(weights[name])}; "
                 "check the network's name, in_channels and classes"
             )
+        if _numbers(weights[name]) != _numbers(tensor):
+            raise NetworkError(
+                f"{source} does not fit the network: {name!r} should hold {_numbers(tensor)} numbers, got "
+                f"{_numbers(weights[name])} ones ({weights[name].dtype}); save them as the network holds them"
+            )
     for name in weights:
         if name not in expected:
             raise NetworkError(f"{source} does not fit the network, which has no {name!r}; {_count(weights, expected)}")
@@ -59,8 +69,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Read a ``.safetensors`` file, or a PyTorch checkpoint with ``weights_only=True``, onto the CPU.
 
     Args:
-        path: a checkpoint holds a state dict, or one under the key ``state_dict``; the prefix ``module.`` that
-            ``DataParallel`` puts before every name is taken off.
+        path: a checkpoint holds a state dict, or one under the key ``state_dict`` or ``model``; the prefix
+            ``module.`` that ``DataParallel`` puts before every name is taken off.
 
     Returns:
         Name → tensor.
@@ -88,18 +98,22 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"{path} is no readable file of weights ({type(error).__name__}: {first_line}); "
             "expected .safetensors, or a state dict saved with torch.save"
         ) from error
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
+    if isinstance(content, Mapping):
+        content = next((content[key] for key in _KEYS if isinstance(content.get(key), Mapping)), content)
     if not isinstance(content, Mapping) or not content:
         raise FileError(f"{path}: expected a dict of weights, got {_kind(content)}")
     weights: dict[str, Tensor] = {}
     for name, tensor in content.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise FileError(
-                f"{path}: expected a dict of names and tensors, perhaps under the key 'state_dict'; "
+                f"{path}: expected a dict of names and tensors, perhaps under the key 'state_dict' or 'model'; "
                 f"{name!r} holds {_kind(tensor)}"
             )
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        if tensor.is_meta or tensor.layout != torch.strided:
+            kind = "a meta tensor, which has no numbers" if tensor.is_meta else f"a sparse tensor ({tensor.layout})"
+            raise FileError(f"{path}: {name!r} is {kind}; expected ordinary, dense tensors")
+        # In float64, for types of eight bits cannot be asked.
+        if tensor.is_floating_point() and not bool(tensor.double().isfinite().all()):
             raise FileError(f"{path}: {name!r} holds numbers that are not finite; a training that diverged?")
         weights[name] = tensor
     if all(name.startswith("module.") for name in weights):
@@ -117,6 +131,10 @@ def _kind(content: object) -> str:
 
 def _shape(tensor: Tensor) -> str:
     return "×".join(str(size) for size in tensor.shape) or "a single number"
+
+
+def _numbers(tensor: Tensor) -> str:
+    return "complex" if tensor.is_complex() else "floating-point" if tensor.is_floating_point() else "integer"
 
 
 def _count(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:

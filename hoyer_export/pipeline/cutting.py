@@ -5,8 +5,6 @@ Nothing is trained here. The files are made aside, and appear in the output fold
 
 import copy
 import json
-import shutil
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -26,13 +24,14 @@ from hoyer_export.deploy.macs import count_macs
 from hoyer_export.deploy.verify import verify_onnx
 from hoyer_export.errors import DataError, NetworkError
 from hoyer_export.networks import build_network, default_input_shape, is_function_name
+from hoyer_export.pipeline.cut_report import CutReport, FileFigures, Moved
 from hoyer_export.pipeline.inputs import check_output, proved_channels
 from hoyer_export.pipeline.phases import widths_text
 from hoyer_export.pipeline.progress import Progress
-from hoyer_export.run_folder import RunFolder, check_free, create_folder, whole_file, write_whole
+from hoyer_export.run_folder import RunFolder, check_free, whole_folder, write_whole
 from hoyer_export.surgery.cut import SlimModel, as_slim, cut
 from hoyer_export.surgery.dead_blocks import remove_dead_blocks
-from hoyer_export.surgery.folding import fold_constants
+from hoyer_export.surgery.folding import Folding, fold_constants
 from hoyer_export.surgery.gather import gather_inputs
 from hoyer_export.surgery.plan import compose
 from hoyer_export.surgery.selection import Selection, select_channels
@@ -42,94 +41,6 @@ from hoyer_export.weights import load_weights
 
 BATCH = 250
 """Images at a time; the last of them may bring a few more than were asked for."""
-
-
-@dataclass(frozen=True)
-class FileFigures:
-    """What one of the two networks is, as it was written.
-
-    Args:
-        params: elements of its parameters.
-        macs: of one image, counted on the ONNX graph.
-        onnx_bytes: of the file.
-        max_error: largest |onnxruntime − torch| in units of max(1, max |torch|); None where that is not finite.
-        failed: the checks of the file against the network that did not pass.
-        accuracy: top-1 on the whole test set in percent; None without data.
-    """
-
-    params: int
-    macs: int
-    onnx_bytes: int
-    max_error: float | None
-    failed: tuple[str, ...]
-    accuracy: float | None
-
-
-@dataclass(frozen=True)
-class Moved:
-    """How far zeroing the channels moved the network's outputs.
-
-    Args:
-        images: which: ``calibration``, ``held-out`` or ``noise``.
-        count: how many.
-        max_change: largest |zeroed − dense| of any output, float32.
-        max_output: largest |dense|, to compare it with.
-    """
-
-    images: str
-    count: int
-    max_change: float
-    max_output: float
-
-
-@dataclass(frozen=True)
-class CutReport:
-    """What a cut did.
-
-    Args:
-        network: its name.
-        input_shape: (C, H, W).
-        weights: name of the file; None where the weights are random.
-        data: name of the data set, if there was one.
-        method: how channels were chosen.
-        dead_first: what never fires went before that.
-        dead_blocks: names of the residual blocks that became their shortcuts.
-        gathered: linear layer → (input features, those that it still reads).
-        align: multiple that widths were rounded up to.
-        seed: of random weights, and of which images calibrate.
-        asked: the budget, e.g. ``{"macs": 0.5}``; empty for ``dead``.
-        met: it holds for the files.
-        widths: group name → (dense, slim) number of channels.
-        max_rel_error: of the slim against the zeroed network in float64.
-        moved: outputs before and after zeroing.
-        dense: the network that came.
-        slim: the one that goes.
-        warning: what to be careful about, if anything.
-    """
-
-    network: str
-    input_shape: tuple[int, ...]
-    weights: str | None
-    data: str | None
-    method: str
-    dead_first: bool
-    dead_blocks: tuple[str, ...]
-    gathered: dict[str, tuple[int, int]]
-    align: int
-    seed: int
-    asked: dict[str, float | str]
-    met: bool
-    widths: dict[str, tuple[int, int]]
-    max_rel_error: float
-    moved: tuple[Moved, ...]
-    dense: FileFigures
-    slim: FileFigures
-    warning: str | None
-
-    @property
-    def passed(self) -> bool:
-        """Whether both files were verified and the budget is met."""
-        return self.met and not self.dense.failed and not self.slim.failed
 
 
 @dataclass(frozen=True)
@@ -227,36 +138,44 @@ def cut_network(
     if dead_first:
         scored = copy.deepcopy(start.model)
         zero_(scored, channels, select_channels(channels, scored, method="dead", inputs=training).keep)
-    chosen = select_channels(
-        channels,
-        scored,
-        macs=macs,
-        params=params,
-        threshold=threshold,
-        align=align,
-        method=method,
-        inputs=training if method == "dead" else [dense.example],
-    )
-    # What is a constant moves into the layers that read it; zeroing it would change what they compute.
-    folding = fold_constants(start.model, channels, chosen.keep, dense.example)
+
+    def choose(params: float | None) -> tuple[Selection, Folding]:
+        chosen = select_channels(
+            channels,
+            scored,
+            macs=macs,
+            params=params,
+            threshold=threshold,
+            align=align,
+            method=method,
+            inputs=training if method == "dead" else [dense.example],
+        )
+        # What is a constant moves into the layers that read it; zeroing it would change what they compute.
+        return chosen, fold_constants(start.model, channels, chosen.keep, dense.example)
+
+    chosen, folding = choose(params)
+    if params is not None:
+        whole, slim_params = params_of_keep(channels, {}), params_of_keep(folding.channels, chosen.keep)
+        if slim_params > params * whole:  # layers gained biases, which the selection could not know of
+            biases = slim_params - params_of_keep(channels, chosen.keep)
+            chosen, folding = choose(params - biases / whole)
     zeroed = copy.deepcopy(folding.model)
     zero_(zeroed, folding.channels, chosen.keep)
     whole_plan = SlimModel(zeroed, compose(start.plan, folding.plan))
-    slim = gather_inputs(cut(whole_plan, folding.channels, chosen.keep, dense.example), gather, dense.example)
+    slim = cut(whole_plan, folding.channels, chosen.keep, dense.example)
+    errors = [start.max_rel_error, folding.max_rel_error, slim.max_rel_error]
+    if gather:
+        slim = gather_inputs(slim, gather, dense.example)
+        errors.append(slim.max_rel_error)
     moved = _moved(dense, zeroed, training, data, calibration)
 
     progress.headline("export and verify: dense.onnx, slim.onnx")
-    with tempfile.TemporaryDirectory() as made:
-        aside = RunFolder(Path(made))
+    with whole_folder(out) as folder:
         figures = {
             file: _figures(file, model, path, dense, data)
-            for file, model, path in (("dense", dense.model, aside.dense_onnx), ("slim", slim.model, aside.slim_onnx))
+            for file, model, path in (("dense", dense.model, folder.dense_onnx), ("slim", slim.model, folder.slim_onnx))
         }
-        _write_slim(aside, slim, chosen, dense)
-        folder = create_folder(out)
-        for file in sorted(aside.path.iterdir()):
-            with whole_file(folder.path / file.name) as part:
-                shutil.copyfile(file, part)
+        _write_slim(folder, slim, chosen, dense)
     shares = {key: getattr(figures["slim"], key) / getattr(figures["dense"], key) for key in ("macs", "params")}
     return CutReport(
         network=name,
@@ -272,7 +191,7 @@ def cut_network(
         asked=asked,
         met=all(shares[key] <= value for key, value in asked.items() if key in shares),
         widths={group.name: (group.width, len(chosen.keep[group.name])) for group in channels.groups},
-        max_rel_error=slim.max_rel_error or 0.0,
+        max_rel_error=max(error or 0.0 for error in errors),
         moved=moved,
         dense=figures["dense"],
         slim=figures["slim"],
@@ -344,6 +263,8 @@ def _difference(images: str, dense: nn.Module, zeroed: nn.Module, batches: Itera
     with torch.no_grad():
         for batch in batches:
             for before, after in zip(tensors_in(first(batch)), tensors_in(second(batch)), strict=True):
+                if not (before.is_floating_point() or before.is_complex()):  # a mask or a label: no difference as it is
+                    before, after = before.double(), after.double()
                 change = max(change, float((after - before).abs().max()))
                 largest = max(largest, float(before.abs().max()))
             count += len(batch)

@@ -67,7 +67,8 @@ class Inspection:
         least_macs: share of the dense MACs at the least widths.
         asked_macs: share that was asked for, if any.
         reachable: whether that can be reached; None where nothing was asked.
-        cross_check: what torch-pruning finds on the same network, where that was asked.
+        cross_check: what torch-pruning finds on the same network, where that was asked and it can trace it.
+        cross_check_failed: why it cannot.
     """
 
     network: str
@@ -82,6 +83,7 @@ class Inspection:
     asked_macs: float | None
     reachable: bool | None
     cross_check: CrossCheck | None
+    cross_check_failed: str | None
 
 
 def inspect_recipe(
@@ -155,6 +157,12 @@ def _inspect(
             GroupCost(group.name, group.width, carried, carried / max(dense, 1), held, len(least[group.name]))
         )
     share = macs_of_keep(channels, least) / max(dense, 1)
+    opinion, failed = None, None
+    if second_opinion:
+        try:
+            opinion = cross_check(network, example, channels)
+        except NetworkError as error:  # theirs alone: what was found here holds
+            failed = str(error)
     return Inspection(
         network=name,
         input_shape=tuple(example.shape[1:]),
@@ -167,7 +175,8 @@ def _inspect(
         least_macs=share,
         asked_macs=asked,
         reachable=None if asked is None else share <= asked,
-        cross_check=cross_check(network, example, channels) if second_opinion else None,
+        cross_check=opinion,
+        cross_check_failed=failed,
     )
 
 
