@@ -84,6 +84,9 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
+_PLAIN_LAYERS = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.ReLU)
+
+
 def _copied(model: nn.Module) -> nn.Module:
     """Return a copy in eval mode, with buffers of its own; it reads the model's own parameters, which are large."""
     memo: dict[int, Any] = {}
@@ -91,6 +94,13 @@ def _copied(model: nn.Module) -> nn.Module:
         if type(parameter) is nn.Parameter:
             memo[id(parameter)] = nn.Parameter(parameter.detach(), parameter.requires_grad)
     try:
+        for module in model.modules():
+            # deepcopy takes a dozen steps for each of a layer's empty dictionaries: most of its time.
+            if type(module) in _PLAIN_LAYERS:
+                twin = memo[id(module)] = copy.copy(module)
+                for key, value in vars(module).items():
+                    if isinstance(value, dict):
+                        vars(twin)[key] = copy.deepcopy(value, memo) if value else type(value)()
         return copy.deepcopy(model, memo).eval()
     except Exception as error:
         raise NetworkError(
