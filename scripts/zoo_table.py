@@ -273,8 +273,10 @@ def _tally(outcomes: Counter[str]) -> str:
 def outcome(part: Row, tolerance: float) -> str:
     """Return what came out in a few words."""
     if "failed" in part:
-        known = ("did not finish", "the dense network cannot be exported either")
-        return next((text for text in known if part["failed"].startswith(text)), "fails")
+        if part["failed"].startswith("did not finish"):
+            return str(part["failed"])
+        dense_too = "the dense network cannot be exported either"
+        return dense_too if part["failed"].startswith(dense_too) else "fails"
     if "refused" in part:
         return "refused"
     if "moved" in part and not part["moved"] > 1e-6:
