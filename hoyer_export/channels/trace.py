@@ -1,6 +1,6 @@
 """Trace channels: run the model once with labels beside every tensor, and read off what lives or dies together.
 
-Two torch modes watch the run of a deep copy. A ``TorchFunctionMode`` sees every torch call as the code wrote it and
+Two torch modes watch the run of a copy. A ``TorchFunctionMode`` sees every torch call as the code wrote it and
 hands it to the call's rule (``rules/``); a call without a rule makes every channel that enters it unprunable. A
 ``TorchDispatchMode`` underneath sees tensor operations that did not come through such a call (a scripted function, a
 fused kernel) and makes what they touch unprunable too. Unknown never means guessed.
@@ -203,10 +203,11 @@ class _Calls(TorchFunctionMode):
         self.running = True
         try:
             output = func(*plain(args), **plain(kwargs))
-            if any(size.tracer is not self.tracer for size in sizes_in((args, kwargs))):  # out of a cache: a literal
-                for size in sizes_in((args, kwargs)):
+            sizes = sizes_in((args, kwargs))
+            if any(size.tracer is not self.tracer for size in sizes):  # out of a cache: a literal
+                for size in sizes:
                     size.lose("a size of another trace beside it")
-                args, kwargs = plain(args), plain(kwargs)
+                args, kwargs, sizes = plain(args), plain(kwargs), []
             tensors = list(tensors_in((args, kwargs)))
             for tensor in tensors:
                 if is_functorch_wrapped_tensor(tensor):  # a stand-in that carries no labels
@@ -215,7 +216,6 @@ class _Calls(TorchFunctionMode):
                 for tensor in tensors_in(args[0] if func is Tensor.__setitem__ else output):
                     self.tracer.note_example(tensor)
             known = [tensor for tensor in tensors if self.tracer.is_known(tensor)]
-            sizes = sizes_in((args, kwargs))
             # A contraction counts MACs also where no channel can go.
             if known or sizes or func in COUNTED:
                 return self._apply_rule(func, output, args, kwargs, known, sizes)

@@ -39,6 +39,10 @@ class AxisLabels:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def mixed(self) -> "AxisLabels":
+        """Return the labels after an operation that mixes numbers of one channel: 0 stays 0, all else is unknown."""
+        return AxisLabels(self.labels, 0.0 if self.zero else None)
+
 
 TensorLabels = dict[int, AxisLabels]
 Rule = Callable[..., Any]
@@ -105,10 +109,6 @@ class Tracer:
         labels = AxisLabels(self.labels.new(name, axis, tensor.shape[axis]), rest)
         self.put(tensor, {**known, axis: labels})
         return labels
-
-    def is_labelled(self, tensor: Tensor, axis: int) -> bool:
-        """Return whether labels lie along ``axis``, made already or, for a parameter, to be made."""
-        return axis % tensor.ndim in self._labels_of.get(tensor, {}) or tensor in self._names
 
     def is_known(self, tensor: Tensor) -> bool:
         """Return whether ``tensor`` is a parameter or buffer, or carries labels."""

@@ -14,7 +14,6 @@ from hoyer_export.channels.channel_map import ChannelMap, removed_channels
 from hoyer_export.errors import CutRefused
 from hoyer_export.surgery.folding import fold_constants
 from hoyer_export.surgery.plan import PruningPlan, check_fits, checked_keep, compose, make_plan, with_plan
-from hoyer_export.surgery.proof import TOLERANCE as TOLERANCE
 from hoyer_export.surgery.proof import ExampleInputs, prove_equal
 from hoyer_export.surgery.zero import loud_channels, named_tensors
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hoyer_export.channels.trace import ExampleInputs as ExampleInputs
 from hoyer_export.channels.tracer import tensors_in
 from hoyer_export.errors import CutRefused, one_line
 
@@ -17,7 +18,6 @@ from hoyer_export.errors import CutRefused, one_line
 # single wrong channel moves an output by orders of magnitude more.
 TOLERANCE = 1e-9
 
-ExampleInputs = Tensor | tuple[Tensor, ...]
 Case = tuple[Tensor, ...]
 
 

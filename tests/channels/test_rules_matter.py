@@ -51,8 +51,6 @@ SAYS_WHY = {
     # An axis of length one holds the only channel of its group.
     'tracer.fix(tracer.axis(x, axis), "one channel that is spread over many")',
     'tracer.fix(tracer.axis(operand, mine), "one channel that is spread over many")',
-    # No axis follows the size, so it is lost as an argument.
-    'item.step.lose("the number of channels is the step of a slice")',
     # What the watchdog calls comes by once more, as an unknown op.
     'self.calls.tracer.fix_tensor(tensor, f"opaque code that calls `{func}`")',
     "shapes.length",
@@ -62,7 +60,6 @@ SAYS_WHY = {
 # No operation that has a rule gets here; they wait for one that does.
 UNREACHED = {
     'tracer.fix(side, "moved so that channels do not stay apart")',
-    'tracer.fix_tensor(input, "a statistic in an unusual form")',
     # Both have a test of their own in test_trace.py.
     'size.lose("a size of another trace beside it")',
     'self.tracer.fix(side, f"`{_name(func)}` uses it in a way that its rule does not know")',

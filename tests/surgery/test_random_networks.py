@@ -14,7 +14,8 @@ from test_exactness import random_keep
 
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.trace import trace_channels
-from hoyer_export.surgery.cut import TOLERANCE, cut
+from hoyer_export.surgery.cut import cut
+from hoyer_export.surgery.proof import TOLERANCE
 from hoyer_export.surgery.zero import zero_
 
 SEEDS = st.integers(0, 999)

@@ -119,11 +119,11 @@ def matrix_product(tracer: Tracer, output: Tensor, input: Tensor, other: Tensor,
         axes[output.ndim - 2 + column] = left[input.ndim - 2]
     if not column and other.ndim - 1 in right:
         axes[output.ndim - 1] = right[other.ndim - 1]
-    axes = {axis: AxisLabels(side.labels, 0.0 if side.zero else None) for axis, side in axes.items()}
+    axes = {axis: side.mixed() for axis, side in axes.items()}
     if row or column:  # the batch axes are those of the one that is no vector
         matrix, sides_of_matrix = (other, right) if row else (input, left)
         batch = {axis: side for axis, side in sides_of_matrix.items() if axis < matrix.ndim - 2}
-        axes |= {axis: AxisLabels(side.labels, 0.0 if side.zero else None) for axis, side in batch.items()}
+        axes |= {axis: side.mixed() for axis, side in batch.items()}
     else:
         for axis in range(output.ndim - 2):
             if sides := meet(tracer, [input, other], output, axis):
@@ -246,7 +246,7 @@ def attention(
     _count(tracer, "attention", output, [query, key], q, axes, positions=scores)
     if value.ndim - 1 in tracer.axes(value):
         last = tracer.axis(value, -1)
-        axes[output.ndim - 1] = AxisLabels(last.labels, 0.0 if last.zero else None)
+        axes[output.ndim - 1] = last.mixed()
     _count(tracer, "attention", output, [value], key.shape[-2], axes)
     tracer.put(output, axes)
 

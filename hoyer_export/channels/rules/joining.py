@@ -87,7 +87,7 @@ def glu(tracer: Tracer, output: Tensor, input: Tensor, dim: int = -1) -> None:
     axes = dict(tracer.axes(input))
     if dim in axes:
         axes[dim] = tracer.tie_blocks(axes[dim], 2)
-    tracer.put(output, {axis: AxisLabels(side.labels, 0.0 if side.zero else None) for axis, side in axes.items()})
+    tracer.put(output, {axis: side.mixed() for axis, side in axes.items()})
 
 
 def pad(tracer: Tracer, output: Tensor, input: Tensor, pad: Any, mode: str = "constant", value: Any = None) -> None:

@@ -105,7 +105,7 @@ def normalize(
             tracer.sums(axes[axis])
         else:
             tracer.fix(axes[axis], "normalised over channels of which a zeroed one is not zero")
-    put(tracer, output, {a: AxisLabels(side.labels, 0.0 if side.zero else None) for a, side in axes.items()})
+    put(tracer, output, {a: side.mixed() for a, side in axes.items()})
 
 
 def local_response_norm(

@@ -71,7 +71,7 @@ def copied(tracer: Tracer, output: Tensor, input: Tensor, src: Tensor, *options:
 def dropout(tracer: Tracer, output: Tensor, input: Tensor, *options: Any, **named_options: Any) -> None:
     """Positions may be set to zero, the others scaled: 0 stays 0."""
     axes = tracer.axes(input)
-    put(tracer, output, {axis: AxisLabels(side.labels, 0.0 if side.zero else None) for axis, side in axes.items()})
+    put(tracer, output, {axis: side.mixed() for axis, side in axes.items()})
 
 
 def prelu(tracer: Tracer, output: Tensor, input: Tensor, weight: Tensor) -> None:

@@ -32,7 +32,7 @@ def _pool(tracer: Tracer, output: Any, input: Tensor, axes: int) -> None:
         if axis >= input.ndim - axes:
             tracer.fix(side, "pooled along the channels")
         else:
-            channels[axis] = AxisLabels(side.labels, 0.0 if side.zero else None)
+            channels[axis] = side.mixed()
     for result in tensors_in(output):  # values, and indices where they are asked for
         tracer.put(result, channels)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hoyer_export.channels.rules.names import functions_named, named
 from hoyer_export.channels.rules.pointwise import elementwise, put_unknown
-from hoyer_export.channels.tracer import AxisLabels, Rule, TensorLabels, Tracer, tensors_in
+from hoyer_export.channels.tracer import Rule, TensorLabels, Tracer, tensors_in
 
 OVER_CHANNELS = "a mean or maximum over the channels"
 
@@ -46,10 +46,8 @@ def statistic(operation: Callable[..., Any]) -> Rule:
         dim = named.get("axis", dim)
         if isinstance(dim, Tensor) or "other" in named:  # max(x, y) is position by position
             elementwise(operation)(tracer, output, input, dim if isinstance(dim, Tensor) else named["other"])
-        elif isinstance(keepdim, bool):
-            _reduce(tracer, output, input, dim, keepdim, OVER_CHANNELS, False)
         else:
-            tracer.fix_tensor(input, "a statistic in an unusual form")
+            _reduce(tracer, output, input, dim, keepdim, OVER_CHANNELS, False)
 
     return rule
 
@@ -105,7 +103,7 @@ def _reduce(
     for axis, side in tracer.axes(input).items():
         if axis not in reduced:
             position = axis if keepdim else axis - sum(gone < axis for gone in reduced)
-            left[position] = AxisLabels(side.labels, 0.0 if side.zero else None)
+            left[position] = side.mixed()
         elif zero_vanishes and side.zero:
             tracer.sums(side)
         else:

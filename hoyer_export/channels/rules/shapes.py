@@ -37,30 +37,21 @@ def length(tracer: Tracer, output: int, input: Tensor) -> int:
     return output
 
 
-def filled(tracer: Tracer, output: Tensor, *arguments: Any, **options: Any) -> None:
-    """A new tensor as large as another one's axes, of numbers that nobody knows: it shrinks with them."""
-    _new(tracer, output, None, arguments, options)
-
-
-def filled_with(rest: float) -> Rule:
-    """Return the rule of ``zeros`` and ``ones``."""
+def filled(rest: float | None) -> Rule:
+    """Return the rule of a new tensor as large as another one's axes, of one number or unknown ones: it shrinks too."""
 
     def rule(tracer: Tracer, output: Tensor, *arguments: Any, **options: Any) -> None:
-        _new(tracer, output, rest, arguments, options)
+        wanted = options.get("size", next((a for a in arguments if isinstance(a, tuple | list)), None))
+        if wanted is None:
+            wanted = [a for a in arguments if isinstance(a, int)]
+        axes: TensorLabels = {}
+        for axis, length in enumerate(wanted):
+            if isinstance(length, AxisSize) and length.times == length.over == 1:
+                axes[axis] = AxisLabels(length.source.labels, rest)
+                length.tie(axes[axis])
+        tracer.put(output, axes)
 
     return rule
-
-
-def _new(tracer: Tracer, output: Tensor, rest: float | None, arguments: Any, options: Any) -> None:
-    wanted = options.get("size", next((a for a in arguments if isinstance(a, tuple | list)), None))
-    if wanted is None:
-        wanted = [a for a in arguments if isinstance(a, int)]
-    axes: TensorLabels = {}
-    for axis, length in enumerate(wanted):
-        if isinstance(length, AxisSize) and length.times == length.over == 1:
-            axes[axis] = AxisLabels(length.source.labels, rest)
-            length.tie(axes[axis])
-    tracer.put(output, axes)
 
 
 def nothing(tracer: Tracer, output: object, *arguments: object, **named_arguments: object) -> None:
@@ -77,13 +68,14 @@ RULES = {
         "dtype device layout ndim is_cuda is_cpu is_meta is_sparse is_quantized requires_grad is_mkldnn", nothing
     ),
     **getters("is_mps is_xla is_xpu is_leaf grad_fn is_nested", nothing),
-    **named("zeros new_zeros", filled_with(0.0), in_place=False),
-    **named("ones new_ones", filled_with(1.0), in_place=False),
-    **named("empty rand randn new_empty full new_full", filled, in_place=False),
 }
-TAKES_SIZES = frozenset(
-    named("zeros ones empty rand randn full new_zeros new_ones new_empty new_full", filled, in_place=False)
-)
+_FILLED = {
+    **named("zeros new_zeros", filled(0.0), in_place=False),
+    **named("ones new_ones", filled(1.0), in_place=False),
+    **named("empty rand randn new_empty full new_full", filled(None), in_place=False),
+}
+RULES |= _FILLED
+TAKES_SIZES = frozenset(_FILLED)
 READS_SHAPE = frozenset(
-    {Tensor.to, Tensor.type_as, *named("new_zeros new_ones new_empty new_full new_tensor", filled, in_place=False)}
+    {Tensor.to, Tensor.type_as, *named("new_zeros new_ones new_empty new_full new_tensor", nothing, in_place=False)}
 )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hoyer_export.channels.rules.names import getters, named
-from hoyer_export.channels.tracer import AxisLabels, Rule, Tracer
+from hoyer_export.channels.tracer import Rule, Tracer
 
 
 def spectrum(
@@ -18,7 +18,7 @@ def spectrum(
     transformed = range(input.ndim) if dim is None else [dim] if isinstance(dim, int) else list(dim)
     for axis in {position % input.ndim for position in transformed} & axes.keys():
         tracer.fix(axes.pop(axis), "a Fourier transform over the channels")
-    tracer.put(output, {axis: AxisLabels(side.labels, 0.0 if side.zero else None) for axis, side in axes.items()})
+    tracer.put(output, {axis: side.mixed() for axis, side in axes.items()})
 
 
 def over_last(axes: int) -> Rule:
