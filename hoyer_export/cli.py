@@ -1,7 +1,7 @@
 """The command line: parse, one call, print. Nothing heavy is imported before a verb needs it.
 
 Exit codes: 0 done; 1 the input is wrong (one line); 2 usage; 3 a verification failed or a budget was missed;
-70 a bug of ours (with its traceback); 130 interrupted.
+70 a bug of ours (with its traceback); 130 interrupted, 143 told to stop (128 + the signal's number, as in a shell).
 """
 
 import json
@@ -17,15 +17,10 @@ import typer
 from typer.core import TyperGroup
 
 from hoyer_export import arguments
-from hoyer_export.errors import HoyerExportError
+from hoyer_export.errors import WHAT_TO_DO, CannotWrite, HoyerExportError
+from hoyer_export.stopping import Interrupted, interrupted, stopped_by_signals
 
 EXIT_BUG = 70  # EX_SOFTWARE of sysexits.h
-
-
-class Interrupted(HoyerExportError):
-    """Control-C; the message says how to go on."""
-
-    exit_code = 130
 
 
 class _Verbs(TyperGroup):
@@ -34,8 +29,8 @@ class _Verbs(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            raise Interrupted("interrupted; nothing was left half-written") from None
+        except KeyboardInterrupt as stop:
+            raise interrupted(stop, "; nothing was left half-written") from None
 
 
 app = typer.Typer(
@@ -74,7 +69,8 @@ RunDir = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run
 def main() -> None:
     """Run the command line: the one place where errors become lines and exit codes."""
     try:
-        app()
+        with stopped_by_signals():
+            app()
     except HoyerExportError as error:
         print(f"{'' if isinstance(error, Interrupted) else 'error: '}{error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -82,7 +78,11 @@ def main() -> None:
         # The reader (head, say) has gone; Python must not complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in WHAT_TO_DO:  # a disk that is full, say: no bug of ours
+            where = error.filename or "what was to be written"
+            print(f"error: cannot write {where}: {error.strerror}; {WHAT_TO_DO[error.errno]}", file=sys.stderr)
+            sys.exit(1)
         traceback.print_exc()
         print("This is a bug in hoyer-export; please report it with the lines above.", file=sys.stderr)
         sys.exit(EXIT_BUG)
@@ -133,19 +133,31 @@ def run(
     try:
         with progress() as shown:
             report = run_recipe(resolved, out, resume=resume, allow_import=allow_import, progress=shown)
-    except KeyboardInterrupt:
-        again = (
-            ""
-            if not (out / "recipe.toml").exists()
-            else f"; go on with the same command{'' if resume else ' and --resume'}"
-        )
-        raise Interrupted(f"interrupted{again}") from None
+    except (KeyboardInterrupt, CannotWrite) as error:
+        where, then = _where_it_stands(out), f"; go on with the same command{'' if resume else ' and --resume'}"
+        if isinstance(error, CannotWrite):
+            raise CannotWrite(f"{error}{f'{then}{where}' if where else ''}") from error
+        raise interrupted(error, f"{where}{then}" if where else "; nothing was written yet") from None
     _print_json(report.model_dump(mode="json", exclude_unset=True)) if as_json else print_report(report, out)
     _stop_unless_good(report)
 
 
+def _where_it_stands(out: Path) -> str:
+    """Return e.g. `` in sparse, epoch 13 of 30``; nothing where no run has begun."""
+    if not (out / "recipe.toml").is_file():
+        return ""
+    from hoyer_export.pipeline.standing import standing
+    from hoyer_export.run_folder import RunFolder
+
+    try:
+        return f" in {standing(RunFolder(out))}"
+    except HoyerExportError:  # a damaged file is said when somebody goes on
+        return f" in {out}"
+
+
 @app.command()
 def inspect(
+    context: typer.Context,
     recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="A TOML file.", show_default=False)] = None,
     network: Annotated[str | None, typer.Option(metavar="NAME", help="A network instead of a recipe.")] = None,
     input_shape: Annotated[
@@ -160,6 +172,7 @@ def inspect(
     cross_check: Annotated[
         bool, typer.Option("--cross-check", help="Also ask torch-pruning which channels are coupled.")
     ] = False,
+    seed: Annotated[int, typer.Option(min=0, max=arguments.SEED, help="Of random weights.")] = 0,
     everything: Annotated[bool, typer.Option("--all", help="Print every group, not the heaviest 20.")] = False,
     overrides: Overrides = [],  # noqa: B006
     allow_import: AllowImport = [],  # noqa: B006
@@ -170,6 +183,8 @@ def inspect(
         raise typer.BadParameter("give either a RECIPE or --network NAME", param_hint="RECIPE")
     if network is None and (input_shape or classes):
         raise typer.BadParameter("only together with --network; in a recipe they follow from the data")
+    if network is None:
+        arguments.refuse(context, {"seed"}, "only together with --network; a recipe has its own: --set seed=N")
     if network is not None and overrides:
         raise typer.BadParameter("only together with a RECIPE", param_hint="--set")
     arguments.check_share("--macs", macs)
@@ -198,6 +213,7 @@ def inspect(
             align=align or 16,
             prove=prove,
             second_opinion=cross_check,
+            seed=seed,
             allow_import=allow_import,
         )
     _print_json(asdict(found)) if as_json else print_inspection(found, everything=everything)
@@ -399,7 +415,3 @@ def _print_json(found: Mapping[str, Any]) -> None:
 def _stop_unless_good(report: Any) -> None:
     if not (report.verify.passed and report.budget.met):
         raise typer.Exit(3)
-
-
-if __name__ == "__main__":
-    main()

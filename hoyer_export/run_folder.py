@@ -6,24 +6,30 @@ out is kept in ``stages.json``, so that a later stage can start from the folder 
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hoyer_export.errors import FileError
+from hoyer_export.errors import CannotWrite, FileError, cannot_write
+from hoyer_export.lock import LOCK, check_unused, only_writer
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, size_bytes: int | None = None) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it is flushed to disk and renamed to ``path``.
 
     If the body raises, the temporary file is removed and ``path`` is as it was before.
 
+    Args:
+        path: of the file.
+        size_bytes: how large it will be, where that is known, for the error.
+
     Raises:
-        FileError: the folder of ``path`` cannot be written.
+        CannotWrite: the disk is full, or the folder of ``path`` cannot be written.
     """
     part = path.with_name(f".{path.name}.part")
     try:
@@ -32,17 +38,17 @@ def whole_file(path: Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         os.replace(part, path)
     except OSError as error:
-        raise FileError(
-            f"cannot write {path}: {error.strerror or error}; choose a folder that can be written"
-        ) from error
+        raise cannot_write(path, error, size_bytes) from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # what went wrong before is what is said
+            part.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write ``content`` to ``path`` whole or not at all; text is UTF-8."""
-    with whole_file(path) as part:
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
+    data = content.encode() if isinstance(content, str) else content
+    with whole_file(path, len(data)) as part:
+        part.write_bytes(data)
 
 
 @dataclass(frozen=True)
@@ -104,15 +110,21 @@ def check_free(out: Path, *, resume: bool) -> bool:
         resume: an earlier run may be there.
 
     Raises:
-        FileError: ``out`` is a file, holds something else, or holds a run and ``resume`` is off.
+        FileError: ``out`` is a file, holds something else, is written by another process now, or holds a run and
+            ``resume`` is off.
     """
+    if out.is_dir():
+        check_unused(out)
+    return _begun(out, resume)
+
+
+def _begun(out: Path, resume: bool) -> bool:
     if not out.exists() and not out.is_symlink():
         _check_writable(out)
         return False
     if not out.is_dir():
         raise FileError(f"--out {out} is a file; give a folder that is absent or empty")
-    # What an interrupted write leaves behind belongs to nobody.
-    names = sorted(entry.name for entry in out.iterdir() if not _is_part(entry))
+    names = sorted(entry.name for entry in out.iterdir() if not _is_leftover(entry))
     if not names:
         _check_writable(out)
         return False
@@ -138,46 +150,103 @@ def _nearest(path: Path) -> Path:
     return next(place for place in (path, *path.parents) if place.exists())
 
 
-def create_folder(out: Path) -> RunFolder:
-    """Make the folder if it is absent, clear what interrupted writes left, and return its names."""
+@contextmanager
+def claimed(out: Path, *, resume: bool = False) -> Iterator[bool]:
+    """Make the output folder and be the only one who writes there; yield whether a run has begun there already.
+
+    What interrupted writes left there is cleared: the lock says that nobody is at it any more. If nothing is in the
+    folder afterwards, it goes again.
+
+    Args:
+        out: as for ``check_free``.
+        resume: as for ``check_free``.
+
+    Raises:
+        FileError: as for ``check_free``, or ``out`` cannot be made.
+    """
+    check_free(out, resume=resume)
+    absent = [place for place in (out, *out.parents) if not place.exists()]
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        for entry in out.iterdir():
-            if _is_part(entry):
-                entry.unlink()
-    except OSError as error:
-        raise FileError(f"cannot make the folder {out}: {error.strerror}; give another folder") from error
-    return RunFolder(out)
+        with _made_and_locked(out):
+            _clear(out)
+            if (out / _WHOLE).is_dir():
+                _publish(out)
+                raise FileError(
+                    f"--out {out}: an earlier cut was stopped while its files were put there; now they all are, but its"
+                    " figures were never printed; to cut again, give another folder or empty this one"
+                )
+            yield _begun(out, resume)
+    finally:
+        for place in absent:
+            with suppress(OSError):  # there is something in it
+                place.rmdir()
+
+
+@contextmanager
+def _made_and_locked(out: Path) -> Iterator[None]:
+    """Hold the lock of a folder that is made first; another process may take it away again in between."""
+    with ExitStack() as stack:
+        for attempt in range(_ATTEMPTS):
+            try:
+                out.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(only_writer(out))
+                break
+            except (OSError, CannotWrite) as error:
+                if out.is_dir() or attempt == _ATTEMPTS - 1:
+                    raise error if isinstance(error, CannotWrite) else cannot_write(out, error) from error
+        yield
 
 
 @contextmanager
 def whole_folder(out: Path) -> Iterator[RunFolder]:
-    """Yield a temporary folder near ``out``; on success it is renamed to ``out``.
+    """Claim ``out``, and yield a temporary folder in it, whose files appear in ``out`` together on success.
 
-    Into a folder that is there already its files are renamed: that folder may be a mount point, or somebody's working
-    directory. If the body raises, the temporary folder is removed and ``out`` is as it was before.
+    If the body raises, ``out`` is as it was before. The files are renamed one by one, because ``out`` may be a mount
+    point or somebody's working directory; if that is interrupted, the next who claims ``out`` finishes it.
 
     Args:
         out: absent or empty (``check_free``).
 
     Raises:
-        FileError: ``out`` cannot be made or written.
+        FileError: ``out`` is not free, or cannot be made or written.
     """
-    try:
-        # On the same disk, so that nothing has to be copied; inside, so that the mode is an ordinary folder's.
-        with tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=_nearest(out)) as aside:
-            made = RunFolder(Path(aside) / "out")
-            made.path.mkdir()
-            yield made
-            if not out.exists():
-                out.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(made.path, out)
-                return
-            create_folder(out)
-            for file in sorted(made.path.iterdir()):
-                os.replace(file, out / file.name)
-    except OSError as error:
-        raise FileError(f"cannot write {out}: {error.strerror or error}; give another folder") from error
+    with claimed(out):
+        try:
+            aside = Path(tempfile.mkdtemp(prefix=_ASIDE, suffix=".part", dir=out))
+            try:
+                yield RunFolder(aside)
+                os.replace(aside, out / _WHOLE)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+                if (out / _WHOLE).is_dir():  # also if somebody interrupts just now
+                    _publish(out)
+        except OSError as error:
+            raise cannot_write(out, error) from error
+
+
+_ASIDE = ".hoyer-export-"
+_WHOLE = f"{_ASIDE}whole"
+"""Holds files that are all written and measured, and only have to be renamed."""
+_ATTEMPTS = 3
+
+
+def _publish(out: Path) -> None:
+    for file in sorted((out / _WHOLE).iterdir()):
+        os.replace(file, out / file.name)
+    (out / _WHOLE).rmdir()
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[RunFolder]:
+    """Yield the folder of an earlier run, to write there: nobody else does meanwhile.
+
+    Raises:
+        FileError: there is no run at ``path``, or another process writes there.
+    """
+    folder = open_folder(path)
+    with only_writer(path):
+        _clear(path)
+        yield folder
 
 
 def open_folder(path: Path) -> RunFolder:
@@ -194,8 +263,19 @@ def open_folder(path: Path) -> RunFolder:
     return folder
 
 
-def _is_part(path: Path) -> bool:
-    return path.name.startswith(".") and path.name.endswith(".part") and path.is_file()
+def _is_leftover(path: Path) -> bool:
+    """Whether an interrupted write left this behind: it belongs to nobody."""
+    return path.name in (LOCK, _WHOLE) or (path.name.startswith(".") and path.name.endswith(".part"))
+
+
+def _clear(out: Path) -> None:
+    """Remove what interrupted writes left in a folder whose lock we hold."""
+    with suppress(OSError):  # whatever cannot be removed is in nobody's way
+        for part in [*out.glob(".*.part"), *(out / "checkpoint").glob(".*.part")]:
+            if part.is_file():
+                part.unlink()
+            elif part.name.startswith(_ASIDE):  # only a folder that has our name goes with all that is in it
+                shutil.rmtree(part)
 
 
 def read_stages(folder: RunFolder) -> dict[str, dict[str, Any]]:

@@ -1,8 +1,9 @@
 """Weights from a file: path → a model's parameters and buffers, all of them or none; no code from the file runs."""
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -12,6 +13,11 @@ from hoyer_export.errors import FileError, NetworkError
 
 _KEYS = ("state_dict", "model")
 """Under which a checkpoint that holds more than weights has them."""
+
+_PREFIX = "module."
+"""What ``DataParallel`` puts before every name."""
+
+_Part = Mapping[Any, Any]
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -25,7 +31,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
         FileError: the file is missing, damaged, or holds something else.
         NetworkError: a name, a shape or the kind of numbers does not agree with the model's.
     """
-    assign_weights(model, read_weights(path), source=str(path))
+    assign_weights(model, read_weights(path, model.state_dict()), source=str(path))
 
 
 def assign_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> None:
@@ -65,12 +71,13 @@ def assign_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: s
     model.load_state_dict(weights, strict=False)  # all that can be missing here are the counters
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path, expected: Collection[str] = ()) -> dict[str, Tensor]:
     """Read a ``.safetensors`` file, or a PyTorch checkpoint with ``weights_only=True``, onto the CPU.
 
     Args:
         path: a checkpoint holds a state dict, or one under the key ``state_dict`` or ``model``; the prefix
-            ``module.`` that ``DataParallel`` puts before every name is taken off.
+            ``module.`` that ``DataParallel`` puts before every name is taken off where more names fit without it.
+        expected: the network's names; empty where they are not known, and the prefix always goes.
 
     Returns:
         Name → tensor.
@@ -99,7 +106,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             "expected .safetensors, or a state dict saved with torch.save"
         ) from error
     if isinstance(content, Mapping):
-        content = next((content[key] for key in _KEYS if isinstance(content.get(key), Mapping)), content)
+        content = _weights_in(content, expected)
     if not isinstance(content, Mapping) or not content:
         raise FileError(f"{path}: expected a dict of weights, got {_kind(content)}")
     weights: dict[str, Tensor] = {}
@@ -116,9 +123,31 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if tensor.is_floating_point() and not bool(tensor.double().isfinite().all()):
             raise FileError(f"{path}: {name!r} holds numbers that are not finite; a training that diverged?")
         weights[name] = tensor
-    if all(name.startswith("module.") for name in weights):
-        weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
     return weights
+
+
+def _weights_in(content: _Part, expected: Collection[str]) -> _Part:
+    """Return the part of a checkpoint that holds the weights: the one with most of the ``expected`` names.
+
+    A child or a parameter of the network may itself be called like a key or the prefix, so nothing is taken off
+    unless that makes more names fit.
+    """
+    parts = [content[key] for key in _KEYS if isinstance(content.get(key), Mapping)] + [content]
+    if not expected:
+        return _bare(parts[0])[-1]
+
+    def fitting(part: _Part) -> int:
+        return sum(name in expected and isinstance(value, Tensor) for name, value in part.items())
+
+    return max([*parts, *(bare for part in parts for bare in _bare(part))], key=fitting)
+
+
+def _bare(part: _Part) -> list[_Part]:
+    """Return a part as it is, and without the prefix, once or as often as it was put there."""
+    forms = [part]
+    while forms[-1] and all(isinstance(name, str) and name.startswith(_PREFIX) for name in forms[-1]):
+        forms.append({name.removeprefix(_PREFIX): value for name, value in forms[-1].items()})
+    return forms
 
 
 def _found(path: Path) -> str:

@@ -315,7 +315,7 @@ def test_control_c_exits_130_and_says_how_to_resume_once_there_is_something(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(chain, "run_recipe", interrupted)
-    assert call("run", str(recipe), "--out", str(out)) == (130, "", "interrupted\n")
+    assert call("run", str(recipe), "--out", str(out)) == (130, "", "interrupted; nothing was written yet\n")
 
     def interrupted_later(*arguments: object, **options: object) -> None:
         out.mkdir()
@@ -325,7 +325,7 @@ def test_control_c_exits_130_and_says_how_to_resume_once_there_is_something(
     monkeypatch.setattr(chain, "run_recipe", interrupted_later)
     code, _, err = call("run", str(recipe), "--out", str(out))
     assert code == 130
-    assert err == "interrupted; go on with the same command and --resume\n"
+    assert err == "interrupted in dense, epoch 1 of 30; go on with the same command and --resume\n"
 
 
 def test_a_folder_in_the_way_is_said_before_anything_is_loaded(call, recipe: Path, tmp_path: Path) -> None:

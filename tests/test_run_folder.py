@@ -9,7 +9,7 @@ from hoyer_export.errors import FileError
 from hoyer_export.run_folder import (
     RunFolder,
     check_free,
-    create_folder,
+    claimed,
     drop_stages,
     open_folder,
     read_stages,
@@ -91,7 +91,8 @@ def test_an_absent_or_empty_folder_is_free_and_stays_as_it_is(resume: bool, tmp_
 def test_what_an_interrupted_write_left_does_not_occupy_a_folder(tmp_path: Path) -> None:
     (tmp_path / ".recipe.toml.part").write_text("half")
     assert check_free(tmp_path, resume=False) is False
-    create_folder(tmp_path)
+    with claimed(tmp_path):
+        pass
     assert listing(tmp_path) == []
 
 

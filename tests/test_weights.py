@@ -52,6 +52,51 @@ def test_every_kind_of_file_gives_back_the_weights_bit_for_bit(tmp_path: Path, n
         assert torch.equal(target.state_dict()[key], tensor), key
 
 
+class Parameters(nn.Module):
+    """A network whose own parameters have the names that a checkpoint's keys have."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        for name in names:
+            self.register_parameter(name, nn.Parameter(torch.rand(2)))
+
+
+def of(**children: nn.Module) -> nn.Module:
+    parent = nn.Module()
+    for name, child in children.items():
+        parent.add_module(name, child)
+    return parent
+
+
+NAMED_LIKE_A_KEY = {
+    "module alone": lambda: of(module=nn.Linear(2, 3)),
+    "module in module": lambda: of(module=of(module=nn.Linear(2, 3))),
+    "module beside others": lambda: of(module=nn.Linear(2, 3), fc=nn.Linear(3, 2)),
+    "model": lambda: of(model=nn.Linear(2, 3)),
+    "model alone in module": lambda: of(module=of(model=nn.Linear(2, 3))),
+    "a parameter called model": lambda: Parameters("model"),
+    "parameters called model and module": lambda: Parameters("model", "module", "other"),
+    "ordinary names": network,
+}
+
+
+@pytest.mark.parametrize("wrap", ["", "state_dict", "model", "module", "module twice", "in model beside it"])
+@pytest.mark.parametrize("name", NAMED_LIKE_A_KEY)
+def test_a_network_whose_names_are_like_a_checkpoints_own_reads_what_was_saved(
+    tmp_path: Path, name: str, wrap: str
+) -> None:
+    source, target = NAMED_LIKE_A_KEY[name](), NAMED_LIKE_A_KEY[name]()
+    weights = source.state_dict()
+    if wrap == "module twice":
+        torch.save({f"module.module.{key}": tensor for key, tensor in weights.items()}, tmp_path / "w.pt")
+    elif wrap == "in model beside it":  # what is under state_dict is somebody else's
+        torch.save({"state_dict": {"teacher.weight": torch.rand(3)}, "model": weights}, tmp_path / "w.pt")
+    else:
+        save(weights, tmp_path / "w.pt", wrap)
+    load_weights(target, tmp_path / "w.pt")
+    assert all(torch.equal(tensor, weights[key]) for key, tensor in target.state_dict().items())
+
+
 def test_checkpoints_without_the_counters_of_batch_norm_are_read(tmp_path: Path) -> None:
     weights = {key: value for key, value in network().state_dict().items() if "num_batches" not in key}
     save(weights, tmp_path / "w.pt", "")

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,15 @@ from hoyer_export.pipeline.phases import cut_again, cut_and_finetune, train_dens
 from hoyer_export.pipeline.progress import Progress
 from hoyer_export.pipeline.reporting import write_run_report
 from hoyer_export.pipeline.shipping import bench_files, export_files, verify_files
+from hoyer_export.pipeline.standing import standing
 from hoyer_export.recipe import Recipe, changed_keys, dump_recipe, load_recipe
 from hoyer_export.report.files import read_report
 from hoyer_export.report.record import Report
 from hoyer_export.run_folder import (
     RunFolder,
-    check_free,
-    create_folder,
+    claimed,
     drop_stages,
-    open_folder,
+    opened,
     read_stages,
     write_stage,
     write_whole,
@@ -50,19 +49,24 @@ def run_recipe(
     Raises:
         HoyerExportError: an input is wrong (nothing has been written then), or training diverged, or a file is damaged.
     """
-    if check_free(out, resume=resume):
-        folder = open_folder(out)
-        _check_same(recipe, folder)
-        if "report" in read_stages(folder) and folder.report.is_file():
-            progress.note(f"{out} is finished; nothing to do")
-            return read_report(out)
+    with claimed(out, resume=resume) as begun:
+        folder = RunFolder(out)
+        if begun:
+            _check_same(recipe, folder)
+            if "report" in read_stages(folder) and folder.report.is_file():
+                progress.note(f"{out} is finished; nothing to do")
+                return read_report(out)
+            progress.headline(f"going on with {standing(folder)}")
+        return _run(recipe, folder, begun, allow_import, progress)
+
+
+def _run(recipe: Recipe, folder: RunFolder, begun: bool, allow_import: Sequence[str], progress: Progress) -> Report:
     environment = environment_record()
     with torch_threads(recipe.threads):
         inputs = load_inputs(recipe, allow_import=allow_import, progress=progress)
-        if not resume or "inputs" not in read_stages(RunFolder(out)):
+        if not begun or "inputs" not in read_stages(folder):
             check_export(inputs)
             check_budget(inputs, progress)
-        folder = create_folder(out)
         _begin(folder, inputs)
         train_dense(inputs, folder, progress)
         train_sparse(inputs, folder, progress)
@@ -82,9 +86,10 @@ def cut_run(path: Path, *, allow_import: Sequence[str] = (), progress: Progress)
     A slim network that comes out with the same channels stays as it is, fine-tuned or not; another one replaces it, and
     has yet to be fine-tuned and shipped.
     """
-    folder, inputs = _open_inputs(path, "sparse", allow_import, progress)
-    with torch_threads(inputs.recipe.threads):
-        found = cut_again(inputs, folder, progress)
+    with opened(path) as folder:
+        inputs = _open_inputs(folder, "sparse", allow_import, progress)
+        with torch_threads(inputs.recipe.threads):
+            found = cut_again(inputs, folder, progress)
     if not found["changed"]:
         progress.note("the same channels stay as before; slim.safetensors is left as it is")
     else:
@@ -100,21 +105,25 @@ def export_run(path: Path, *, allow_import: Sequence[str] = (), progress: Progre
     The same network gives the same bytes. Where they differ (another version of torch), what was verified and measured
     holds no longer and is forgotten.
     """
-    run = _open_run(path, "finetune", allow_import, progress)
-    before = read_stages(run.folder).get("export")
-    after = export_files(run.inputs, run.slim, run.folder, progress, again=True)
-    if before is not None and _hashes(before) != _hashes(after):
-        drop_stages(run.folder, "verify", "bench", "report")
+    with opened(path) as folder:
+        inputs, slim = _open_slim(folder, "finetune", allow_import, progress)
+        before = read_stages(folder).get("export")
+        after = export_files(inputs, slim, folder, progress, again=True)
+        changed = before is not None and _hashes(before) != _hashes(after)
+        if changed:
+            drop_stages(folder, "verify", "bench", "report")
+    if changed:
         progress.note(f"the files have changed; verify and measure them: hoyer-export run RECIPE --out {path} --resume")
     return after
 
 
 def verify_run(path: Path, *, allow_import: Sequence[str] = (), progress: Progress) -> dict[str, Any]:
     """Verify slim.onnx of the run in ``path`` again, and return every check; a finished run's report follows."""
-    run = _open_run(path, "export", allow_import, progress)
-    found = verify_files(run.inputs, run.slim, run.folder, progress, again=True)
-    if "report" in read_stages(run.folder):
-        write_run_report(run.inputs.recipe, run.folder)
+    with opened(path) as folder:
+        inputs, slim = _open_slim(folder, "export", allow_import, progress)
+        found = verify_files(inputs, slim, folder, progress, again=True)
+        if "report" in read_stages(folder):
+            write_run_report(inputs.recipe, folder)
     return found
 
 
@@ -133,29 +142,21 @@ def torch_threads(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@dataclass(frozen=True)
-class _Run:
-    """A run whose slim network is there."""
-
-    folder: RunFolder
-    inputs: Inputs
-    slim: SlimModel
+def _open_slim(
+    folder: RunFolder, needed: str, allow_import: Sequence[str], progress: Progress
+) -> tuple[Inputs, SlimModel]:
+    inputs = _open_inputs(folder, needed, allow_import, progress)
+    return inputs, load_slim(folder.slim_weights, into=inputs.network)
 
 
-def _open_run(path: Path, needed: str, allow_import: Sequence[str], progress: Progress) -> _Run:
-    folder, inputs = _open_inputs(path, needed, allow_import, progress)
-    return _Run(folder, inputs, load_slim(folder.slim_weights, into=inputs.network))
-
-
-def _open_inputs(path: Path, needed: str, allow_import: Sequence[str], progress: Progress) -> tuple[RunFolder, Inputs]:
-    folder = open_folder(path)
+def _open_inputs(folder: RunFolder, needed: str, allow_import: Sequence[str], progress: Progress) -> Inputs:
     if needed not in read_stages(folder):
         raise FileError(
-            f"{path} has not come that far (no record of {needed}); go on with  hoyer-export run RECIPE --out {path} "
-            "--resume"
+            f"{folder.path} has not come that far (no record of {needed}); go on with  hoyer-export run RECIPE "
+            f"--out {folder.path} --resume"
         )
     recipe = load_recipe(folder.recipe)
-    return folder, load_inputs(recipe, allow_import=allow_import, progress=progress, pretrained=False)
+    return load_inputs(recipe, allow_import=allow_import, progress=progress, pretrained=False)
 
 
 def _check_same(recipe: Recipe, folder: RunFolder) -> None:

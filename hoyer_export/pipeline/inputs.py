@@ -14,6 +14,7 @@ from hoyer_export.data import DataSplits, load_data
 from hoyer_export.deploy.export import export_onnx
 from hoyer_export.deploy.macs import count_macs
 from hoyer_export.errors import DataError, NetworkError, RecipeError
+from hoyer_export.modes import kept_modes
 from hoyer_export.networks import build_network, is_function_name
 from hoyer_export.pipeline.progress import Progress
 from hoyer_export.recipe import Recipe
@@ -179,16 +180,12 @@ def check_output(name: str, network: nn.Module, example: Tensor, data: DataSplit
         NetworkError: it cannot take them, or does not return logits for the data's classes.
     """
     shape = "×".join(map(str, example.shape[1:]))
-    training = network.training
-    network.eval()
     try:
-        with torch.no_grad():
-            logits = network(example)
+        with kept_modes(network), torch.no_grad():
+            logits = network.eval()(example)
     except Exception as error:  # foreign code may raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise NetworkError(f"{name} cannot take the {shape} images of {data.name} ({reason[:200]})") from error
-    finally:
-        network.train(training)
     if not isinstance(logits, Tensor) or logits.shape[:1] != (2,) or logits.ndim != 2 or logits.shape[1] < data.classes:
         got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise NetworkError(

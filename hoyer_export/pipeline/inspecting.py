@@ -113,6 +113,7 @@ def inspect_network(
     align: int = 16,
     prove: bool = False,
     second_opinion: bool = False,
+    seed: int = 0,
     allow_import: Sequence[str] = (),
 ) -> Inspection:
     """Inspect a network by its name.
@@ -125,6 +126,7 @@ def inspect_network(
         align: multiple that widths are rounded up to.
         prove: zero and cut random channels of every group, and compare (the self-test).
         second_opinion: also ask torch-pruning which channels are coupled.
+        seed: decides the random weights and the example.
         allow_import: packages that may be imported for ``package.module:function``.
 
     Raises:
@@ -134,10 +136,11 @@ def inspect_network(
     shape = input_shape or usual
     # Where the input is the network's own, nothing has to be told.
     in_channels = shape[0] if shape is not None and usual is not None and shape[0] != usual[0] else None
+    torch.manual_seed(seed)
     network = build_network(name, in_channels=in_channels, classes=classes, allow_import=allow_import)
     if shape is None:
         raise NetworkError(f"the input of {name} is not known; give it with --input, e.g. --input 3x224x224")
-    example = torch.randn((2, *shape), generator=torch.Generator().manual_seed(0))
+    example = torch.randn((2, *shape), generator=torch.Generator().manual_seed(seed))
     return _inspect(name, network, example, macs, align, prove, second_opinion)
 
 

@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from hoyer_export.errors import FileError
+from hoyer_export.lock import only_writer
 from hoyer_export.recipe import Recipe, load_recipe
 from hoyer_export.report.files import read_report, write_report
 from hoyer_export.report.metrics import read_metrics
 from hoyer_export.report.record import Report, assemble_report
-from hoyer_export.run_folder import RunFolder, open_folder, read_stages, write_stage
+from hoyer_export.run_folder import RunFolder, opened, read_stages, write_stage
 
 STAGES = ("inputs", "dense", "sparse", "cut", "finetune", "export", "verify", "bench")
 """What a report is put together from."""
@@ -21,11 +22,12 @@ def report_run(path: Path) -> Report:
         FileError: there is no run, or its stages are not all done.
     """
     if (path / "report.json").is_file() and not RunFolder(path).stages.exists():
-        report = read_report(path)
-        write_report(path, report, read_metrics(path))
-        return report
-    folder = open_folder(path)
-    return write_run_report(load_recipe(folder.recipe), folder)
+        with only_writer(path):
+            report = read_report(path)
+            write_report(path, report, read_metrics(path))
+            return report
+    with opened(path) as folder:
+        return write_run_report(load_recipe(folder.recipe), folder)
 
 
 def write_run_report(recipe: Recipe, folder: RunFolder) -> Report:

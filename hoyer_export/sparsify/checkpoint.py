@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from hoyer_export.errors import FileError
+from hoyer_export.errors import FileError, one_line
 from hoyer_export.run_folder import write_whole
 
 FORMAT = "hoyer-export-checkpoint/1"
@@ -93,6 +93,21 @@ def load_checkpoint(
     return history
 
 
+def epochs_done(path: Path) -> int:
+    """Return how many whole epochs a checkpoint holds, from its header alone; 0 where there is none.
+
+    Raises:
+        FileError: the file is damaged.
+    """
+    if not path.exists():
+        return 0
+    try:
+        with safe_open(path, framework="pt") as file:
+            return len(json.loads(file.metadata()[_KEY])["history"])
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, error) from error
+
+
 def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
@@ -113,9 +128,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if not (isinstance(about["settings"], dict) and isinstance(about["history"], list)):
             raise ValueError("settings or history missing")
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise FileError(f"{path} is no whole checkpoint ({reason}); delete it to train this phase anew") from error
+        raise _damaged(path, error) from error
     return about, tensors
+
+
+def _damaged(path: Path, error: Exception) -> FileError:
+    return FileError(f"{path} is no whole checkpoint ({one_line(error)}); delete it to train this phase anew")
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> int:

@@ -27,6 +27,7 @@ from torch import nn
 
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.errors import DataError, FileError, TrainingError
+from hoyer_export.modes import kept_modes
 from hoyer_export.sparsify.checkpoint import load_checkpoint, save_checkpoint
 from hoyer_export.sparsify.epoch import Batches, Loop, StepProgress, check_weights, train_epoch
 from hoyer_export.sparsify.group_hs import GroupHS, macs_shares
@@ -161,7 +162,7 @@ def train(
         channels = regulariser.channels
     _check_device(device, precision)
     history: list[EpochRecord] = []
-    with _kept_modes(model), _kept_random_state(device):
+    with kept_modes(model), _kept_random_state(device):
         model.to(device)
         if channels_last:
             _to_channels_last(model, batches(0))
@@ -245,7 +246,7 @@ def evaluate_accuracy(model: nn.Module, batches: Batches) -> float:
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     correct = torch.zeros((), dtype=torch.int64, device=device)
     seen = 0
-    with _kept_modes(model), torch.inference_mode():
+    with kept_modes(model), torch.inference_mode():
         model.eval()
         for images, labels in batches:
             images, labels = images.to(device), labels.to(device)
@@ -331,7 +332,7 @@ def _to_channels_last(model: nn.Module, batches: Batches) -> None:
         return
     model.to(memory_format=torch.channels_last)
     device = next(model.parameters()).device
-    with _kept_modes(model), torch.no_grad():
+    with kept_modes(model), torch.no_grad():
         model.eval()
         try:
             # The weights decide the format of the activations: the images may come in any.
@@ -354,17 +355,6 @@ def _epoch_seed(seed: int, phase: str, epoch: int) -> int:
     """Return 63 bits that differ for every epoch of every phase: torch's generator is seeded with them."""
     digest = hashlib.sha256(f"{seed}/{phase}/{epoch}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
-
-
-@contextmanager
-def _kept_modes(model: nn.Module) -> Iterator[None]:
-    """Give every module back the mode (train, eval) that it had: a user may have put some in eval for good."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager
