@@ -230,6 +230,7 @@ NETWORKS: dict[str, Callable[[], Net]] = {
     "contiguous": behind(lambda n, y: y.contiguous()),
     "copied": behind(lambda n, y: torch.empty_like(y).copy_(y)),
     "dropout": behind(lambda n, y: F.dropout(y, 0.5, n.training)),
+    "alpha dropout": behind(lambda n, y: F.feature_alpha_dropout(n.alpha(F.selu(y)), 0.5), alpha=nn.AlphaDropout()),
     # Pooling and pixels
     "grid sample": behind(
         lambda n, y: F.grid_sample(y, n.b(y).permute(0, 2, 3, 1), align_corners=False), b=conv(12, 2)

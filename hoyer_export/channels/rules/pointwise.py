@@ -74,6 +74,26 @@ def dropout(tracer: Tracer, output: Tensor, input: Tensor, *options: Any, **name
     put(tracer, output, {axis: side.mixed() for axis, side in axes.items()})
 
 
+def alpha_dropout(
+    tracer: Tracer,
+    output: Tensor,
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = False,
+    inplace: bool = False,
+    *,
+    train: bool = False,
+) -> None:
+    """In training dropped positions hold SELU's lower limit, and all are scaled and shifted: 0 does not stay 0.
+
+    Source: Klambauer et al. 2017, "Self-Normalizing Neural Networks", section 3, arXiv 1706.02515.
+    """
+    if training or train:  # as torch.nn.functional or as torch calls it
+        put_unknown(tracer, output, tracer.axes(input))
+    else:
+        dropout(tracer, output, input)
+
+
 def prelu(tracer: Tracer, output: Tensor, input: Tensor, weight: Tensor) -> None:
     """PReLU's slopes are a scale for each channel, or one for all of them."""
     if weight.numel() > 1:
@@ -201,7 +221,8 @@ RULES: dict[Callable[..., Any], Rule] = {
         "bfloat16 bool clone contiguous cpu cuda detach double float half int long requires_grad_ to type type_as", same
     ),
     **named("empty_like rand_like randn_like bernoulli normal_ uniform_ exponential_ random_", like),
-    **named("dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout rrelu", dropout),
+    **named("dropout dropout1d dropout2d dropout3d feature_dropout rrelu", dropout),
+    **named("alpha_dropout feature_alpha_dropout", alpha_dropout),
     **named("prelu", prelu),
     Tensor.copy_: copied,
 }
