@@ -5,18 +5,19 @@ Every image draws its crop and flip from (seed, epoch, its index) alone, so the 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
-from torchvision.datasets import ImageFolder
-from torchvision.datasets.folder import default_loader
+from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension, make_dataset
 from torchvision.transforms import v2
 
+from hoyer_export.data.image_file import read_image, why_unreadable
 from hoyer_export.data.splits import batch_indices, hold_out, mixed_seed, seeded_generator
-from hoyer_export.errors import DataError
+from hoyer_export.errors import DataError, one_line
 
 _LAYOUT = "expected train/CLASS/*.jpg and test/CLASS/*.jpg (or val/) there"
 # Evaluation looks at the middle 224 of an image whose short side is 256, the custom since Krizhevsky et al. 2012.
@@ -86,6 +87,13 @@ class FolderSplit:
             images, labels = batch
             yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
+    def unreadable(self) -> list[str]:
+        """Open every image, and return those that cannot be read, each with the reason; see ``Split.unreadable``."""
+        paths = [path for path, _ in self.samples]
+        with ThreadPool() as pool:  # Pillow lets others run while it decodes
+            reasons = pool.imap(why_unreadable, paths, chunksize=16)
+            return [f"{path} ({reason})" for path, reason in zip(paths, reasons, strict=True) if reason is not None]
+
 
 @dataclass(frozen=True)
 class _Epoch(Dataset[Any]):
@@ -102,9 +110,9 @@ class _Epoch(Dataset[Any]):
     def __getitem__(self, index: int) -> tuple[Tensor, int] | Unreadable:
         path, label = self.samples[index]
         try:
-            image = default_loader(path)
-        except Exception as error:  # each image format fails in its own way
-            return Unreadable(f"cannot read the image {path} ({error}); replace it or take it out of the folder")
+            image = read_image(path)
+        except DataError as error:
+            return Unreadable(str(error))
         with torch.random.fork_rng(devices=[]):
             # The transforms draw from the global generator; the caller finds it as it was.
             torch.manual_seed(mixed_seed(self.seed, self.epoch, index + 1))  # a key that ends in 0 is the order's
@@ -157,20 +165,30 @@ def read_image_folder(
     if not names:
         raise DataError(f"{root} has neither test nor val; {_LAYOUT}")
     parts = {name: _image_folder(root / name) for name in ("train", *names)}
-    classes: list[str] = parts["train"].classes
+    classes = parts["train"].classes
     for name in names:
         if odd := sorted(set(classes) ^ set(parts[name].classes)):
             where = "train" if odd[0] in classes else name
             raise DataError(f"{root}: the class {odd[0]!r} is in {where} only; train and {name} need the same classes")
-    train: Samples = parts["train"].samples
-    test: Samples = parts[names[-1]].samples
+    if len(classes) < 2:
+        raise DataError(
+            f"{root / 'train'} holds the class {classes[0]!r} only, so there is nothing to tell apart; expected two"
+            " folders or more, one a class"
+        )
+    train, test = parts["train"].samples, parts[names[-1]].samples
     if len(names) == 2:
-        held_out: Samples = parts["val"].samples
+        held_out = parts["val"].samples
     else:
         rest, chosen = hold_out([label for _, label in train], validation, seed)
         train, held_out = [train[i] for i in rest.tolist()], [train[i] for i in chosen.tolist()]
 
-    finish = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
+    # A grey image of more than eight bits has one channel until here.
+    finish = [
+        v2.PILToTensor(),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.RGB(),
+        v2.Normalize(list(mean), list(std)),
+    ]
     training = v2.Compose([v2.RandomResizedCrop(image_size), v2.RandomHorizontalFlip(), *finish])
     short_side = round(image_size * _RESIZE_PER_CROP)
     evaluation = v2.Compose([v2.Resize(short_side), v2.CenterCrop(image_size), *finish])
@@ -182,9 +200,34 @@ def read_image_folder(
     )
 
 
-def _image_folder(folder: Path) -> ImageFolder:
+@dataclass(frozen=True)
+class _Part:
+    """The images of one folder, and the names of its classes."""
+
+    classes: list[str]
+    samples: Samples
+
+
+def _image_folder(folder: Path) -> _Part:
+    """Find the images in a folder with one folder a class; whatever is hidden is none.
+
+    That is what a file manager or a notebook leaves there (``.DS_Store``, ``._0.jpg``, ``.ipynb_checkpoints``).
+
+    Raises:
+        DataError: there is no class, or one without images.
+    """
+
+    def is_image(path: str) -> bool:
+        hidden = any(part.startswith(".") for part in Path(path).relative_to(folder).parts)
+        return not hidden and has_file_allowed_extension(path, IMG_EXTENSIONS)
+
     try:
-        return ImageFolder(str(folder))
+        classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        numbers = {name: number for number, name in enumerate(classes)}
+        if not classes:
+            raise FileNotFoundError("it holds no folder")
+        return _Part(classes, make_dataset(str(folder), numbers, is_valid_file=is_image))
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{folder}: {reason}; expected one folder a class, each with at least one image") from error
+        raise DataError(
+            f"{folder}: {one_line(error)}; expected one folder a class, each with at least one image"
+        ) from error

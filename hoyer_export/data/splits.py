@@ -14,6 +14,9 @@ from torch import Tensor
 
 from hoyer_export.errors import DataError
 
+_NAMED = 3
+"""Bad images that an error names; it counts the others."""
+
 
 class Split(Protocol):
     """Labelled images that come in batches."""
@@ -42,6 +45,10 @@ class Split(Protocol):
         """
         ...
 
+    def unreadable(self) -> list[str]:
+        """Look at every image that is still on disk, and return those that cannot be read, each with the reason."""
+        ...
+
 
 @dataclass(frozen=True)
 class DataSplits:
@@ -66,6 +73,21 @@ class DataSplits:
     input_shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def check_readable(self) -> None:
+        """Look at every image of the three splits: a bad one is said before the first epoch, not after the last.
+
+        Raises:
+            DataError: some cannot be read; all of them are counted, the first are named.
+        """
+        bad = [image for split in (self.train, self.validation, self.test) for image in split.unreadable()]
+        if bad:
+            more = f" and {len(bad) - _NAMED:,} more" if len(bad) > _NAMED else ""
+            count = "an image" if len(bad) == 1 else f"{len(bad):,} images"
+            raise DataError(
+                f"cannot read {count} of {self.name}: {', '.join(bad[:_NAMED])}{more}; replace what is damaged, or take"
+                " it out of the folder"
+            )
 
 
 def mixed_seed(*key: int) -> int:

@@ -78,6 +78,10 @@ class TensorSplit:
                 images = crop_and_flip(images, shifts[indices], mirrored[indices], self._crop_padding)
             yield images.float().mul_(self._factor).add_(self._offset), self._labels[chosen]
 
+    def unreadable(self) -> list[str]:
+        """Return nothing: all images have been read."""
+        return []
+
     def _move_to(self, device: torch.device) -> None:
         self._images, self._labels, self._factor, self._offset = (
             tensor.to(device) for tensor in (self._images, self._labels, self._factor, self._offset)

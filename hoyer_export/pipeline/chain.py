@@ -64,6 +64,7 @@ def _run(recipe: Recipe, folder: RunFolder, begun: bool, allow_import: Sequence[
     environment = environment_record()
     with torch_threads(recipe.threads):
         inputs = load_inputs(recipe, allow_import=allow_import, progress=progress)
+        inputs.data.check_readable()
         if not begun or "inputs" not in read_stages(folder):
             check_export(inputs)
             check_budget(inputs, progress)

@@ -25,7 +25,7 @@ from hoyer_export.deploy.verify import verify_onnx
 from hoyer_export.errors import DataError, NetworkError
 from hoyer_export.networks import build_network, default_input_shape, is_function_name
 from hoyer_export.pipeline.cut_report import CutReport, FileFigures, Moved
-from hoyer_export.pipeline.inputs import check_output, proved_channels
+from hoyer_export.pipeline.inputs import check_output, proved_channels, two_images
 from hoyer_export.pipeline.phases import widths_text
 from hoyer_export.pipeline.progress import Progress
 from hoyer_export.run_folder import RunFolder, whole_folder, write_whole
@@ -118,6 +118,8 @@ def cut_network(
         raise DataError("dead channels are found on images: give a data set (--data)")
     with whole_folder(out) as folder:
         progress.headline(f"{name}: build, trace, self-test")
+        if data is not None:
+            data.check_readable()
         dense = _dense(name, weights, input_shape, classes, data, seed, allow_import)
         start = as_slim(dense.model)
         if dead_blocks:
@@ -235,7 +237,7 @@ def _dense(
     if data is None:
         example = torch.randn((2, *shape), generator=torch.Generator().manual_seed(seed))
     else:
-        example = next(iter(data.validation.batches(2)))[0]
+        example = two_images(data)
         check_output(name, model, example, data)
     return _Dense(name, model, example, in_channels, classes)
 

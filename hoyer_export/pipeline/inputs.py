@@ -68,7 +68,7 @@ def load_inputs(recipe: Recipe, *, allow_import: Sequence[str], progress: Progre
     network = build_dense(recipe, in_channels, classes, allow_import)
     if pretrained and recipe.dense.weights is not None:
         load_weights(network, Path(recipe.dense.weights))
-    example = next(data.validation.batches(2))[0]
+    example = two_images(data)
     check_output(recipe.network.name, network, example, data)
     channels = proved_channels(recipe.network.name, network, example, progress)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -89,6 +89,18 @@ def load_recipe_data(recipe: Recipe) -> DataSplits:
         image_size=table.image_size,
         workers=table.workers,
     )
+
+
+def two_images(data: DataSplits) -> Tensor:
+    """Return two validation images, float32 [2, C, H, W]: with one alone, a batch could not be told from a constant.
+
+    Raises:
+        DataError: there is only one.
+    """
+    images = next(iter(data.validation.batches(2)))[0]
+    if len(images) < 2:
+        raise DataError(f"the validation split of {data.name} holds a single image; expected at least 2: give it more")
+    return images
 
 
 def build_dense(recipe: Recipe, in_channels: int | None, classes: int | None, allow_import: Sequence[str]) -> nn.Module:

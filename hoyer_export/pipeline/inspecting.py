@@ -12,7 +12,7 @@ from hoyer_export.channels.cost import dense_macs, macs_of_keep, params_of_keep
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.errors import NetworkError
 from hoyer_export.networks import build_network, default_input_shape
-from hoyer_export.pipeline.inputs import build_dense, load_recipe_data, told_to_network
+from hoyer_export.pipeline.inputs import build_dense, load_recipe_data, told_to_network, two_images
 from hoyer_export.recipe import Recipe
 from hoyer_export.surgery.selection import least_keep
 from hoyer_export.surgery.self_test import Verdict, self_test
@@ -98,7 +98,7 @@ def inspect_recipe(
     """Inspect the network of a recipe on its data; ``macs`` and ``align`` are the recipe's where not given."""
     data = load_recipe_data(recipe)
     network = build_dense(recipe, *told_to_network(recipe, data), allow_import)
-    example = next(data.validation.batches(2))[0]
+    example = two_images(data)
     macs = recipe.cut.macs if macs is None else macs
     align = recipe.cut.align if align is None else align
     return _inspect(recipe.network.name, network, example, macs, align, prove, second_opinion)

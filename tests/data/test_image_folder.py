@@ -160,3 +160,72 @@ def test_an_unreadable_image_is_named_in_one_line(root: Path, workers: int, dama
         everything(data.test)
     assert f"cannot read the image {path} (" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_every_unreadable_image_of_every_split_is_found_at_once(root: Path, workers: int) -> None:
+    load(root, workers=workers).check_readable()
+    bad = [root / "val/bee/1.png", root / "train/ant/0.png"]
+    for path in bad:
+        path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(DataError, match="cannot read 2 images of imagefolder") as caught:
+        load(root, workers=workers).check_readable()
+    assert all(str(path) in str(caught.value) for path in bad)
+    for path in (root / "train").glob("*/*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"cannot read 25 images .* and 22 more; ") as caught:
+        load(root, workers=workers).check_readable()
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_hidden_is_neither_a_class_nor_an_image(root: Path) -> None:
+    expected = everything(load(root).train)
+    for hidden in ("train/.ipynb_checkpoints", "val/.ipynb_checkpoints", "train/.cache", "train/ant/.thumbnails"):
+        shutil.copytree(root / "val/bee", root / hidden)
+    for hidden in ("train/.DS_Store", "train/bee/.DS_Store", "train/bee/._0.jpg", "val/.0.png"):
+        (root / hidden).write_bytes(b"\0\5\26\7")
+    data = load(root)
+    data.check_readable()
+    assert (data.classes, len(data.test)) == (3, 6)
+    assert all(map(torch.equal, everything(data.train), expected))
+
+
+def test_a_single_class_is_refused(root: Path) -> None:
+    for name in CLASSES[1:]:
+        for part in ("train", "val"):
+            shutil.rmtree(root / part / name)
+    with pytest.raises(DataError, match=r"train holds the class 'ant' only, so there is nothing to tell apart"):
+        load(root)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
+def test_an_image_is_turned_as_its_exif_block_says_and_a_damaged_block_is_no_reason_to_refuse_it(root: Path) -> None:
+    halves = np.zeros((20, 20, 3), np.uint8)
+    halves[:, :10] = 255  # bright on the left; turned by 90° clockwise: on top
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in CLASSES:
+        for path in (root / "val" / name).iterdir():
+            path.unlink()
+        Image.fromarray(halves).save(root / "val" / name / "a.jpg", exif=exif, quality=95)
+    (root / "val/cat/a.jpg").unlink()
+    Image.fromarray(halves).save(root / "val/cat/a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f", quality=95)
+    for image, turned in zip(everything(load(root).test)[0][:, 0], (True, True, False), strict=True):
+        first, second = (image, image.T) if turned else (image.T, image)
+        assert first[:6].mean() - first[-6:].mean() > 3  # of about 4.4, black to white over ImageNet's deviation
+        assert abs(second[:6].mean() - second[-6:].mean()) < 0.5
+
+
+def test_grey_images_of_sixteen_bits_keep_their_precision_through_resizing(root: Path) -> None:
+    values = np.full((20, 24), 32_768 + 100, np.uint16)  # both 128 of 255
+    for name, level in zip(CLASSES, (32_768, 32_868, 33_000), strict=True):
+        for path in (root / "val" / name).iterdir():
+            path.unlink()
+        values[:] = level
+        Image.fromarray(values).save(root / "val" / name / "a.png")
+    data = load(root, mean=[0, 0, 0], std=[1, 1, 1])
+    images = everything(data.test)[0]
+    expected = torch.tensor([32_768, 32_868, 33_000]) / 65_535
+    assert images.shape == (3, 3, SIZE, SIZE)
+    assert torch.allclose(images, expected.view(3, 1, 1, 1).expand_as(images), atol=1e-6)
+    everything(data.test, augment=True)

@@ -1,0 +1,77 @@
+"""One image file: path → pixels, each of Pillow's modes by its own range, the right way up.
+
+Colours become RGB of eight bits. Transparency is dropped, as torchvision and most training code do: a pixel counts with
+its own colour, whatever would shine through. Grey images of more than eight bits keep their precision as numbers of
+0..1: those of 16 bits, and those of 32 (Pillow's mode I, which holds 16-bit values in practice), over 65,535;
+floating-point ones as they are.
+"""
+
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from hoyer_export.errors import DataError, one_line
+
+_FULL_SCALE = 2**16 - 1
+
+
+def read_image(path: Path | str) -> Image.Image:
+    """Read an image as mode RGB, or as mode F with values in 0..1 where it is grey of more than eight bits.
+
+    Raises:
+        DataError: it cannot be read, or nobody can tell what its numbers mean.
+    """
+    try:
+        with Image.open(path) as image:
+            return _read(image)
+    except Exception as error:  # each image format fails in its own way
+        raise DataError(
+            f"cannot read the image {path} ({one_line(error)}); replace it or take it out of the folder"
+        ) from error
+
+
+def why_unreadable(path: Path | str) -> str | None:
+    """Return why an image cannot be read, or None.
+
+    A PNG file carries check sums, and a JPEG file can be decoded to an eighth of its size: that is faster than reading
+    it. What does not pass is read, which has the last word.
+    """
+    with suppress(Exception), Image.open(path) as image:
+        if image.format == "PNG" and image.mode != "I":
+            image.verify()
+            return None
+        if image.format == "JPEG":
+            image.draft("RGB", (1, 1))
+            image.load()
+            return None
+    try:
+        with Image.open(path) as image:
+            _read(image)
+    except Exception as error:
+        return one_line(error)
+    return None
+
+
+def _read(image: Image.Image) -> Image.Image:
+    image.load()
+    with suppress(Exception):  # a damaged EXIF block says nothing about the pixels
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):
+        return _deep(image)
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # Pillow warns of the direct way
+    return image.convert("RGB")
+
+
+def _deep(image: Image.Image) -> Image.Image:
+    """Return a grey image of more than eight bits as mode F, values in 0..1."""
+    values = np.asarray(image)
+    full_scale = 1 if image.mode == "F" else _FULL_SCALE
+    low, high = float(values.min()), float(values.max())
+    if not (low >= 0 and high <= full_scale):  # also where one is no number
+        raise ValueError(
+            f"its values go from {low:g} to {high:g}; expected 0 to {full_scale:,} in mode {image.mode}: scale them"
+        )
+    return Image.fromarray((values / np.float32(full_scale)).astype(np.float32))
