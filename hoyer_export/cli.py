@@ -80,7 +80,7 @@ def main() -> None:
         sys.exit(1)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in WHAT_TO_DO:  # a disk that is full, say: no bug of ours
-            where = error.filename or "what was to be written"
+            where = error.filename or "the output"
             print(f"error: cannot write {where}: {error.strerror}; {WHAT_TO_DO[error.errno]}", file=sys.stderr)
             sys.exit(1)
         traceback.print_exc()
@@ -134,10 +134,10 @@ def run(
         with progress() as shown:
             report = run_recipe(resolved, out, resume=resume, allow_import=allow_import, progress=shown)
     except (KeyboardInterrupt, CannotWrite) as error:
-        where, then = _where_it_stands(out), f"; go on with the same command{'' if resume else ' and --resume'}"
+        where, again = _where_it_stands(out), f"the same command{'' if resume else ' and --resume'}"
         if isinstance(error, CannotWrite):
-            raise CannotWrite(f"{error}{f'{then}{where}' if where else ''}") from error
-        raise interrupted(error, f"{where}{then}" if where else "; nothing was written yet") from None
+            raise CannotWrite(f"{error}{f'; then go on{where} with {again}' if where else ''}") from error
+        raise interrupted(error, f"{where}; go on with {again}" if where else "; nothing was written yet") from None
     _print_json(report.model_dump(mode="json", exclude_unset=True)) if as_json else print_report(report, out)
     _stop_unless_good(report)
 

@@ -3,6 +3,7 @@
 Every image draws its crop and flip from (seed, epoch, its index) alone, so the number of workers changes nothing.
 """
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
@@ -78,6 +79,7 @@ class FolderSplit:
             batch_sampler=[batch.tolist() for batch in indices],
             num_workers=self.workers,
             collate_fn=_collate,
+            worker_init_fn=_leave_signals_to_the_parent,
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # its own, or it would draw from the global one
         )
@@ -117,6 +119,16 @@ class _Epoch(Dataset[Any]):
             # The transforms draw from the global generator; the caller finds it as it was.
             torch.manual_seed(mixed_seed(self.seed, self.epoch, index + 1))  # a key that ends in 0 is the order's
             return self.transform(image), label
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Ignore what asks the whole process group to stop: a worker that dies of it would be reported as a crash.
+
+    The parent ends its workers by its own means, and they end by themselves when it is gone.
+    """
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def _collate(items: list[tuple[Tensor, int] | Unreadable]) -> Any:
