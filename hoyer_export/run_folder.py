@@ -125,7 +125,7 @@ def _begun(out: Path, resume: bool) -> bool:
     if not out.is_dir():
         raise FileError(f"--out {out} is a file; give a folder that is absent or empty")
     names = sorted(entry.name for entry in out.iterdir() if not _is_leftover(entry))
-    if not names:
+    if not names or (out / _WHOLE).is_dir():  # whose files ``claimed`` puts there first
         _check_writable(out)
         return False
     if not (out / "recipe.toml").is_file():
@@ -199,29 +199,28 @@ def _made_and_locked(out: Path) -> Iterator[None]:
 
 @contextmanager
 def whole_folder(out: Path) -> Iterator[RunFolder]:
-    """Claim ``out``, and yield a temporary folder in it, whose files appear in ``out`` together on success.
+    """Yield a temporary folder in ``out``, whose files appear in ``out`` together on success.
 
     If the body raises, ``out`` is as it was before. The files are renamed one by one, because ``out`` may be a mount
     point or somebody's working directory; if that is interrupted, the next who claims ``out`` finishes it.
 
     Args:
-        out: absent or empty (``check_free``).
+        out: ``claimed`` by the caller.
 
     Raises:
-        FileError: ``out`` is not free, or cannot be made or written.
+        FileError: ``out`` cannot be written.
     """
-    with claimed(out):
+    try:
+        aside = Path(tempfile.mkdtemp(prefix=_ASIDE, suffix=".part", dir=out))
         try:
-            aside = Path(tempfile.mkdtemp(prefix=_ASIDE, suffix=".part", dir=out))
-            try:
-                yield RunFolder(aside)
-                os.replace(aside, out / _WHOLE)
-            finally:
-                shutil.rmtree(aside, ignore_errors=True)
-                if (out / _WHOLE).is_dir():  # also if somebody interrupts just now
-                    _publish(out)
-        except OSError as error:
-            raise cannot_write(out, error) from error
+            yield RunFolder(aside)
+            os.replace(aside, out / _WHOLE)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+            if (out / _WHOLE).is_dir():  # also if somebody interrupts just now
+                _publish(out)
+    except OSError as error:
+        raise cannot_write(out, error) from error
 
 
 _ASIDE = ".hoyer-export-"
@@ -231,9 +230,12 @@ _ATTEMPTS = 3
 
 
 def _publish(out: Path) -> None:
-    for file in sorted((out / _WHOLE).iterdir()):
-        os.replace(file, out / file.name)
-    (out / _WHOLE).rmdir()
+    try:
+        for file in sorted((out / _WHOLE).iterdir()):
+            os.replace(file, out / file.name)
+        (out / _WHOLE).rmdir()
+    except OSError as error:
+        raise cannot_write(out, error) from error
 
 
 @contextmanager

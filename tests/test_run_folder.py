@@ -1,11 +1,12 @@
-"""Files appear whole or not at all, and a folder that is not ours is left alone."""
+"""Files appear whole or not at all, a folder that is not ours is left alone, and a full disk is said to be full."""
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from hoyer_export.errors import FileError
+from hoyer_export.errors import CannotWrite, FileError
 from hoyer_export.run_folder import (
     RunFolder,
     check_free,
@@ -52,11 +53,43 @@ def test_a_folder_that_is_missing_is_said_with_the_file(tmp_path: Path) -> None:
         write_whole(tmp_path / "absent" / "a.txt", "x")
 
 
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENOSPC, "free some space there"),
+        (errno.EDQUOT, "free some of your quota"),
+        (errno.EROFS, "that disk can only be read"),
+        (errno.EFBIG, "allows no file of that size"),
+        (errno.EIO, "is failing"),
+        (errno.EACCES, "choose a folder that can be written"),
+    ],
+)
+@pytest.mark.parametrize("call", ["fsync", "replace", "open"])
+def test_a_disk_that_refuses_says_what_helps_and_leaves_the_old_file(
+    call: str, number: int, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "a.txt"
+    write_whole(target, "old")
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(*((Path, "write_bytes") if call == "open" else (os, call)), refuse)
+        with pytest.raises(CannotWrite) as caught:
+            write_whole(target, "twelve bytes")
+    assert f"cannot write {target} (12 bytes): {os.strerror(number)}; " in str(caught.value)
+    assert advice in str(caught.value)
+    assert ("free" in str(caught.value)) == (number in (errno.ENOSPC, errno.EDQUOT))
+    assert target.read_text() == "old"
+    assert listing(tmp_path) == ["a.txt"]
+
+
 @pytest.mark.parametrize("out", ["absent", "absent/deep", "empty"])
 def test_the_files_of_a_folder_appear_together(out: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / ".a.txt.part").touch()  # of an interrupted write
-    with whole_folder(tmp_path / out) as made:
+    with claimed(tmp_path / out), whole_folder(tmp_path / out) as made:
         for name in ("a.txt", "b.txt"):
             write_whole(made.path / name, name)
         assert not list(tmp_path.glob(f"{out}/[!.]*"))
@@ -71,7 +104,7 @@ def test_a_folder_whose_making_fails_is_as_it_was(out: str, tmp_path: Path) -> N
     (tmp_path / "empty").mkdir()
 
     def make_half() -> None:
-        with whole_folder(tmp_path / out) as made:
+        with claimed(tmp_path / out), whole_folder(tmp_path / out) as made:
             write_whole(made.path / "a.txt", "a")
             raise KeyboardInterrupt
 

@@ -5,11 +5,13 @@ Nothing is trained here. The files are made aside, and appear in the output fold
 
 import copy
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from itertools import islice
 from math import ceil, isfinite
 from pathlib import Path
+from typing import Concatenate, ParamSpec
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +30,7 @@ from hoyer_export.pipeline.cut_report import CutReport, FileFigures, Moved
 from hoyer_export.pipeline.inputs import check_output, proved_channels, two_images
 from hoyer_export.pipeline.phases import widths_text
 from hoyer_export.pipeline.progress import Progress
-from hoyer_export.run_folder import RunFolder, whole_folder, write_whole
+from hoyer_export.run_folder import RunFolder, claimed, whole_folder, write_whole
 from hoyer_export.surgery.cut import SlimModel, as_slim, cut
 from hoyer_export.surgery.dead_blocks import remove_dead_blocks
 from hoyer_export.surgery.folding import Folding, fold_constants
@@ -38,6 +40,8 @@ from hoyer_export.surgery.selection import Selection, select_channels
 from hoyer_export.surgery.slim_file import save_slim
 from hoyer_export.surgery.zero import zero_
 from hoyer_export.weights import load_weights
+
+Options = ParamSpec("Options")
 
 BATCH = 250
 """Images at a time; the last of them may bring a few more than were asked for."""
@@ -62,6 +66,20 @@ class _Dense:
     classes: int | None
 
 
+def _in_claimed_folder(
+    cutting: Callable[Concatenate[str, Path, Options], CutReport],
+) -> Callable[Concatenate[str, Path, Options], CutReport]:
+    """Claim the output folder before anything else, so that nobody makes the same files meanwhile."""
+
+    @wraps(cutting)
+    def claiming(name: str, out: Path, /, *args: Options.args, **options: Options.kwargs) -> CutReport:
+        with claimed(out):
+            return cutting(name, out, *args, **options)
+
+    return claiming
+
+
+@_in_claimed_folder
 def cut_network(
     name: str,
     out: Path,
@@ -116,62 +134,62 @@ def cut_network(
     """
     if data is None and (method == "dead" or dead_first):
         raise DataError("dead channels are found on images: give a data set (--data)")
+    if data is not None:
+        data.check_readable()
+    progress.headline(f"{name}: build, trace, self-test")
+    dense = _dense(name, weights, input_shape, classes, data, seed, allow_import)
+    start = as_slim(dense.model)
+    if dead_blocks:
+        start = remove_dead_blocks(dense.model, dense.example)
+    blocks = tuple(edit.module for edit in start.plan.edits)
+    channels = proved_channels(name, start.model, dense.example, progress)
+    budgets = {"macs": macs, "params": params, "threshold": threshold}
+    asked = {key: value for key, value in budgets.items() if value is not None}
+    if blocks:  # shares of the network that came, not of what is left of it
+        traced = trace_channels(dense.model, dense.example)
+        macs = None if macs is None else min(1.0, macs * dense_macs(traced) / dense_macs(channels))
+        params = (
+            None if params is None else min(1.0, params * params_of_keep(traced, {}) / params_of_keep(channels, {}))
+        )
+    progress.headline(" ".join(["cut:", method, *(f"{key} = {value}" for key, value in asked.items())]))
+    training = [] if data is None else _images(data.train, calibration, shuffle=True)
+    scored = start.model
+    if dead_first:
+        scored = copy.deepcopy(start.model)
+        zero_(scored, channels, select_channels(channels, scored, method="dead", inputs=training).keep)
+
+    def choose(params: float | None) -> tuple[Selection, Folding]:
+        chosen = select_channels(
+            channels,
+            scored,
+            macs=macs,
+            params=params,
+            threshold=threshold,
+            align=align,
+            method=method,
+            inputs=training if method == "dead" else [dense.example],
+        )
+        # What is a constant moves into the layers that read it; zeroing it would change what they compute.
+        return chosen, fold_constants(start.model, channels, chosen.keep, dense.example)
+
+    chosen, folding = choose(params)
+    if params is not None:
+        whole, slim_params = params_of_keep(channels, {}), params_of_keep(folding.channels, chosen.keep)
+        if slim_params > params * whole:  # layers gained biases, which the selection could not know of
+            biases = slim_params - params_of_keep(channels, chosen.keep)
+            chosen, folding = choose(params - biases / whole)
+    zeroed = copy.deepcopy(folding.model)
+    zero_(zeroed, folding.channels, chosen.keep)
+    whole_plan = SlimModel(zeroed, compose(start.plan, folding.plan))
+    slim = cut(whole_plan, folding.channels, chosen.keep, dense.example)
+    errors = [start.max_rel_error, folding.max_rel_error, slim.max_rel_error]
+    if gather:
+        slim = gather_inputs(slim, gather, dense.example)
+        errors.append(slim.max_rel_error)
+    moved = _moved(dense, zeroed, training, data, calibration)
+
+    progress.headline("export and verify: dense.onnx, slim.onnx")
     with whole_folder(out) as folder:
-        progress.headline(f"{name}: build, trace, self-test")
-        if data is not None:
-            data.check_readable()
-        dense = _dense(name, weights, input_shape, classes, data, seed, allow_import)
-        start = as_slim(dense.model)
-        if dead_blocks:
-            start = remove_dead_blocks(dense.model, dense.example)
-        blocks = tuple(edit.module for edit in start.plan.edits)
-        channels = proved_channels(name, start.model, dense.example, progress)
-        budgets = {"macs": macs, "params": params, "threshold": threshold}
-        asked = {key: value for key, value in budgets.items() if value is not None}
-        if blocks:  # shares of the network that came, not of what is left of it
-            traced = trace_channels(dense.model, dense.example)
-            macs = None if macs is None else min(1.0, macs * dense_macs(traced) / dense_macs(channels))
-            params = (
-                None if params is None else min(1.0, params * params_of_keep(traced, {}) / params_of_keep(channels, {}))
-            )
-        progress.headline(" ".join(["cut:", method, *(f"{key} = {value}" for key, value in asked.items())]))
-        training = [] if data is None else _images(data.train, calibration, shuffle=True)
-        scored = start.model
-        if dead_first:
-            scored = copy.deepcopy(start.model)
-            zero_(scored, channels, select_channels(channels, scored, method="dead", inputs=training).keep)
-
-        def choose(params: float | None) -> tuple[Selection, Folding]:
-            chosen = select_channels(
-                channels,
-                scored,
-                macs=macs,
-                params=params,
-                threshold=threshold,
-                align=align,
-                method=method,
-                inputs=training if method == "dead" else [dense.example],
-            )
-            # What is a constant moves into the layers that read it; zeroing it would change what they compute.
-            return chosen, fold_constants(start.model, channels, chosen.keep, dense.example)
-
-        chosen, folding = choose(params)
-        if params is not None:
-            whole, slim_params = params_of_keep(channels, {}), params_of_keep(folding.channels, chosen.keep)
-            if slim_params > params * whole:  # layers gained biases, which the selection could not know of
-                biases = slim_params - params_of_keep(channels, chosen.keep)
-                chosen, folding = choose(params - biases / whole)
-        zeroed = copy.deepcopy(folding.model)
-        zero_(zeroed, folding.channels, chosen.keep)
-        whole_plan = SlimModel(zeroed, compose(start.plan, folding.plan))
-        slim = cut(whole_plan, folding.channels, chosen.keep, dense.example)
-        errors = [start.max_rel_error, folding.max_rel_error, slim.max_rel_error]
-        if gather:
-            slim = gather_inputs(slim, gather, dense.example)
-            errors.append(slim.max_rel_error)
-        moved = _moved(dense, zeroed, training, data, calibration)
-
-        progress.headline("export and verify: dense.onnx, slim.onnx")
         figures = {
             file: _figures(file, model, path, dense, data)
             for file, model, path in (("dense", dense.model, folder.dense_onnx), ("slim", slim.model, folder.slim_onnx))
