@@ -136,7 +136,7 @@ def run(
     except (KeyboardInterrupt, CannotWrite) as error:
         where, again = _where_it_stands(out), f"the same command{'' if resume else ' and --resume'}"
         if isinstance(error, CannotWrite):
-            raise CannotWrite(f"{error}{f'; then go on{where} with {again}' if where else ''}") from error
+            raise CannotWrite(f"{error}{f'; then go on{where}, with {again}' if where else ''}") from error
         raise interrupted(error, f"{where}; go on with {again}" if where else "; nothing was written yet") from None
     _print_json(report.model_dump(mode="json", exclude_unset=True)) if as_json else print_report(report, out)
     _stop_unless_good(report)

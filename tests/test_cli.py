@@ -99,6 +99,14 @@ def test_inspect_proves_every_group_before_any_training(call) -> None:
     assert json.loads(call("inspect", "--network", "lenet5", "--json")[1])["verdicts"] is None
 
 
+def test_inspect_prints_the_same_twice_and_another_seed_other_numbers(call) -> None:
+    asked = ("inspect", "--network", "lenet5", "--prove", "--json")
+    first = call(*asked)[1]
+    torch.rand(3)  # whatever was drawn before
+    assert call(*asked)[1] == call(*asked, "--seed", "0")[1] == first
+    assert call(*asked, "--seed", "1")[1] != first
+
+
 def test_inspect_names_what_the_self_test_refutes(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "wide.py").write_text(
         "from torch import nn\n"

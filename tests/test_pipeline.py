@@ -259,23 +259,25 @@ def test_weights_name_their_network_and_the_file_its_normalisation(finished: Pat
 
 
 @pytest.mark.parametrize(
-    "cut",
+    ("cut", "standing"),
     [
-        {"epoch": ("dense", 1)},
-        {"epoch": ("sparse", 0)},
-        {"epoch": ("finetune", 0)},
-        {"headline": "verify"},
+        ({"epoch": ("dense", 1)}, "dense, epoch 3 of 3"),
+        ({"epoch": ("sparse", 0)}, "sparse, epoch 2 of 2"),
+        ({"epoch": ("finetune", 0)}, "finetune, epoch 2 of 2"),
+        ({"headline": "verify"}, "verify"),
     ],
     ids=str,
 )
-def test_a_run_that_was_cut_short_resumes_to_the_same_bits(
-    cut: dict[str, object], finished: Path, run: Runner, tmp_path: Path
+def test_a_run_that_was_cut_short_says_where_it_goes_on_and_resumes_to_the_same_bits(
+    cut: dict[str, object], standing: str, finished: Path, run: Runner, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     with pytest.raises(Stop):
         run(out, progress=StopAfter(**cut))
     assert not (out / "report.json").exists()
-    run(out, resume=True)
+    said = Listening()
+    run(out, resume=True, progress=said)
+    assert said.said[0] == f"going on with {standing}"
     whole, resumed = contents(finished), contents(out)
     assert resumed.keys() == whole.keys()
     for name in (

@@ -129,6 +129,18 @@ def test_a_damaged_python_file_is_one_line_that_names_it(tmp_path: Path, content
     assert message in read_one(tmp_path, "cifar-10-batches-py", "", content)
 
 
+def test_a_damaged_test_batch_is_found_where_the_data_is_loaded(whole_set) -> None:
+    root, folder = whole_set
+    path = next(iter((root / folder).glob("test_batch*")))
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    try:
+        with pytest.raises(DataError, match="test_batch"):
+            read_cifar10(root)
+    finally:
+        path.write_bytes(content)
+
+
 def test_a_missing_file_is_named(whole_set) -> None:
     root, folder = whole_set
     path = next(iter((root / folder).glob("data_batch_3*")))
