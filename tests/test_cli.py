@@ -226,6 +226,8 @@ def test_inspect_of_a_recipe_uses_its_data_budget_and_alignment(call, recipe: Pa
         ["bench", "a.onnx", "--threads", "0"],
         ["inspect"],
         ["inspect", "r.toml", "--network", "lenet5"],
+        ["inspect", "r.toml", "--seed", "3"],
+        ["inspect", "--network", "lenet5", "--seed", "-1"],
         ["inspect", "--network", "lenet5", "--input", "3x224"],
         ["inspect", "--network", "lenet5", "--classes", "100000000000"],
         ["inspect", "--network", "lenet5", "--macs", "2"],

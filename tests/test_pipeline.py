@@ -5,9 +5,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 
 from hoyer_export.deploy.macs import count_macs
@@ -370,6 +372,22 @@ def test_a_wrong_input_is_said_before_the_first_file_is_made(
         run(tmp_path / "out", *overrides)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unreadable_test_image_is_said_before_the_first_epoch(run: Runner, tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+    for place in (f"{part}/{name}" for part in ("train", "val", "test") for name in "ab"):
+        (root / place).mkdir(parents=True)
+        Image.fromarray(pixels).save(root / place / "0.png")
+    bad = root / "test" / "b" / "0.png"
+    bad.write_bytes(bad.read_bytes()[:-40])
+    told = ["network.in_channels=3", "network.classes=2"]
+    data = ["data.name=imagefolder", f"data.root={root}", "data.image_size=8"]
+    with pytest.raises(DataError, match="cannot read an image of imagefolder: ") as caught:
+        run(tmp_path / "out", *data, *told)
+    assert str(bad) in str(caught.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_dense_weights_are_where_training_starts_and_the_report_says_so(

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from hoyer_export.errors import FileError
-from hoyer_export.sparsify.checkpoint import load_checkpoint, save_checkpoint
+from hoyer_export.sparsify.checkpoint import epochs_done, load_checkpoint, save_checkpoint
 
 SETTINGS = {"phase": "dense", "lr": 0.1, "strength": None}
 HISTORY = [{"epoch": 0, "loss": 0.1 + 0.2}]
@@ -74,6 +74,7 @@ def test_what_is_saved_comes_back_to_the_bit(tmp_path, options):
 def test_a_later_checkpoint_replaces_an_earlier_one_and_nothing_else_is_left(path):
     save_checkpoint(path, *trained(), settings=SETTINGS, history=HISTORY * 2)
     assert load_checkpoint(path, *fresh(), settings=SETTINGS) == HISTORY * 2
+    assert epochs_done(path) == 2
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
@@ -81,6 +82,14 @@ def test_a_folder_that_is_absent_is_one_line(tmp_path):
     with pytest.raises(FileError, match=r"^cannot write .*No such file") as caught:
         save_checkpoint(tmp_path / "absent" / "c", *trained(), settings=SETTINGS, history=HISTORY)
     assert "\n" not in str(caught.value)
+
+
+def test_the_epochs_of_a_checkpoint_are_counted_without_its_tensors(path):
+    assert epochs_done(path) == 1
+    assert epochs_done(path.with_name("absent")) == 0
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(FileError, match=r"is no whole checkpoint \(.+\); delete it"):
+        epochs_done(path)
 
 
 def flip_last_bit(content: bytes) -> bytes:
