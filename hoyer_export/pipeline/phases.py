@@ -26,7 +26,7 @@ from hoyer_export.sparsify.training import EpochRecord, evaluate_accuracy, train
 from hoyer_export.surgery.cut import SlimModel, cut
 from hoyer_export.surgery.selection import Selection, select_channels
 from hoyer_export.surgery.slim_file import load_slim, save_slim
-from hoyer_export.surgery.zero import zero_
+from hoyer_export.surgery.zero import named_tensors, zero_
 from hoyer_export.weights import load_weights
 
 PHASES = ("dense", "sparse", "finetune")
@@ -117,7 +117,7 @@ def _cut(inputs: Inputs, progress: Progress) -> _Cut:
     )
     if chosen.warning:
         progress.note(chosen.warning)
-    norms = channel_norms(inputs.channels, dict(inputs.network.named_parameters()))
+    norms = channel_norms(inputs.channels, named_tensors(inputs.network))
     zeroed = copy.deepcopy(inputs.network)
     zero_(zeroed, inputs.channels, chosen.keep)
     slim = cut(zeroed, inputs.channels, chosen.keep, inputs.example)

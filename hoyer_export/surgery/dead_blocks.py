@@ -22,7 +22,14 @@ from torch import Tensor, nn
 from hoyer_export.surgery.cut import SlimModel, as_slim
 from hoyer_export.surgery.edits import ShortcutEdit, shortcut_of
 from hoyer_export.surgery.plan import PruningPlan, compose, with_plan
-from hoyer_export.surgery.proof import ExampleInputs, in_float64, proof_cases, prove_equal, run_in_float64
+from hoyer_export.surgery.proof import (
+    ExampleInputs,
+    in_float64,
+    proof_cases,
+    prove_equal,
+    rel_difference,
+    run_in_float64,
+)
 
 _SCALES = (3.0, 1e6)
 """Of the noise: a ReLU6 saturates at the first, and a ReLU that sleeps behind a large shift wakes up at the second."""
@@ -66,8 +73,9 @@ def remove_dead_blocks(model: nn.Module | SlimModel, example_inputs: ExampleInpu
     for reduction in found:
         for target in (proved, slim):
             _fold_(target, reduction)
-    error = prove_equal(given.model, proved, example_inputs, "the dead blocks are used in another way as well")
-    return SlimModel(slim, compose(given.plan, plan), error)
+    error = prove_equal(given.model, proved, example_inputs, "the dead blocks are used in another way as well").error
+    delivered = rel_difference(given.model, slim, example_inputs)
+    return SlimModel(slim, compose(given.plan, plan), error, delivered)
 
 
 @dataclass(frozen=True)
