@@ -106,8 +106,8 @@ def _prove_unsettled(
     zero_(other, channels, keep)
     if prove_equal(other, with_plan(other, plan), example_inputs, cause=_HIDDEN_WIDTH).is_blind:
         raise CutRefused(
-            "nothing was proved: the network's outputs are the same whatever its input is, and so is what they are decided"
-            " from; let it return its logits or scores as well"
+            "nothing was proved: the network's outputs are the same whatever its input is, and so is what they are"
+            " decided from; let it return its logits or scores as well"
         )
 
 

@@ -1,9 +1,9 @@
 """What a network decides while it runs: comparisons, argmax, sorting, rounding, numbers that Python reads.
 
-A decision says little about the numbers that it was made from: two networks may agree in every class and in no logit. So
-the proof compares the numbers in front of each decision, and hands the decisions of the first network to the second. From
-there on both follow the same path: a tie that rounding turns over no longer reorders what comes behind it, and whatever
-still differs is a difference.
+A decision says little about the numbers that it was made from: two networks may agree in every class and in no logit.
+So the proof compares the numbers in front of each decision, and hands the decisions of the first network to the second.
+From there on both follow the same path: a tie that rounding turns over no longer reorders what comes behind it, and
+whatever still differs is a difference.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,9 +25,11 @@ ample room, and a single wrong channel moves an output by orders of magnitude mo
 
 # They return floating-point numbers, and yet steps: a small difference shows nowhere, or as a whole one.
 _STEPS = frozenset(
-    "sign sgn round floor ceil trunc frac fix heaviside floor_divide remainder fmod bernoulli histc bincount gt ge lt le"
-    " eq ne logical_and logical_or logical_xor logical_not fake_quantize_per_tensor_affine"
-    " fake_quantize_per_channel_affine".split()
+    (
+        *("sign", "sgn", "round", "floor", "ceil", "trunc", "frac", "heaviside", "floor_divide", "remainder", "fmod"),
+        *("gt", "ge", "lt", "le", "eq", "ne", "logical_and", "logical_or", "logical_xor", "logical_not"),
+        *("bernoulli", "histc", "bincount", "fake_quantize_per_tensor_affine", "fake_quantize_per_channel_affine"),
+    )
 )
 # Python or numpy read the numbers here, below torch's dispatcher; ``item``, ``float()`` and the like pass through it.
 _READS = frozenset((Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__))

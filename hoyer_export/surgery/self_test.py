@@ -35,9 +35,9 @@ class Verdict:
 
     Args:
         group: name of the group; of the module (or parameter) where the channels are unprunable.
-        verdict: ``proved``: zeroed and cut networks agree, and zeroing was seen; ``unseen``: they agree, but zeroing moved
-            no output, nor anything that one is decided from, so that nothing was shown; ``refuted``: they do not agree;
-            ``unprunable``: not tried.
+        verdict: ``proved``: zeroed and cut networks agree, and zeroing was seen; ``unseen``: they agree, but zeroing
+            moved no output, nor anything that one is decided from, so that nothing was shown; ``refuted``: they do not
+            agree; ``unprunable``: not tried.
         channels: how many there are.
         reason: why they are not proved; empty where they are.
         max_rel_error: of the cut that proved the group, together with all the others; None where nothing is proved.

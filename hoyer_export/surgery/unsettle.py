@@ -1,6 +1,6 @@
 """Weights that no removal can hide behind.
 
-In an untrained network a head may start at zero, every γ is 1 and every β is 0: next to these every removal looks exact.
+In an untrained network a head may start at zero, every γ is 1 and every β is 0: there every removal looks exact.
 """
 
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""A network that returns decisions is proved by what it decides from, and a tie that rounding turns over is no error."""
+"""A network that returns decisions is proved by what it decides from; a tie that rounding turns over is no error."""
 
 import copy
 from collections.abc import Callable
