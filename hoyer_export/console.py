@@ -166,13 +166,14 @@ def _print_unprunable(console: Console, found: "Inspection", everything: bool) -
 
 def _print_verdicts(console: Console, verdicts: "tuple[Verdict, ...]") -> None:
     proved = [verdict for verdict in verdicts if verdict.verdict == "proved"]
+    unseen = [verdict for verdict in verdicts if verdict.verdict == "unseen"]
     refuted = [verdict for verdict in verdicts if verdict.verdict == "refuted"]
     error = max((verdict.max_rel_error or 0.0 for verdict in proved), default=0.0)
     agree = f"; zeroed and cut networks agree to {small(error)} in float64" if proved else ""
-    console.print(_plain(f"self-test: {len(proved)} of {len(proved) + len(refuted)} groups proved{agree}"))
-    for verdict in proved:
-        if verdict.reason:
-            console.print(f"[yellow]{escape(verdict.group)}:[/] {escape(verdict.reason)}", highlight=False)
+    tried = len(proved) + len(unseen) + len(refuted)
+    console.print(_plain(f"self-test: {len(proved)} of {tried} groups proved{agree}"))
+    for verdict in unseen:
+        console.print(f"[yellow]not proved:[/] {escape(verdict.group)}: {escape(verdict.reason)}", highlight=False)
     for verdict in refuted:
         line = f"[bold red]refuted, left whole:[/] {escape(verdict.group)}: {escape(verdict.reason)}"
         console.print(line, highlight=False)
@@ -206,7 +207,10 @@ def print_cut(found: "CutReport", folder: Path) -> None:
         console.print(_plain(f"dead blocks, now their shortcuts: {', '.join(found.dead_blocks)}"))
     for layer, (features, read) in found.gathered.items():
         console.print(_plain(f"{layer} reads {read:,} of {features:,} input features"))
-    console.print(_plain(f"cut: zeroed and slim network agree to {small(found.max_rel_error)} (relative, float64)"))
+    rounded = found.delivered_rel_error
+    shifts = f"; with its shifts in float32 to {small(rounded)}" if rounded > found.max_rel_error else ""
+    agree = small(found.max_rel_error)
+    console.print(_plain(f"cut: zeroed and slim network agree to {agree} (relative, float64){shifts}"))
     for moved in found.moved:
         console.print(_plain(_moved_words(moved)))
     for name, figures in (("dense.onnx", dense), ("slim.onnx", slim)):

@@ -61,6 +61,8 @@ class CutReport:
         widths: group name → (dense, slim) number of channels.
         max_rel_error: the largest over all steps (dead blocks, folding, cut, gather) in float64, each against the
             network before it.
+        delivered_rel_error: the same with the numbers that a step computed (folded constants) rounded to float32, as
+            they are delivered.
         moved: outputs before and after zeroing.
         dense: the network that came.
         slim: the one that goes.
@@ -81,6 +83,7 @@ class CutReport:
     met: bool
     widths: dict[str, tuple[int, int]]
     max_rel_error: float
+    delivered_rel_error: float
     moved: tuple[Moved, ...]
     dense: FileFigures
     slim: FileFigures

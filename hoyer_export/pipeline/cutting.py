@@ -163,10 +163,10 @@ def cut_network(
     zero_(zeroed, folding.channels, chosen.keep)
     whole_plan = SlimModel(zeroed, compose(start.plan, folding.plan))
     slim = cut(whole_plan, folding.channels, chosen.keep, dense.example)
-    errors = [start.max_rel_error, folding.max_rel_error, slim.max_rel_error]
+    steps: list[SlimModel | Folding] = [start, folding, slim]
     if gather:
         slim = gather_inputs(slim, gather, dense.example)
-        errors.append(slim.max_rel_error)
+        steps.append(slim)
     moved = _moved(dense, zeroed, training, data, calibration)
 
     progress.headline("export and verify: dense.onnx, slim.onnx")
@@ -191,7 +191,8 @@ def cut_network(
         asked=asked,
         met=all(shares[key] <= value for key, value in asked.items() if key in shares),
         widths={group.name: (group.width, len(chosen.keep[group.name])) for group in channels.groups},
-        max_rel_error=max(error or 0.0 for error in errors),
+        max_rel_error=max(step.max_rel_error or 0.0 for step in steps),
+        delivered_rel_error=max(step.delivered_rel_error or 0.0 for step in steps),
         moved=moved,
         dense=figures["dense"],
         slim=figures["slim"],

@@ -163,6 +163,8 @@ def proved_channels(name: str, network: nn.Module, example: Tensor, progress: Pr
     for verdict in tested.verdicts:
         if verdict.verdict == "refuted":
             progress.note(f"self-test: {verdict.group} is left whole ({verdict.channels} channels): {verdict.reason}")
+        elif verdict.verdict == "unseen":
+            progress.note(f"self-test: {verdict.group} is not proved ({verdict.channels} channels): {verdict.reason}")
     if not tested.channels.groups:
         reasons = sorted({entry.reason for entry in tested.channels.unprunable})
         raise NetworkError(

@@ -102,13 +102,15 @@ def _prove_unsettled(
     example_inputs: ExampleInputs,
 ) -> None:
     """Prove the cut on a copy whose weights let the input through; CutRefused where even that shows nothing."""
-    other = unsettled(model, example_inputs, torch.Generator().manual_seed(0))
-    zero_(other, channels, keep)
-    if prove_equal(other, with_plan(other, plan), example_inputs, cause=_HIDDEN_WIDTH).is_blind:
-        raise CutRefused(
-            "nothing was proved: the network's outputs are the same whatever its input is, and so is what they are"
-            " decided from; let it return its logits or scores as well"
-        )
+    for size in (1.0, 4.0, 16.0):  # a larger shift wakes what sleeps behind a ReLU
+        other = unsettled(model, example_inputs, torch.Generator().manual_seed(0), size)
+        zero_(other, channels, keep)
+        if not prove_equal(other, with_plan(other, plan), example_inputs, cause=_HIDDEN_WIDTH).is_blind:
+            return
+    raise CutRefused(
+        "nothing was proved: the network's outputs are the same whatever its input is, and so is what they are decided"
+        " from; let it return its logits or scores as well"
+    )
 
 
 def _require_silence(model: nn.Module, channels: ChannelMap, keep: Mapping[str, Tensor]) -> None:

@@ -11,19 +11,22 @@ from torch import Tensor, nn
 from hoyer_export.surgery.proof import ExampleInputs, in_float64, proof_cases, run
 
 
-def unsettled(model: nn.Module, example_inputs: ExampleInputs, generator: torch.Generator) -> nn.Module:
+def unsettled(
+    model: nn.Module, example_inputs: ExampleInputs, generator: torch.Generator, size: float = 1.0
+) -> nn.Module:
     """Return a copy, in float64, in which every channel counts: nothing is zero, and no signal dies on its way.
 
     Args:
         model: any network; it is not touched.
         example_inputs: what it is called with; its batch norms measure their statistics on them and on noise.
         generator: of the numbers that are drawn, on the CPU.
+        size: of the numbers: what is added to a vector or a constant is from 0.2 to 0.7 of it.
     """
     model = in_float64(model)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.is_floating_point() and _is_settled(parameter):
-                parameter.add_(_noise(parameter, generator).mul_(0.5).add_(0.2))
+                parameter.add_(_noise(parameter, generator).mul_(0.5).add_(0.2).mul_(size))
         _measure_statistics_(model, example_inputs)
         buffers = dict(model.named_buffers())
         for name, variance in buffers.items():
