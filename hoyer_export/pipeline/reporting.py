@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from hoyer_export.environment import OWN
 from hoyer_export.errors import FileError
 from hoyer_export.recipe import Recipe, load_recipe
 from hoyer_export.report.files import read_report, write_report
@@ -71,5 +72,5 @@ def _assemble(recipe: Recipe, stages: dict[str, dict[str, Any]]) -> Report:
         verify={key: stages["verify"][key] for key in ("passed", "checks", "onnx")},
         latency=bench,
         budget_asked=recipe.cut.asked(),
-        tool_version=environment["versions"].get("hoyer-export", "not installed"),
+        tool_version=environment["versions"].get(OWN, "unknown"),
     )
