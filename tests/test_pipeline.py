@@ -244,8 +244,73 @@ def test_metrics_hold_one_line_an_epoch(finished: Path) -> None:
     assert all((line["penalty"] is not None) == (line["phase"] == "sparse") for line in lines)
 
 
-def test_the_recipe_in_the_folder_is_the_resolved_one(finished: Path, home: Path) -> None:
-    assert load_recipe(finished / "recipe.toml") == recipe(home)
+def test_the_recipe_in_the_folder_holds_what_was_in_force(finished: Path, home: Path) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    # The digits' own: no augmentation, 8×8 pixels; mean and deviation as the exported file has them.
+    normal = report_of(finished)["input"]
+    in_force = [f"device={device}", "threads=1", "data.augment=false", "data.image_size=8"]
+    in_force += [f"data.{key}={normal[key]}" for key in ("mean", "std")]
+    resolved = load_recipe(finished / "recipe.toml")
+    assert resolved == recipe(home, *in_force)
+    assert report_of(finished)["recipe"] == resolved.model_dump(mode="json", exclude_none=True)
+
+
+def test_the_resolved_recipe_alone_makes_the_same_run_again(finished: Path, tmp_path: Path) -> None:
+    again = load_recipe(finished / "recipe.toml")
+    out = tmp_path / "again"
+    torch.set_num_threads(2)  # not the number that was in force; the recipe says which
+    try:
+        run_recipe(again, out, allow_import=["tiny_nets"], progress=Silent())
+    finally:
+        torch.set_num_threads(1)
+    assert (out / "recipe.toml").read_bytes() == (finished / "recipe.toml").read_bytes()
+    for name in ("dense.safetensors", "sparse.safetensors", "slim.onnx", "widths.json"):
+        assert (out / name).read_bytes() == (finished / name).read_bytes(), name
+    reports = [{key: it for key, it in report_of(run).items() if key not in MEASURED} for run in (finished, out)]
+    assert reports[0] == reports[1]
+
+
+def test_what_a_known_network_is_built_with_is_in_the_resolved_recipe(run: Runner, tmp_path: Path) -> None:
+    with pytest.raises(Stop):
+        run(tmp_path / "out", "network.name=cifar_resnet20", progress=StopAfter(headline="dense"))
+    network = load_recipe(tmp_path / "out" / "recipe.toml").network
+    assert (network.in_channels, network.classes) == (1, 10)
+
+
+def test_resume_takes_the_recipe_as_given_and_as_resolved_and_none_that_opens_what_was_set(
+    run: Runner, home: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(Stop):
+        run(out, "data.augment=true", progress=StopAfter(epoch=("dense", 0)))
+    given, written = recipe(home, "data.augment=true"), load_recipe(out / "recipe.toml")
+    assert given != written
+    for again in (given, written):
+        with pytest.raises(Stop):
+            run_recipe(again, out, resume=True, allow_import=["tiny_nets"], progress=StopAfter(epoch=("dense", 1)))
+    with pytest.raises(RecipeError, match=r"another recipe, data\.augment: true → nothing; give"):
+        run(out, resume=True)
+    with pytest.raises(RecipeError, match=r"another recipe, data\.image_size: 8 → 9; give"):
+        run(out, "data.augment=true", "data.image_size=9", resume=True)
+
+
+def test_a_run_that_ended_before_it_wrote_down_what_it_is_begins_anew(run: Runner, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(Stop):
+        run(out, progress=StopAfter(headline="dense"))
+    (out / "stages.json").unlink()
+    with pytest.raises(Stop):
+        run(out, "seed=1", resume=True, progress=StopAfter(headline="dense"))
+    assert load_recipe(out / "recipe.toml").seed == 1
+
+
+def test_a_gpu_that_is_not_there_is_said_before_the_first_file_is_made(
+    run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RecipeError, match='device = "cuda", but torch sees no GPU'):
+        run(tmp_path / "out", "device=cuda")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_weights_name_their_network_and_the_file_its_normalisation(finished: Path) -> None:
