@@ -320,7 +320,8 @@ def print_benchmark(found: "BenchmarkRecord") -> None:
         speed = ""
         if index:
             speedup = found.speedups[index - 1]
-            speed = f"{times(speedup.median)} ({speedup.ci95[0]:.3g}–{speedup.ci95[1]:.3g})"
+            within = "too noisy" if speedup.ci95 is None else f"{speedup.ci95[0]:.3g}–{speedup.ci95[1]:.3g}"
+            speed = f"{times(speedup.median)} ({within})"
         numbers = (file.p50_ms, file.p90_ms, file.p99_ms, file.min_ms, file.cpu_ms, file.gmacs_per_second)
         table.add_row(escape(file.file), *(f"{number:.3g}" for number in numbers), exact(file.n), speed)
     console = _console()

@@ -443,7 +443,7 @@ def test_dense_weights_are_where_training_starts_and_the_report_says_so(
     assert (out / "dense.safetensors").read_bytes() == weights.read_bytes()
     report = report_of(out)
     assert report["dense"]["accuracy"] == report_of(finished)["dense"]["accuracy"]
-    assert report["validation"] == "seen in training"
+    assert report["validation"] == "may have been seen in training"
     # The path of the weights was absolute; whose machine it is stays private.
     assert report["recipe"]["dense"]["weights"] == "dense.safetensors"
     assert str(tmp_path) not in (out / "report.json").read_text()

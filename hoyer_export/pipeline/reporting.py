@@ -59,7 +59,7 @@ def _assemble(recipe: Recipe, stages: dict[str, dict[str, Any]]) -> Report:
         data=stages["inputs"]["data"],
         input=stages["inputs"]["input"],
         # Nobody can tell whether given weights saw these images; training images are what weights are trained on.
-        validation=None if recipe.dense.weights is None else "seen in training",
+        validation=None if recipe.dense.weights is None else "may have been seen in training",
         recipe=recipe.model_dump(mode="json", exclude_none=True),
         environment=environment,
         seconds={stage: record["seconds"] for stage, record in stages.items() if "seconds" in record},

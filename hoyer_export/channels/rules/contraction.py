@@ -8,7 +8,6 @@ from math import prod
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from hoyer_export.channels.rules.names import named
