@@ -14,7 +14,7 @@ import torch
 def kept_random_state() -> Iterator[None]:
     """Give the generators of the CPU and of every GPU the state back that they had."""
     # A GPU that nobody has used yet has no state that could be lost, and asking for it would take its memory.
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices=gpus):
         yield
 

@@ -103,7 +103,7 @@ def _dense_words(made: Making) -> str:
         return "" if not made.dense_epochs else f"The dense network trained for {_counted(made.dense_epochs)}."
     given = f"The dense network is the given one ({made.weights})"
     trained = f"trained here for {_counted(made.dense_epochs)}" if made.dense_epochs else "not trained here"
-    return f"{given}, {trained}; which images it had seen is not known."
+    return f"{given}, {trained}; this run cannot tell which images it had seen."
 
 
 def _sparse_words(made: Making) -> str:
@@ -129,11 +129,16 @@ def _cut_words(report: Report, made: Making) -> str:
     groups = f"{len(report.widths)} group{'' if len(report.widths) == 1 else 's'}"
     if not made.cut:
         return f"Nothing was cut: all {exact(made.before)} channels of {groups} stay."
-    blocks = f", in blocks of {report.align}" if report.align and report.align > 1 else ""
+    blocks = f", {aligned_words(report.align)}" if report.align and report.align > 1 else ""
     return (
         f"The channels with the smallest norms in their groups were zeroed and removed: {exact(made.before)} channels "
         f"in {groups} became {exact(made.after)}{blocks}."
     )
+
+
+def aligned_words(align: int) -> str:
+    """Return to what widths were rounded up: beside whole blocks of 16, 8 is allowed."""
+    return f"widths rounded up to whole blocks of {align}{' or to 8' if align == 16 else ''}"
 
 
 def _counted(epochs: int) -> str:

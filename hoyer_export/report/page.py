@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from hoyer_export.report import number_format
 from hoyer_export.report.curves import phase_names, training_curves
-from hoyer_export.report.making import how_it_was_made, making, stage_seconds
+from hoyer_export.report.making import aligned_words, how_it_was_made, making, stage_seconds
 from hoyer_export.report.metrics import Epoch
 from hoyer_export.report.plots import distributions_plot
 from hoyer_export.report.record import Report
@@ -115,6 +115,7 @@ def render_page(report: Report, metrics: Sequence[Epoch]) -> str:
         report=report,
         made=making(report),
         sentences=how_it_was_made(report),
+        aligned=aligned_words(report.align or 1),
         asks_a_share=asks_a_share(report),
         network=network,
         data=data,

@@ -164,7 +164,7 @@ def train(
         channels = regulariser.channels
     _check_device(device, precision)
     if device.type == "cuda":
-        torch.cuda.init()  # so that its generator has a state to be kept
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # so that its generator has a state to be kept
     history: list[EpochRecord] = []
     with _kept_modes(model), kept_random_state():
         model.to(device)

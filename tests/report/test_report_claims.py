@@ -55,7 +55,7 @@ CLAIMS: list[tuple[str, Callable[[Arguments], object], list[str], list[str]]] = 
             "The dense network trained for 30 epochs.",
             "trained with Group-HS for 30 epochs at strength 0.002",
             "Before the cut: 88.61 % test accuracy, 46.3 % of the MACs at effective widths.",
-            "448 channels in 12 groups became 392, in blocks of 8.",
+            "448 channels in 12 groups became 392, widths rounded up to whole blocks of 8",
             "The slim network then trained for 15 epochs.",
         ],
         ["not trained", "changed little", "Nothing was cut", "no Group-HS"],
@@ -73,6 +73,13 @@ CLAIMS: list[tuple[str, Callable[[Arguments], object], list[str], list[str]]] = 
         ["trained with Group-HS", "Group-HS training", "Pruned with Group-HS", "group-hs,", "changed little"],
     ),
     (
+        "blocks of 16, of which half a one is allowed",
+        lambda arguments: arguments.update(align=16),
+        ["became 392, widths rounded up to whole blocks of 16 or to 8"],
+        [],
+    ),
+    ("odd widths", lambda arguments: arguments.update(align=1), ["became 392."], ["blocks of 1 ", "rounded up"]),
+    (
         "no fine-tuning",
         phase("finetune", epochs=0),
         ["The slim network was not trained after the cut."],
@@ -87,7 +94,7 @@ CLAIMS: list[tuple[str, Callable[[Arguments], object], list[str], list[str]]] = 
     (
         "given weights",
         phase("dense", epochs=0, weights="given.pth"),
-        ["The dense network is the given one (given.pth), not trained here; which images it had seen is not known."],
+        ["The dense network is the given one (given.pth), not trained here; this run cannot tell which images it had"],
         ["dense network trained", "dense training"],
     ),
     (
