@@ -3,12 +3,15 @@
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import example_reports
 import pytest
 from test_report_page import Page
 
+from hoyer_export.console import print_benchmark, print_report
+from hoyer_export.deploy.benchmark import BenchmarkRecord, LatencyRecord, Speedup
 from hoyer_export.report.card import render_card
 from hoyer_export.report.page import render_page
 from hoyer_export.report.record import Report, assemble_report
@@ -224,3 +227,25 @@ def test_cpu_time_of_several_threads_is_explained() -> None:
     words = told(assemble_report(**arguments))["page"]
     assert "CPU time is the sum over all threads" in words
     assert "CPU time is the sum" not in told(example_reports.passed())["page"]
+
+
+def test_the_terminal_gives_no_interval_either(capsys: pytest.CaptureFixture[str]) -> None:
+    print_report(example_reports.noisy(), Path("run"))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "speed: 1.08× as fast (the machine was too noisy for an interval)" in said
+    assert "Noisy machine: too noisy to say: times spread by 41% of their median" in said
+    print_report(example_reports.passed(), Path("run"))
+    assert "2.21× as fast (95 % interval 2.19–2.24)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("ci95", "noisy", "within"), [((1.45, 1.49), None, "1.47× (1.45–1.49)"), (None, "busy", "1.47× (too noisy)")]
+)
+def test_the_table_of_a_measurement_gives_an_interval_where_there_is_one(
+    ci95: tuple[float, float] | None, noisy: str | None, within: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = tuple(LatencyRecord(name, 1, 1, 1, 1, 10, 1, 1, ()) for name in ("a.onnx", "b.onnx"))
+    print_benchmark(BenchmarkRecord(files, (Speedup(1.47, ci95),), 1, 1, noisy))
+    said = capsys.readouterr().out
+    assert within in said
+    assert ("warning: busy" in said) == (noisy is not None)
