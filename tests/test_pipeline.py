@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -12,6 +13,7 @@ from safetensors import safe_open
 
 from hoyer_export.deploy.macs import count_macs
 from hoyer_export.errors import DataError, FileError, HoyerExportError, NetworkError, RecipeError
+from hoyer_export.pipeline import phases
 from hoyer_export.pipeline.chain import cut_run, export_run, run_recipe, verify_run
 from hoyer_export.pipeline.reporting import report_run
 from hoyer_export.recipe import Recipe, load_recipe
@@ -125,6 +127,19 @@ class Listening(Silent):
 
     def note(self, text: str) -> None:
         self.said.append(text)
+
+
+class ListeningUntil(Listening):
+    """Remembers what it was told until a stage begins."""
+
+    def __init__(self, stage: str) -> None:
+        super().__init__()
+        self._stage = stage
+
+    def headline(self, text: str) -> None:
+        super().headline(text)
+        if text.startswith(self._stage):
+            raise Stop
 
 
 class StopAtDense(Silent):
@@ -459,6 +474,26 @@ def test_params_and_thresholds_cut_too(override: str, finished: Path, run: Runne
     exported = read_stages(RunFolder(out))["export"]
     share = exported["slim"]["params"] / exported["dense"]["params"]
     assert share <= 0.5 if "params" in override else share < 1
+
+
+@pytest.mark.parametrize(
+    ("epochs", "strength", "said"),
+    [
+        (1, 1e-9, ["sparse: 1 epoch, Group-HS, strength 1e-09 (relative)", "Group-HS changed little: "]),
+        (1, 0.0, ["sparse: 1 epoch, Group-HS, strength 0 (relative)"]),
+        (0, 1e-3, ["sparse: 0 epochs, no Group-HS"]),
+    ],
+)
+def test_what_group_hs_did_is_said_while_it_trains(
+    epochs: int, strength: float, said: list[str], finished: Path, run: Runner, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(phases, "LITTLE_EFFECT", 0.0)  # however much of this tiny network is effective
+    heard = ListeningUntil("cut")
+    given = [f"dense.weights={finished / 'dense.safetensors'}", "dense.epochs=0"]
+    with pytest.raises(Stop):
+        run(tmp_path / "out", *given, f"sparse.epochs={epochs}", f"sparse.strength={strength}", progress=heard)
+    about = [line for line in heard.said if "Group-HS" in line]
+    assert [line.startswith(start) for line, start in zip(about, said, strict=True)] == [True] * len(said)
 
 
 def test_a_training_that_diverges_is_said_with_its_phase(run: Runner, tmp_path: Path) -> None:

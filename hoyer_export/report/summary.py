@@ -10,6 +10,8 @@ from hoyer_export.report.making import changed_little, little_effect_words, maki
 from hoyer_export.report.number_format import percent, points, share, small, times
 from hoyer_export.report.record import Report
 
+MOST_LOST = 1.0
+"""Points of accuracy below dense from which a slim network that was not fine-tuned is warned of."""
 MOST_SHOWN = 3
 """Failed steps named at the top; all of them stand further down."""
 
@@ -188,6 +190,9 @@ def cautions(report: Report) -> tuple[Caution, ...]:
         )
     if width is not None and changed_little(report):
         found.append(Caution(False, "Group-HS changed little", little_effect_words(width)))
+    if made.cut and made.finetune_epochs == 0 and accuracy_change(report) < -MOST_LOST:
+        lost = f"accuracy is {points(accuracy_change(report))} from dense; set finetune.epochs"
+        found.append(Caution(False, "Not trained after the cut", lost))
     if report.data is not None and report.data.classes == 1:
         found.append(Caution(False, "One class", "every answer is right, so that accuracy says nothing"))
     return tuple(found)

@@ -86,7 +86,19 @@ CLAIMS: list[tuple[str, Callable[[Arguments], object], list[str], list[str]]] = 
         "no fine-tuning",
         phase("finetune", epochs=0),
         ["The slim network was not trained after the cut."],
-        ["then trained", "fine-tuning"],
+        ["then trained", "fine-tuning", "Not trained after the cut"],
+    ),
+    (
+        "a loss without fine-tuning",
+        lambda arguments: (phase("finetune", epochs=0)(arguments), arguments["slim"].update(accuracy=60.0)),
+        ["Not trained after the cut: accuracy is −31.73 points from dense; set finetune.epochs."],
+        [],
+    ),
+    (
+        "a loss with fine-tuning",
+        lambda arguments: arguments["slim"].update(accuracy=60.0),
+        ["−31.73 points"],
+        ["Not trained after the cut"],
     ),
     (
         "one epoch",
