@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from hoyer_export.deploy.macs import count_macs
 from hoyer_export.errors import DataError, FileError, HoyerExportError, NetworkError, RecipeError
-from hoyer_export.pipeline import phases
+from hoyer_export.pipeline import chain, inputs, phases
 from hoyer_export.pipeline.chain import cut_run, export_run, run_recipe, verify_run
 from hoyer_export.pipeline.reporting import report_run
 from hoyer_export.recipe import Recipe, load_recipe
@@ -285,11 +285,10 @@ def test_the_resolved_recipe_alone_makes_the_same_run_again(finished: Path, tmp_
     assert reports[0] == reports[1]
 
 
-def test_what_a_known_network_is_built_with_is_in_the_resolved_recipe(run: Runner, tmp_path: Path) -> None:
-    with pytest.raises(Stop):
-        run(tmp_path / "out", "network.name=cifar_resnet20", progress=StopAfter(headline="dense"))
-    network = load_recipe(tmp_path / "out" / "recipe.toml").network
-    assert (network.in_channels, network.classes) == (1, 10)
+def test_what_a_known_network_is_built_with_is_in_the_resolved_recipe(home: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(inputs, "proved_channels", lambda *_: None)
+    found = inputs.load_inputs(recipe(home, "network.name=cifar_resnet20"), allow_import=[], progress=Silent())
+    assert (found.recipe.network.in_channels, found.recipe.network.classes) == (1, 10)
 
 
 def test_resume_takes_the_recipe_as_given_and_as_resolved_and_none_that_opens_what_was_set(
@@ -309,7 +308,10 @@ def test_resume_takes_the_recipe_as_given_and_as_resolved_and_none_that_opens_wh
         run(out, "data.augment=true", "data.image_size=9", resume=True)
 
 
-def test_a_run_that_ended_before_it_wrote_down_what_it_is_begins_anew(run: Runner, tmp_path: Path) -> None:
+def test_a_run_that_ended_before_it_wrote_down_what_it_is_begins_anew(
+    run: Runner, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(chain, "check_export", lambda inputs: None)
     out = tmp_path / "out"
     with pytest.raises(Stop):
         run(out, progress=StopAfter(headline="dense"))
@@ -487,6 +489,7 @@ def test_params_and_thresholds_cut_too(override: str, finished: Path, run: Runne
 def test_what_group_hs_did_is_said_while_it_trains(
     epochs: int, strength: float, said: list[str], finished: Path, run: Runner, tmp_path: Path, monkeypatch: Any
 ) -> None:
+    monkeypatch.setattr(chain, "check_export", lambda inputs: None)
     monkeypatch.setattr(phases, "LITTLE_EFFECT", 0.0)  # however much of this tiny network is effective
     heard = ListeningUntil("cut")
     given = [f"dense.weights={finished / 'dense.safetensors'}", "dense.epochs=0"]
