@@ -318,13 +318,15 @@ def print_macs(found: "MacsRecord") -> None:
 def print_benchmark(found: "BenchmarkRecord") -> None:
     """Print every file's latency, and how many times as fast as the first it is."""
     table = Table(title=f"onnxruntime, threads {found.threads}, batch {found.batch_size}", title_justify="left")
-    for column in ("file", "p50 ms", "p90 ms", "p99 ms", "min ms", "CPU ms", "GMAC/s", "runs", "speed-up (95 %)"):
+    cpu = "CPU p50 ms" if found.threads == 1 else "CPU p50 ms, all threads"
+    for column in ("file", "p50 ms", "p90 ms", "p99 ms", "min ms", cpu, "GMAC/s", "runs", "speed-up (95 %)"):
         table.add_column(column, justify="left" if column == "file" else "right", overflow="fold")
     for index, file in enumerate(found.files):
         speed = ""
         if index:
             speedup = found.speedups[index - 1]
-            speed = f"{times(speedup.median)} ({speedup.ci95[0]:.3g}–{speedup.ci95[1]:.3g})"
+            within = "too noisy" if speedup.ci95 is None else f"{speedup.ci95[0]:.3g}–{speedup.ci95[1]:.3g}"
+            speed = f"{times(speedup.median)} ({within})"
         numbers = (file.p50_ms, file.p90_ms, file.p99_ms, file.min_ms, file.cpu_ms, file.gmacs_per_second)
         table.add_row(escape(file.file), *(f"{number:.3g}" for number in numbers), exact(file.n), speed)
     console = _console()

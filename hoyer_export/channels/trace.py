@@ -32,6 +32,7 @@ from hoyer_export.channels.sizes import AttributeSize, plain, sizes_in
 from hoyer_export.channels.tracer import AxisLabels, Rule, TensorLabels, Tracer, opaque_in, tensors_in
 from hoyer_export.channels.wrappers import check_wrappers
 from hoyer_export.errors import NetworkError, one_line
+from hoyer_export.random_state import kept_random_state
 
 ExampleInputs = Tensor | tuple[Tensor, ...]
 Function = Callable[..., Any]
@@ -130,7 +131,7 @@ def _trace(
     tracer.attributes += watch_attributes(traced, lambda attribute: AttributeSize.make(tracer, attribute), preferred)
     calls = _Calls(tracer, rules)
     ran: set[nn.Module] = set()
-    with ExitStack() as hooks, torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with ExitStack() as hooks, torch.no_grad(), kept_random_state():
         for name, module in traced.named_modules():
             _follow(hooks, tracer, ran, name, module)
         try:

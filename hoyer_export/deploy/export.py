@@ -1,4 +1,4 @@
-"""Write a network as one ONNX file that depends on nothing but the network: same network, same bytes.
+"""Write a network as one ONNX file that depends on nothing but the network: same network, same versions, same bytes.
 
 What is written is a float32 copy in eval mode, on the CPU, with a dynamic batch. The exporter folds batch norms into
 convolutions. Stack traces, paths and the exporter's notes are taken out; what a user of the file needs is put in, under

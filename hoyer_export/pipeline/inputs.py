@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +12,13 @@ from torch import Tensor, nn
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.cost import dense_macs, macs_of_keep, params_of_keep
 from hoyer_export.data import DataSplits, load_data
+from hoyer_export.data.load import _DEFAULTS
 from hoyer_export.deploy.export import export_onnx
 from hoyer_export.deploy.macs import count_macs
 from hoyer_export.errors import DataError, NetworkError, RecipeError
 from hoyer_export.networks import build_network, is_function_name
 from hoyer_export.pipeline.progress import Progress
-from hoyer_export.recipe import Recipe
+from hoyer_export.recipe import Recipe, left_open, resolved
 from hoyer_export.report.number_format import share
 from hoyer_export.surgery.selection import least_keep
 from hoyer_export.surgery.self_test import self_test
@@ -28,7 +30,8 @@ class Inputs:
     """Everything a run starts from.
 
     Args:
-        recipe: as resolved.
+        recipe: as resolved: with the number of threads, the device, and what follows from the data.
+        settled: keys of it that were left open in the recipe as it was given.
         data: the three splits.
         network: the dense network, with the given weights where there are any.
         example: two validation images, float32 [2, C, H, W], normalised.
@@ -39,6 +42,7 @@ class Inputs:
     """
 
     recipe: Recipe
+    settled: tuple[str, ...]
     data: DataSplits
     network: nn.Module
     example: Tensor
@@ -52,7 +56,7 @@ def load_inputs(recipe: Recipe, *, allow_import: Sequence[str], progress: Progre
     """Load, build, trace and self-test what the recipe names.
 
     Args:
-        recipe: as resolved.
+        recipe: as given.
         allow_import: packages that may be imported for a network ``package.module:function``.
         progress: is told.
         pretrained: read the weights that the recipe names, if it names any.
@@ -70,8 +74,38 @@ def load_inputs(recipe: Recipe, *, allow_import: Sequence[str], progress: Progre
     example = next(data.validation.batches(2))[0]
     check_output(recipe.network.name, network, example, data)
     channels = proved_channels(recipe.network.name, network, example, progress)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Inputs(recipe, data, network, example, channels, in_channels, classes, device)
+    found = _in_force(recipe, data, in_channels, classes)
+    recipe, settled = resolved(recipe, found), tuple(left_open(recipe, found))
+    device = torch.device(recipe.device or found["device"])
+    return Inputs(recipe, settled, data, network, example, channels, in_channels, classes, device)
+
+
+def _in_force(recipe: Recipe, data: DataSplits, in_channels: int | None, classes: int | None) -> dict[str, Any]:
+    """Return what holds for the keys whose defaults are not in the recipe, but follow from machine, data and network.
+
+    What a network of one's own was not told is absent: its function may take neither.
+    """
+    found = {
+        "threads": torch.get_num_threads(),
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "network.in_channels": in_channels,
+        "network.classes": classes,
+        "data.mean": data.mean,
+        "data.std": data.std,
+        "data.augment": _DEFAULTS[recipe.data.name].augment,
+        "data.image_size": data.input_shape[1],
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def check_device(inputs: Inputs) -> None:
+    """Say before training that the device is not there.
+
+    Raises:
+        RecipeError: the recipe asks for a GPU, and torch sees none.
+    """
+    if inputs.device.type == "cuda" and not torch.cuda.is_available():
+        raise RecipeError('device = "cuda", but torch sees no GPU; leave the key out, or set it to "cpu"')
 
 
 def load_recipe_data(recipe: Recipe) -> DataSplits:

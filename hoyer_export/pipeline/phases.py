@@ -17,6 +17,7 @@ from hoyer_export.data.splits import batch_indices
 from hoyer_export.pipeline.inputs import Inputs
 from hoyer_export.pipeline.progress import Progress
 from hoyer_export.recipe import Phase
+from hoyer_export.report.making import LITTLE_EFFECT, little_effect_words
 from hoyer_export.report.metrics import read_metrics
 from hoyer_export.report.number_format import share
 from hoyer_export.run_folder import RunFolder, drop_stages, read_stages, write_stage, write_whole
@@ -51,15 +52,15 @@ def train_sparse(inputs: Inputs, folder: RunFolder, progress: Progress) -> None:
         load_weights(inputs.network, folder.sparse_weights)
         return
     table = inputs.recipe.sparse
-    progress.headline(f"sparse: {_epochs(table)}, Group-HS, strength {table.strength:g} ({table.scale})")
+    group_hs = f"Group-HS, strength {table.strength:g} ({table.scale})" if table.epochs else "no Group-HS"
+    progress.headline(f"sparse: {_epochs(table)}, {group_hs}")
     regulariser = GroupHS(inputs.channels, inputs.network, table.strength, scale=table.scale, max_rate=table.max_rate)
     seconds = _train(inputs, inputs.network, table, "sparse", folder, progress, regulariser)
     save_weights(inputs.network, folder.sparse_weights, inputs)
-    _finish(
-        folder,
-        "sparse",
-        {"seconds": seconds, "effective_width": macs_shares(inputs.channels, inputs.network).effective},
-    )
+    effective = macs_shares(inputs.channels, inputs.network).effective
+    if table.epochs and table.strength and effective > LITTLE_EFFECT:
+        progress.note(f"Group-HS changed little: {little_effect_words(effective)}")
+    _finish(folder, "sparse", {"seconds": seconds, "effective_width": effective})
 
 
 def cut_and_finetune(inputs: Inputs, folder: RunFolder, progress: Progress) -> SlimModel:

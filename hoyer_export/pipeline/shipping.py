@@ -167,6 +167,6 @@ def _milliseconds(latency: LatencyRecord) -> dict[str, Any]:
         "p99": latency.p99_ms,
         "min": latency.min_ms,
         "n": latency.n,
-        "cpu": latency.cpu_ms,
+        "cpu_p50": latency.cpu_ms,
         "samples": sample_quantiles(latency.samples_ms),
     }

@@ -8,7 +8,6 @@ from math import prod
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from hoyer_export.channels.rules.names import named
@@ -368,7 +367,7 @@ RULES = {
     **named("scaled_dot_product_attention", attention),
     **named("multi_head_attention_forward", multi_head_attention),
     **named("embedding", embedding),
-    **dict.fromkeys([getattr(torch._VF, name) for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")], recurrent),
+    **named("lstm gru rnn_tanh rnn_relu", recurrent),
     **named("lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell", recurrent),
 }
 # They count MACs also where no channel can go.
