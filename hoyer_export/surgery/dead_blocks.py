@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hoyer_export.random_state import kept_random_state, seed_generators
 from hoyer_export.surgery.cut import SlimModel, as_slim
 from hoyer_export.surgery.edits import ShortcutEdit, shortcut_of
 from hoyer_export.surgery.plan import PruningPlan, compose, with_plan
@@ -106,9 +107,9 @@ def _shares(model: nn.Module, block: str) -> bool:
 def _trains(block: nn.Module, chain: nn.Module, x: Tensor) -> bool:
     """Return whether both also agree in training mode, where dropout works and norms look at the batch."""
     outputs = []
-    with torch.random.fork_rng(devices=[]):
+    with kept_random_state():
         for module in (block, chain):
-            torch.manual_seed(0)
+            seed_generators(0, x.device)
             outputs.append(_call(copy.deepcopy(module).train(), x))
     return outputs[0] is None or _is_equal(outputs[1], outputs[0], _ROUNDING)
 

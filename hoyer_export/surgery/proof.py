@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from hoyer_export.channels.trace import ExampleInputs as ExampleInputs
 from hoyer_export.channels.tracer import tensors_in
 from hoyer_export.errors import CutRefused, one_line
+from hoyer_export.random_state import kept_random_state, seed_generators
 from hoyer_export.surgery.decisions import TOLERANCE, Decision, Decisions, difference, is_continuous
 
 Case = tuple[Tensor, ...]
@@ -139,8 +140,8 @@ def run(model: nn.Module, case: Case, followed: Decisions | None = None) -> Run:
         followed: the decisions to be taken over, if any.
     """
     decisions = followed or Decisions()
-    with torch.random.fork_rng(sorted({x.device.index for x in case if x.is_cuda})):
-        torch.manual_seed(0)
+    with kept_random_state():
+        seed_generators(0, case[0].device)
         with decisions.watch():
             outputs = model(*(x.clone() for x in case))
     return Run(tuple(tensors_in(outputs)), tuple(decisions.made))

@@ -53,7 +53,7 @@ def _measure_statistics_(model: nn.Module, example_inputs: ExampleInputs) -> Non
         if isinstance(module, nn.modules.batchnorm._NormBase):
             module.momentum = 1.0
     *_, together = proof_cases(example_inputs)
-    with torch.random.fork_rng(devices=[]), suppress(Exception):  # code that cannot train has no statistics to measure
+    with suppress(Exception):  # code that cannot train has no statistics to measure
         run(model.train(), together)
     model.eval()
 
