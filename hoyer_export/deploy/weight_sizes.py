@@ -42,11 +42,13 @@ class TorchMacs:
     """What one image costs in torch.
 
     Args:
-        macs: what one image more costs; the same product of the same numbers counts once, as an exporter merges it.
+        macs: what one image more costs.
+        distinct: likewise, but the same product of the same numbers counts once: the exporter writes it once.
         uncounted: operator → number of calls that may multiply and accumulate and are counted as 0.
     """
 
     macs: int
+    distinct: int
     uncounted: dict[str, int]
 
 
@@ -61,8 +63,9 @@ def torch_macs(network: nn.Module, inputs: tuple[Tensor, ...]) -> TorchMacs:
         torch.randn(x.shape, generator=generator).to(x) if x.is_floating_point() else x for x in three
     )  # zeros or equal images would make products equal that are not
     runs = [_watched(network, tuple(x[:count] for x in noise)) for count in (2, 3)]
-    two, all_three = (sum(run.distinct.values()) for run in runs)
-    return TorchMacs(all_three - two, dict(runs[0].unknown))
+    macs = [sum(run.macs) for run in runs]
+    distinct = [sum(run.distinct.values()) for run in runs]
+    return TorchMacs(macs[1] - macs[0], distinct[1] - distinct[0], dict(runs[0].unknown))
 
 
 def contraction_weights(network: nn.Module, inputs: tuple[Tensor, ...]) -> set[tuple[int, ...]]:
@@ -106,6 +109,7 @@ class _Contractions(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, inputs: tuple[Tensor, ...]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.weights: set[tuple[int, ...]] = set()
+        self.macs: list[int] = []
         self.distinct: dict[bytes, int] = {}
         self.unknown: Counter[str] = Counter()
         self._fed = {id(x): x for x in inputs}  # kept alive, so that no id is used twice
@@ -116,7 +120,8 @@ class _Contractions(TorchDispatchMode):  # type: ignore[no-untyped-call]
         output = func(*args, **kwargs)
         if func in _OPERANDS:
             first, *factors = (args[position] for position in _OPERANDS[func])
-            self.distinct[key] = _macs(func, args, first, factors, output)
+            self.macs.append(_macs(func, args, first, factors, output))
+            self.distinct[key] = self.macs[-1]
             self._note_weights(func, first, factors)
         elif func.namespace not in _KNOWN or "deform_conv" in str(func):
             self.unknown[str(func)] += 1
@@ -149,5 +154,5 @@ def _content(func: Any, args: Any) -> bytes:
 
 
 def _digest(tensor: Tensor) -> tuple[tuple[int, ...], bytes]:
-    flat = tensor.detach().reshape(-1)
+    flat = tensor.detach().clone(memory_format=torch.contiguous_format).reshape(-1)
     return tuple(tensor.shape), hashlib.blake2b(flat.view(torch.uint8).numpy(), digest_size=16).digest()
