@@ -98,8 +98,12 @@ def print_inspection(found: "Inspection", *, everything: bool = False) -> None:
         _print_verdicts(console, found.verdicts)
     least = f"{share(found.least_macs)} of dense, with align = {found.align}"
     console.print(_plain(f"least MACs that can be reached: {least}"))
+    for name, times_run in found.uncounted.items():
+        console.print(_plain(f"not counted: {count(times_run)} {'' if name == 'MACs' else '× '}{name}"))
     if found.asked_macs is not None:
         verdict = "can be reached" if found.reachable else "cannot be reached; ask for more, or lower the alignment"
+        if found.uncounted:
+            verdict = "cannot be judged, for not everything that multiplies is counted"
         console.print(_plain(f"macs = {found.asked_macs:g} {verdict}"))
     if (check := found.cross_check) is not None:
         channels = sum(group.width for group in found.groups)
@@ -199,7 +203,8 @@ def print_cut(found: "CutReport", folder: Path) -> None:
     console.print(table)
     before, after = (sum(sizes[side] for sizes in found.widths.values()) for side in (0, 1))
     budget = " ".join(f"{key} = {value}" for key, value in found.asked.items())
-    asked = f"{budget}, {'met' if found.met else 'MISSED'}; " if budget else ""
+    verdict = "met" if found.met else "CANNOT BE JUDGED" if "macs" in found.asked and found.uncounted else "MISSED"
+    asked = f"{budget}, {verdict}; " if budget else ""
     console.print(
         _plain(f"{found.method}, align = {found.align}: {asked}{before - after:,} of {before:,} channels removed")
     )
@@ -222,6 +227,9 @@ def print_cut(found: "CutReport", folder: Path) -> None:
         else:
             console.print(_plain(f"{name}: verified, {error}"))
     cautions = [found.warning] if found.warning else []
+    if found.uncounted:
+        nodes = ", ".join(f"{count} × {op}" for op, count in found.uncounted.items())
+        cautions.append(f"not counted among the MACs: {nodes}, which may multiply and accumulate")
     if found.weights is None:
         cautions.append("the weights are random (no --weights): MACs and sizes are right, outputs mean nothing")
     if found.align < 8 and after < before:
@@ -230,7 +238,7 @@ def print_cut(found: "CutReport", folder: Path) -> None:
         )
     for caution in cautions:
         console.print(f"[yellow]note:[/] {escape(caution)}", highlight=False)
-    if any(moved.max_change > MOVED * max(1.0, moved.max_output) for moved in found.moved):
+    if any(_is_moved(moved) for moved in found.moved):
         slim_file = folder / "slim.safetensors"
         console.print(_plain("next: fine-tune, for zeroing has changed what the network computes; cutting has not:"))
         console.print(_plain(f'      train hx.load_slim("{slim_file}").model, then hx.export_onnx it'))
@@ -238,8 +246,16 @@ def print_cut(found: "CutReport", folder: Path) -> None:
     console.print(_plain(f"files: {folder}/slim.onnx, dense.onnx, slim.safetensors, widths.json"))
 
 
+def _is_moved(moved: "Moved") -> bool:
+    if moved.max_change is None or moved.max_output is None:  # not finite: the files are not verified then
+        return False
+    return moved.max_change > MOVED * max(1.0, moved.max_output)
+
+
 def _moved_words(moved: "Moved") -> str:
     images = f"{moved.count:,} images of noise" if moved.images == "noise" else f"{moved.count:,} {moved.images} images"
+    if moved.max_change is None:
+        return f"an output is not finite on {images}: nobody can say how far zeroing moved it"
     if moved.max_change == 0:
         return f"zeroing moved no output by a single bit on {images}"
     return f"zeroing moved outputs by up to {small(moved.max_change)} on {images}; they reach {small(moved.max_output)}"

@@ -184,6 +184,7 @@ def _quiet_exporter() -> Iterator[None]:
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()), warnings.catch_warnings():
             # Said where several inputs share the batch, which is what is asked for.
             warnings.filterwarnings("ignore", "# The axis name: batch will not be used", UserWarning)
+            warnings.simplefilter("ignore", FutureWarning)  # torch's own code, of itself: for an LSTM
             yield
     finally:
         logging.disable(before)

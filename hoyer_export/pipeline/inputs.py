@@ -1,7 +1,7 @@
 """What a recipe names, looked at before the first file is made: data, network, weights, channels, budget, export."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.cost import dense_macs, macs_of_keep, params_of_keep
 from hoyer_export.data import DataSplits, load_data
 from hoyer_export.data.load import _DEFAULTS
-from hoyer_export.deploy.export import export_onnx
+from hoyer_export.deploy.export import as_float32, export_onnx, inference_copy
 from hoyer_export.deploy.macs import count_macs
+from hoyer_export.deploy.weight_sizes import TorchMacs, torch_macs
 from hoyer_export.errors import DataError, NetworkError, RecipeError
 from hoyer_export.networks import build_network, is_function_name
 from hoyer_export.pipeline.progress import Progress
@@ -134,17 +135,37 @@ def check_export(inputs: Inputs) -> None:
     """Export the untrained network once, to nowhere: what cannot be shipped is said before it is trained.
 
     Raises:
-        NetworkError: torch.onnx cannot export the network.
+        NetworkError: torch.onnx cannot export the network, or nobody could say whether its file meets the budget.
     """
+    name = inputs.recipe.network.name
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "dense.onnx"
         export_onnx(inputs.network, inputs.example, path, opset=inputs.recipe.export.opset)
-        counted, expected = count_macs(path).macs, dense_macs(inputs.channels)
-    if counted != expected:
+        counted, expected = count_macs(path), dense_macs(inputs.channels)
+    if counted.uncounted:
+        if inputs.recipe.cut.macs is not None:
+            raise NetworkError(
+                f"cut.macs cannot be judged: {uncounted_words(counted.uncounted)} of {name} may multiply, and nobody "
+                "counts how much; give cut.params or cut.threshold instead"
+            )
+        return
+    run = macs_in_torch(inputs.network, inputs.example)
+    # The exporter writes once what the network computes twice.
+    if counted.macs != expected and (counted.macs != run.distinct or expected != run.macs):
         raise NetworkError(
-            f"the exported graph of {inputs.recipe.network.name} has {counted:,} MACs, but {expected:,} were traced: "
+            f"the exported graph of {name} has {counted.macs:,} MACs, but {expected:,} were traced: "
             "an operation of it is counted by one and not by the other, so a budget could not be kept"
         )
+
+
+def macs_in_torch(network: nn.Module, example: Tensor) -> TorchMacs:
+    """Count what one image costs when torch runs what is shipped of ``network``."""
+    return torch_macs(inference_copy(network), as_float32(example))
+
+
+def uncounted_words(uncounted: Mapping[str, int]) -> str:
+    """Return what is not counted, e.g. ``2 × DeformConv, 1 × Loop``."""
+    return ", ".join(f"{calls} × {name}" for name, calls in uncounted.items())
 
 
 def check_budget(inputs: Inputs, progress: Progress) -> None:
