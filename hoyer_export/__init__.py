@@ -5,8 +5,6 @@ each is imported when it is first used, so that ``hx.count_macs`` does not wait 
 """
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,7 +14,17 @@ if TYPE_CHECKING:
     from hoyer_export.deploy.export import ExportRecord, export_onnx
     from hoyer_export.deploy.macs import MacsRecord, count_macs
     from hoyer_export.deploy.verify import VerifyRecord, verify_onnx
-    from hoyer_export.errors import HoyerExportError
+    from hoyer_export.errors import (
+        CannotWrite,
+        CutRefused,
+        DataError,
+        FileError,
+        HoyerExportError,
+        NetworkError,
+        RecipeError,
+        TrainingError,
+        VerificationFailed,
+    )
     from hoyer_export.sparsify.group_hs import GroupHS
     from hoyer_export.surgery.cut import SlimModel, cut
     from hoyer_export.surgery.dead_blocks import remove_dead_blocks
@@ -31,19 +39,27 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BenchmarkRecord",
+    "CannotWrite",
     "ChannelGroup",
     "ChannelMap",
+    "CutRefused",
+    "DataError",
     "ExportRecord",
+    "FileError",
     "Folding",
     "GroupHS",
     "HoyerExportError",
     "MacsRecord",
     "Member",
+    "NetworkError",
+    "RecipeError",
     "Selection",
     "SelfTest",
     "SlimModel",
+    "TrainingError",
     "Unprunable",
     "Verdict",
+    "VerificationFailed",
     "VerifyRecord",
     "benchmark",
     "build_slim",
@@ -67,17 +83,25 @@ _HOME = {
     "BenchmarkRecord": "deploy.benchmark",
     "ChannelGroup": "channels.channel_map",
     "ChannelMap": "channels.channel_map",
+    "CannotWrite": "errors",
+    "CutRefused": "errors",
+    "DataError": "errors",
     "ExportRecord": "deploy.export",
+    "FileError": "errors",
     "Folding": "surgery.folding",
     "GroupHS": "sparsify.group_hs",
     "HoyerExportError": "errors",
     "MacsRecord": "deploy.macs",
     "Member": "channels.channel_map",
+    "NetworkError": "errors",
+    "RecipeError": "errors",
     "Selection": "surgery.selection",
     "SelfTest": "surgery.self_test",
     "SlimModel": "surgery.cut",
+    "TrainingError": "errors",
     "Unprunable": "channels.channel_map",
     "Verdict": "surgery.self_test",
+    "VerificationFailed": "errors",
     "VerifyRecord": "deploy.verify",
     "benchmark": "deploy.benchmark",
     "build_slim": "surgery.widths_file",
@@ -100,10 +124,11 @@ _HOME = {
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        try:
-            return _version("hoyer-export")
-        except PackageNotFoundError:
-            return "not installed"
+        return import_module("hoyer_export.environment").own_version()
     if name not in _HOME:
         raise AttributeError(f"module 'hoyer_export' has no attribute {name!r}")
     return getattr(import_module(f"hoyer_export.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

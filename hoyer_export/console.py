@@ -98,8 +98,12 @@ def print_inspection(found: "Inspection", *, everything: bool = False) -> None:
         _print_verdicts(console, found.verdicts)
     least = f"{share(found.least_macs)} of dense, with align = {found.align}"
     console.print(_plain(f"least MACs that can be reached: {least}"))
+    for name, times_run in found.uncounted.items():
+        console.print(_plain(f"not counted: {count(times_run)} {'' if name == 'MACs' else '× '}{name}"))
     if found.asked_macs is not None:
         verdict = "can be reached" if found.reachable else "cannot be reached; ask for more, or lower the alignment"
+        if found.uncounted:
+            verdict = "cannot be judged, for not everything that multiplies is counted"
         console.print(_plain(f"macs = {found.asked_macs:g} {verdict}"))
     if (check := found.cross_check) is not None:
         channels = sum(group.width for group in found.groups)
@@ -166,13 +170,14 @@ def _print_unprunable(console: Console, found: "Inspection", everything: bool) -
 
 def _print_verdicts(console: Console, verdicts: "tuple[Verdict, ...]") -> None:
     proved = [verdict for verdict in verdicts if verdict.verdict == "proved"]
+    unseen = [verdict for verdict in verdicts if verdict.verdict == "unseen"]
     refuted = [verdict for verdict in verdicts if verdict.verdict == "refuted"]
     error = max((verdict.max_rel_error or 0.0 for verdict in proved), default=0.0)
     agree = f"; zeroed and cut networks agree to {small(error)} in float64" if proved else ""
-    console.print(_plain(f"self-test: {len(proved)} of {len(proved) + len(refuted)} groups proved{agree}"))
-    for verdict in proved:
-        if verdict.reason:
-            console.print(f"[yellow]{escape(verdict.group)}:[/] {escape(verdict.reason)}", highlight=False)
+    tried = len(proved) + len(unseen) + len(refuted)
+    console.print(_plain(f"self-test: {len(proved)} of {tried} groups proved{agree}"))
+    for verdict in unseen:
+        console.print(f"[yellow]not proved:[/] {escape(verdict.group)}: {escape(verdict.reason)}", highlight=False)
     for verdict in refuted:
         line = f"[bold red]refuted, left whole:[/] {escape(verdict.group)}: {escape(verdict.reason)}"
         console.print(line, highlight=False)
@@ -198,7 +203,8 @@ def print_cut(found: "CutReport", folder: Path) -> None:
     console.print(table)
     before, after = (sum(sizes[side] for sizes in found.widths.values()) for side in (0, 1))
     budget = " ".join(f"{key} = {value}" for key, value in found.asked.items())
-    asked = f"{budget}, {'met' if found.met else 'MISSED'}; " if budget else ""
+    verdict = "met" if found.met else "CANNOT BE JUDGED" if "macs" in found.asked and found.uncounted else "MISSED"
+    asked = f"{budget}, {verdict}; " if budget else ""
     console.print(
         _plain(f"{found.method}, align = {found.align}: {asked}{before - after:,} of {before:,} channels removed")
     )
@@ -206,7 +212,10 @@ def print_cut(found: "CutReport", folder: Path) -> None:
         console.print(_plain(f"dead blocks, now their shortcuts: {', '.join(found.dead_blocks)}"))
     for layer, (features, read) in found.gathered.items():
         console.print(_plain(f"{layer} reads {read:,} of {features:,} input features"))
-    console.print(_plain(f"cut: zeroed and slim network agree to {small(found.max_rel_error)} (relative, float64)"))
+    rounded = found.delivered_rel_error
+    shifts = f"; with its shifts in float32 to {small(rounded)}" if rounded > found.max_rel_error else ""
+    agree = small(found.max_rel_error)
+    console.print(_plain(f"cut: zeroed and slim network agree to {agree} (relative, float64){shifts}"))
     for moved in found.moved:
         console.print(_plain(_moved_words(moved)))
     for name, figures in (("dense.onnx", dense), ("slim.onnx", slim)):
@@ -218,6 +227,9 @@ def print_cut(found: "CutReport", folder: Path) -> None:
         else:
             console.print(_plain(f"{name}: verified, {error}"))
     cautions = [found.warning] if found.warning else []
+    if found.uncounted:
+        nodes = ", ".join(f"{count} × {op}" for op, count in found.uncounted.items())
+        cautions.append(f"not counted among the MACs: {nodes}, which may multiply and accumulate")
     if found.weights is None:
         cautions.append("the weights are random (no --weights): MACs and sizes are right, outputs mean nothing")
     if found.align < 8 and after < before:
@@ -226,7 +238,7 @@ def print_cut(found: "CutReport", folder: Path) -> None:
         )
     for caution in cautions:
         console.print(f"[yellow]note:[/] {escape(caution)}", highlight=False)
-    if any(moved.max_change > MOVED * max(1.0, moved.max_output) for moved in found.moved):
+    if any(_is_moved(moved) for moved in found.moved):
         slim_file = folder / "slim.safetensors"
         console.print(_plain("next: fine-tune, for zeroing has changed what the network computes; cutting has not:"))
         console.print(_plain(f'      train hx.load_slim("{slim_file}").model, then hx.export_onnx it'))
@@ -234,8 +246,16 @@ def print_cut(found: "CutReport", folder: Path) -> None:
     console.print(_plain(f"files: {folder}/slim.onnx, dense.onnx, slim.safetensors, widths.json"))
 
 
+def _is_moved(moved: "Moved") -> bool:
+    if moved.max_change is None or moved.max_output is None:  # not finite: the files are not verified then
+        return False
+    return moved.max_change > MOVED * max(1.0, moved.max_output)
+
+
 def _moved_words(moved: "Moved") -> str:
     images = f"{moved.count:,} images of noise" if moved.images == "noise" else f"{moved.count:,} {moved.images} images"
+    if moved.max_change is None:
+        return f"an output is not finite on {images}: nobody can say how far zeroing moved it"
     if moved.max_change == 0:
         return f"zeroing moved no output by a single bit on {images}"
     return f"zeroing moved outputs by up to {small(moved.max_change)} on {images}; they reach {small(moved.max_output)}"
@@ -314,13 +334,15 @@ def print_macs(found: "MacsRecord") -> None:
 def print_benchmark(found: "BenchmarkRecord") -> None:
     """Print every file's latency, and how many times as fast as the first it is."""
     table = Table(title=f"onnxruntime, threads {found.threads}, batch {found.batch_size}", title_justify="left")
-    for column in ("file", "p50 ms", "p90 ms", "p99 ms", "min ms", "CPU ms", "GMAC/s", "runs", "speed-up (95 %)"):
+    cpu = "CPU p50 ms" if found.threads == 1 else "CPU p50 ms, all threads"
+    for column in ("file", "p50 ms", "p90 ms", "p99 ms", "min ms", cpu, "GMAC/s", "runs", "speed-up (95 %)"):
         table.add_column(column, justify="left" if column == "file" else "right", overflow="fold")
     for index, file in enumerate(found.files):
         speed = ""
         if index:
             speedup = found.speedups[index - 1]
-            speed = f"{times(speedup.median)} ({speedup.ci95[0]:.3g}–{speedup.ci95[1]:.3g})"
+            within = "too noisy" if speedup.ci95 is None else f"{speedup.ci95[0]:.3g}–{speedup.ci95[1]:.3g}"
+            speed = f"{times(speedup.median)} ({within})"
         numbers = (file.p50_ms, file.p90_ms, file.p99_ms, file.min_ms, file.cpu_ms, file.gmacs_per_second)
         table.add_row(escape(file.file), *(f"{number:.3g}" for number in numbers), exact(file.n), speed)
     console = _console()

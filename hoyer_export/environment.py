@@ -4,6 +4,7 @@ import os
 import platform
 import re
 import subprocess
+import tomllib
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,8 +17,10 @@ SPEED_FLAGS = (
     *("asimd", "asimdhp", "asimddp", "sve", "sve2", "bf16", "i8mm"),
 )
 
+OWN = "hoyer-export"
+
 PACKAGES = (
-    *("hoyer-export", "torch", "torchvision", "torch-pruning", "lightning-fabric"),
+    *("torch", "torchvision", "torch-pruning", "lightning-fabric"),
     *("onnx", "onnxscript", "onnxruntime", "numpy", "scipy", "scikit-learn"),
 )
 
@@ -31,7 +34,7 @@ class EnvironmentRecord:
         flags: those of its instruction sets that decide the speed of convolutions, as Linux names them.
         cores: logical processors of the machine.
         threads: logical processors that this process may use.
-        versions: package → version, of those installed.
+        versions: package → version, of this one and of those installed.
         load: mean number of runnable processes over the last 1, 5 and 15 minutes; None where nobody counts them.
         os: system, release and architecture.
         python: version of the interpreter.
@@ -55,7 +58,7 @@ def environment_record() -> EnvironmentRecord:
         flags=_speed_flags(cpuinfo),
         cores=os.cpu_count() or 1,
         threads=usable_threads(),
-        versions=_versions(),
+        versions={OWN: own_version() + (" (source tree)" if _source_version() else "")} | _versions(),
         load=os.getloadavg() if hasattr(os, "getloadavg") else None,
         os=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
@@ -65,6 +68,26 @@ def environment_record() -> EnvironmentRecord:
 def usable_threads() -> int:
     """Return how many logical processors this process may use (its affinity, where the system has one)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def own_version() -> str:
+    """Return the version of hoyer_export: of the source tree that it is imported from, else as it was installed.
+
+    The tree comes first, because another copy may be installed beside it. Files copied out of their tree have none.
+    """
+    try:
+        return _source_version() or version(OWN)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _source_version() -> str | None:
+    """Return the version in the pyproject.toml of the tree around this package; None where it is an installed copy."""
+    try:
+        project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        return str(project["version"]) if project["name"] == OWN else None
+    except (OSError, ValueError, KeyError, TypeError):  # absent, or of another project that the package was copied into
+        return None
 
 
 def _cpuinfo() -> str:
@@ -97,6 +120,6 @@ def _versions() -> dict[str, str]:
     for package in PACKAGES:
         try:
             found[package] = version(package)
-        except PackageNotFoundError:  # run from a source tree, or an optional package
+        except PackageNotFoundError:  # an optional one
             continue
     return found

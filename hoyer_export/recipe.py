@@ -5,7 +5,7 @@ not converted (``epochs = "3"`` is a string, and wrong).
 """
 
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -158,14 +158,16 @@ class Bench(_Table):
 
 
 class Recipe(_Table):
-    """A whole recipe, resolved: what the file leaves out has its default.
+    """A whole recipe: what the file leaves out has its default; ``resolved`` fills in those of machine and data.
 
-    ``threads`` is torch's own on a CPU (its default: one a core): with 1, a run can be repeated to the last bit, and on
-    a shared machine a small network trains many times faster, because no thread waits for another that has no core.
+    ``threads`` is torch's own on a CPU (its default: one a core): with 1, a run can be repeated to the last bit on the
+    same machine with the same versions, and on a shared machine a small network trains many times faster, because no
+    thread waits for another that has no core. ``device`` is where training runs (its default: a GPU that torch sees).
     """
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     threads: Count | None = None
+    device: Literal["cpu", "cuda"] | None = None
     network: Network
     data: Data
     dense: Dense = Dense()
@@ -206,13 +208,39 @@ def dump_recipe(recipe: Recipe) -> str:
     return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
 
 
-def changed_keys(old: Recipe, new: Recipe) -> list[str]:
-    """Return one ``section.key: old → new`` for every value that differs."""
+def resolved(recipe: Recipe, found: Mapping[str, Any]) -> Recipe:
+    """Return the recipe with what it leaves open settled, so that it alone says how the run was made.
+
+    Args:
+        recipe: as it was given.
+        found: ``section.key`` or ``key`` → the value in force; what the recipe sets itself stays.
+    """
+    tables = recipe.model_dump()
+    for key in left_open(recipe, found):
+        section, _, name = key.rpartition(".")
+        (tables[section] if section else tables)[name] = found[key]
+    return Recipe.model_validate(tables)
+
+
+def left_open(recipe: Recipe, keys: Iterable[str]) -> list[str]:
+    """Return those of the keys, each ``section.key`` or ``key``, that the recipe does not set."""
+    given = _flat(recipe.model_dump())
+    return [key for key in keys if given.get(key) is None]
+
+
+def changed_keys(old: Recipe, new: Recipe, settled: Collection[str] = ()) -> list[str]:
+    """Return one ``section.key: old → new`` for every value that differs.
+
+    Args:
+        old: of a run.
+        new: to go on with.
+        settled: keys that ``old`` was given by ``resolved``: ``new`` may leave them open as well.
+    """
     before, after = _flat(old.model_dump()), _flat(new.model_dump())
     return [
         f"{key}: {_show(before.get(key))} → {_show(after.get(key))}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
+        if before.get(key) != after.get(key) and not (key in settled and after.get(key) is None)
     ]
 
 

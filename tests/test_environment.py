@@ -1,19 +1,59 @@
 import json
 import os
 import platform
+import re
 import socket
 import subprocess
 import sys
 from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
 
+import pytest
+
+import hoyer_export as hx
 from hoyer_export import environment
 from hoyer_export.environment import environment_record
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_the_record_holds_the_versions_of_what_is_installed_and_nothing_of_what_is_not(monkeypatch):
     monkeypatch.setattr(environment, "PACKAGES", ("torch", "no-such-package"))
-    assert environment_record().versions == {"torch": version("torch")}
+    assert environment_record().versions.items() >= {"torch": version("torch")}.items()
+    assert "no-such-package" not in environment_record().versions
+
+
+def test_a_source_tree_states_the_version_in_its_pyproject_and_that_it_is_one():
+    stated = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    assert environment_record().versions["hoyer-export"] == f"{stated} (source tree)"
+    assert hx.__version__ == stated
+
+
+@pytest.mark.parametrize(
+    ("pyproject", "stated"),
+    [
+        (None, "7.5"),
+        ('[project]\nname = "hoyer-export"\nversion = "9.1"\n', "9.1 (source tree)"),
+        ('[project]\nname = "another"\nversion = "9.1"\n', "7.5"),
+        ('[project]\nname = "hoyer-export"\ndynamic = ["version"]\n', "7.5"),
+        ("project = 3\n", "7.5"),
+        ("no TOML", "7.5"),
+    ],
+)
+def test_an_installed_copy_states_the_version_that_was_installed(pyproject, stated, tmp_path, monkeypatch):
+    if pyproject is not None:
+        (tmp_path / "pyproject.toml").write_text(pyproject)
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "hoyer_export" / "environment.py"))
+    monkeypatch.setattr(environment, "version", lambda package: "7.5")
+    assert environment_record().versions["hoyer-export"] == stated
+    assert hx.__version__ == stated.removesuffix(" (source tree)")
+
+
+def test_files_copied_out_of_their_tree_claim_no_version(tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "hoyer_export" / "environment.py"))
+    monkeypatch.setattr(environment, "OWN", "no-such-package")
+    assert hx.__version__ == "unknown"
 
 
 def test_threads_are_those_the_process_may_use():

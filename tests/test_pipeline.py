@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,6 +15,7 @@ from safetensors import safe_open
 
 from hoyer_export.deploy.macs import count_macs
 from hoyer_export.errors import DataError, FileError, HoyerExportError, NetworkError, RecipeError
+from hoyer_export.pipeline import chain, inputs, phases
 from hoyer_export.pipeline.chain import cut_run, export_run, run_recipe, verify_run
 from hoyer_export.pipeline.reporting import report_run
 from hoyer_export.recipe import Recipe, load_recipe
@@ -127,6 +129,19 @@ class Listening(Silent):
 
     def note(self, text: str) -> None:
         self.said.append(text)
+
+
+class ListeningUntil(Listening):
+    """Remembers what it was told until a stage begins."""
+
+    def __init__(self, stage: str) -> None:
+        super().__init__()
+        self._stage = stage
+
+    def headline(self, text: str) -> None:
+        super().headline(text)
+        if text.startswith(self._stage):
+            raise Stop
 
 
 class StopAtDense(Silent):
@@ -246,8 +261,75 @@ def test_metrics_hold_one_line_an_epoch(finished: Path) -> None:
     assert all((line["penalty"] is not None) == (line["phase"] == "sparse") for line in lines)
 
 
-def test_the_recipe_in_the_folder_is_the_resolved_one(finished: Path, home: Path) -> None:
-    assert load_recipe(finished / "recipe.toml") == recipe(home)
+def test_the_recipe_in_the_folder_holds_what_was_in_force(finished: Path, home: Path) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    # The digits' own: no augmentation, 8×8 pixels; mean and deviation as the exported file has them.
+    normal = report_of(finished)["input"]
+    in_force = [f"device={device}", "threads=1", "data.augment=false", "data.image_size=8"]
+    in_force += [f"data.{key}={normal[key]}" for key in ("mean", "std")]
+    resolved = load_recipe(finished / "recipe.toml")
+    assert resolved == recipe(home, *in_force)
+    assert report_of(finished)["recipe"] == resolved.model_dump(mode="json", exclude_none=True)
+
+
+def test_the_resolved_recipe_alone_makes_the_same_run_again(finished: Path, tmp_path: Path) -> None:
+    again = load_recipe(finished / "recipe.toml")
+    out = tmp_path / "again"
+    torch.set_num_threads(2)  # not the number that was in force; the recipe says which
+    try:
+        run_recipe(again, out, allow_import=["tiny_nets"], progress=Silent())
+    finally:
+        torch.set_num_threads(1)
+    assert (out / "recipe.toml").read_bytes() == (finished / "recipe.toml").read_bytes()
+    for name in ("dense.safetensors", "sparse.safetensors", "slim.onnx", "widths.json"):
+        assert (out / name).read_bytes() == (finished / name).read_bytes(), name
+    reports = [{key: it for key, it in report_of(run).items() if key not in MEASURED} for run in (finished, out)]
+    assert reports[0] == reports[1]
+
+
+def test_what_a_known_network_is_built_with_is_in_the_resolved_recipe(home: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(inputs, "proved_channels", lambda *_: None)
+    found = inputs.load_inputs(recipe(home, "network.name=cifar_resnet20"), allow_import=[], progress=Silent())
+    assert (found.recipe.network.in_channels, found.recipe.network.classes) == (1, 10)
+
+
+def test_resume_takes_the_recipe_as_given_and_as_resolved_and_none_that_opens_what_was_set(
+    run: Runner, home: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(Stop):
+        run(out, "data.augment=true", progress=StopAfter(epoch=("dense", 0)))
+    given, written = recipe(home, "data.augment=true"), load_recipe(out / "recipe.toml")
+    assert given != written
+    for again in (given, written):
+        with pytest.raises(Stop):
+            run_recipe(again, out, resume=True, allow_import=["tiny_nets"], progress=StopAfter(epoch=("dense", 1)))
+    with pytest.raises(RecipeError, match=r"another recipe, data\.augment: true → nothing; give"):
+        run(out, resume=True)
+    with pytest.raises(RecipeError, match=r"another recipe, data\.image_size: 8 → 9; give"):
+        run(out, "data.augment=true", "data.image_size=9", resume=True)
+
+
+def test_a_run_that_ended_before_it_wrote_down_what_it_is_begins_anew(
+    run: Runner, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(chain, "check_export", lambda inputs: None)
+    out = tmp_path / "out"
+    with pytest.raises(Stop):
+        run(out, progress=StopAfter(headline="dense"))
+    (out / "stages.json").unlink()
+    with pytest.raises(Stop):
+        run(out, "seed=1", resume=True, progress=StopAfter(headline="dense"))
+    assert load_recipe(out / "recipe.toml").seed == 1
+
+
+def test_a_gpu_that_is_not_there_is_said_before_the_first_file_is_made(
+    run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RecipeError, match='device = "cuda", but torch sees no GPU'):
+        run(tmp_path / "out", "device=cuda")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_weights_name_their_network_and_the_file_its_normalisation(finished: Path) -> None:
@@ -398,7 +480,7 @@ def test_dense_weights_are_where_training_starts_and_the_report_says_so(
     assert (out / "dense.safetensors").read_bytes() == weights.read_bytes()
     report = report_of(out)
     assert report["dense"]["accuracy"] == report_of(finished)["dense"]["accuracy"]
-    assert report["validation"] == "seen in training"
+    assert report["validation"] == "may have been seen in training"
     # The path of the weights was absolute; whose machine it is stays private.
     assert report["recipe"]["dense"]["weights"] == "dense.safetensors"
     assert str(tmp_path) not in (out / "report.json").read_text()
@@ -414,6 +496,27 @@ def test_params_and_thresholds_cut_too(override: str, finished: Path, run: Runne
     exported = read_stages(RunFolder(out))["export"]
     share = exported["slim"]["params"] / exported["dense"]["params"]
     assert share <= 0.5 if "params" in override else share < 1
+
+
+@pytest.mark.parametrize(
+    ("epochs", "strength", "said"),
+    [
+        (1, 1e-9, ["sparse: 1 epoch, Group-HS, strength 1e-09 (relative)", "Group-HS changed little: "]),
+        (1, 0.0, ["sparse: 1 epoch, Group-HS, strength 0 (relative)"]),
+        (0, 1e-3, ["sparse: 0 epochs, no Group-HS"]),
+    ],
+)
+def test_what_group_hs_did_is_said_while_it_trains(
+    epochs: int, strength: float, said: list[str], finished: Path, run: Runner, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(chain, "check_export", lambda inputs: None)
+    monkeypatch.setattr(phases, "LITTLE_EFFECT", 0.0)  # however much of this tiny network is effective
+    heard = ListeningUntil("cut")
+    given = [f"dense.weights={finished / 'dense.safetensors'}", "dense.epochs=0"]
+    with pytest.raises(Stop):
+        run(tmp_path / "out", *given, f"sparse.epochs={epochs}", f"sparse.strength={strength}", progress=heard)
+    about = [line for line in heard.said if "Group-HS" in line]
+    assert [line.startswith(start) for line, start in zip(about, said, strict=True)] == [True] * len(said)
 
 
 def test_a_training_that_diverges_is_said_with_its_phase(run: Runner, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hoyer_export.errors import RecipeError
-from hoyer_export.recipe import changed_keys, dump_recipe, load_recipe
+from hoyer_export.recipe import changed_keys, dump_recipe, left_open, load_recipe, resolved
 
 SMALL = """
 [network]
@@ -118,6 +118,7 @@ def test_of_two_budgets_set_the_last_counts(small: Path) -> None:
         ("dense.epochs=3.5", "dense.epochs: expected a whole number, got 3.5"),
         ('dense.epochs="3"', 'dense.epochs: expected a whole number, got "3"'),
         ("dense.epochs=0", "dense: epochs = 0 needs weights"),
+        ("device=gpu", 'device: expected "cpu" or "cuda", got "gpu"'),
         ("dense.warmup=30", "dense: warmup must be shorter than epochs"),
         ("dense=3", "dense: expected a table, got 3"),
         ("dense.optimizer=sdg", 'expected "sgd" or "adam", got "sdg"; did you mean "sgd"?'),
@@ -179,6 +180,19 @@ def test_a_file_that_is_absent_a_folder_or_not_text_is_said_so(tmp_path: Path) -
     for name, said in [("absent.toml", "No such file"), (".", "Is a directory"), ("bytes.toml", "not UTF-8")]:
         with pytest.raises(RecipeError, match=said):
             load_recipe(tmp_path / name)
+
+
+def test_resolving_fills_in_what_is_open_and_leaves_what_is_set(small: Path, tmp_path: Path) -> None:
+    given = load_recipe(small, ["threads=3"])
+    found = {"threads": 8, "device": "cpu", "data.mean": (0.5,), "data.std": (0.25,), "network.classes": 10}
+    settled = resolved(given, found)
+    assert left_open(given, found) == ["device", "data.mean", "data.std", "network.classes"]
+    assert (settled.threads, settled.device, settled.data.mean, settled.network.classes) == (3, "cpu", (0.5,), 10)
+    assert resolved(settled, found) == reread(dump_recipe(settled), tmp_path) == settled
+    assert changed_keys(settled, given, left_open(given, found)) == []
+    assert changed_keys(settled, given)[0] == "data.mean: [0.5] → nothing"
+    other = load_recipe(small, ["threads=2", "device=cuda"])
+    assert changed_keys(settled, other, left_open(given, found)) == ['device: "cpu" → "cuda"', "threads: 3 → 2"]
 
 
 def test_changed_keys_names_each_difference_and_nothing_else(small: Path) -> None:

@@ -28,10 +28,12 @@ from hoyer_export.channels.grouping import channel_map
 from hoyer_export.channels.labels import Vector
 from hoyer_export.channels.rules import READS_SHAPE, RULES, TAKES_SIZES
 from hoyer_export.channels.rules.contraction import COUNTED
+from hoyer_export.channels.rules.names import functions_named
 from hoyer_export.channels.sizes import AttributeSize, plain, sizes_in
 from hoyer_export.channels.tracer import AxisLabels, Rule, TensorLabels, Tracer, opaque_in, tensors_in
 from hoyer_export.channels.wrappers import check_wrappers
 from hoyer_export.errors import NetworkError, one_line
+from hoyer_export.random_state import kept_random_state
 
 ExampleInputs = Tensor | tuple[Tensor, ...]
 Function = Callable[..., Any]
@@ -130,7 +132,7 @@ def _trace(
     tracer.attributes += watch_attributes(traced, lambda attribute: AttributeSize.make(tracer, attribute), preferred)
     calls = _Calls(tracer, rules)
     ran: set[nn.Module] = set()
-    with ExitStack() as hooks, torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with ExitStack() as hooks, torch.no_grad(), kept_random_state():
         for name, module in traced.named_modules():
             _follow(hooks, tracer, ran, name, module)
         try:
@@ -188,6 +190,10 @@ def _run_in_training(calls: "_Calls", traced: nn.Module, inputs: tuple[Tensor, .
     calls.tracer.contractions = contractions
 
 
+# What makes a row for every example where its first size is the batch.
+_ONE_A_ROW = frozenset(functions_named("zeros ones full randn expand repeat broadcast_to", in_place=False))
+
+
 class _Calls(TorchFunctionMode):
     """Hands every torch call, with its output, to the call's rule."""
 
@@ -212,7 +218,7 @@ class _Calls(TorchFunctionMode):
             for tensor in tensors:
                 if is_functorch_wrapped_tensor(tensor):  # a stand-in that carries no labels
                     self.tracer.fix_tensor(_behind(tensor), "code inside `torch.vmap` or another transform")
-            if any(map(self.tracer.is_example, tensors)):
+            if any(map(self.tracer.is_example, tensors)) or (func in _ONE_A_ROW and self._is_batch(output, tensors)):
                 for tensor in tensors_in(args[0] if func is Tensor.__setitem__ else output):
                     self.tracer.note_example(tensor)
             known = [tensor for tensor in tensors if self.tracer.is_known(tensor)]
@@ -222,6 +228,12 @@ class _Calls(TorchFunctionMode):
             return output
         finally:
             self.running = False
+
+    def _is_batch(self, output: Any, sources: list[Tensor]) -> bool:
+        """Return whether a new tensor has a row for every example: a state that begins as zeros, a query repeated."""
+        batch = self.tracer.batch_size
+        rows = output.shape[0] if isinstance(output, Tensor) and output.ndim else 0
+        return batch > 1 and rows == batch and all(source.shape[:1] != (batch,) for source in sources)
 
     def _apply_rule(self, func: Any, output: Any, args: Any, kwargs: Any, known: list[Tensor], sizes: Any) -> Any:
         rule = self.rules.get(func)

@@ -67,7 +67,7 @@ class Tracer:
 
     def __init__(self, model: nn.Module, batch_size: int) -> None:
         self.labels = Labels()
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self.contractions: list[LabelledContraction] = []
         self.weights: list[Vector] = []
         self.readers: list[Vector] = []
@@ -120,7 +120,7 @@ class Tracer:
 
     def examples_in(self, tensor: Tensor) -> int:
         """Return how many examples a tensor holds: 1 where it was computed from parameters alone."""
-        return self._batch_size if tensor in self._examples else 1
+        return self.batch_size if tensor in self._examples else 1
 
     def is_example(self, tensor: Tensor) -> bool:
         """Return whether a tensor is the input or depends on it."""

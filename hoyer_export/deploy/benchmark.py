@@ -5,6 +5,9 @@ them. Each timed run follows an untimed one of the same file: who ships a model 
 after another file every run would first fetch its weights from memory (a ResNet-50 cut to half its MACs then gained
 0.94 of the MACs reduction instead of 0.95).
 
+CPU time is that of the whole process: of all of a session's threads, and of whatever else the process does meanwhile.
+It is summed up by its median, as the wall time is: a mean counts every interruption, and would not be comparable.
+
 The speed-up is the median over the rounds of A's time / B's time. Its 95 % interval is a percentile bootstrap over
 *blocks* of consecutive rounds, because neighbouring rounds share their disturbances and are no independent draws
 (E. Carlstein 1986, The use of subseries values for estimating the variance of a general statistic from a stationary
@@ -13,7 +16,7 @@ sequence, Ann. Statist. 14:1171).
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +46,8 @@ class LatencyRecord:
         file: its name, without the folder.
         p50_ms, p90_ms, p99_ms, min_ms: quantiles of the wall time, milliseconds a batch.
         n: runs measured.
-        cpu_ms: processor time of all threads, mean milliseconds a batch (a mean, because some systems count in ticks).
+        cpu_ms: processor time of all threads, median milliseconds a batch: with several threads up to that many times
+            the wall time. 0 where the system counts in ticks that are longer than a run.
         gmacs_per_second: 1e-9 · MACs of the batch / p50: falls when a file has fewer MACs and is not faster.
         samples_ms: wall time of every run, in order; sample i of every file belongs to the same round.
     """
@@ -61,10 +65,15 @@ class LatencyRecord:
 
 @dataclass(frozen=True)
 class Speedup:
-    """How many times as fast as the first file another is: median over rounds of first / other, 95 % interval."""
+    """How many times as fast as the first file another is.
+
+    Args:
+        median: over rounds, of first / other.
+        ci95: its 95 % interval; None where the machine was too noisy to say.
+    """
 
     median: float
-    ci95: tuple[float, float]
+    ci95: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,8 @@ class BenchmarkRecord:
         speedups: of every file but the first, over the first.
         threads: intra-op threads of onnxruntime.
         batch_size: images a run.
-        noisy: why the machine was too busy to trust the figures; None where it was quiet.
+        noisy: why the machine was too busy to trust the figures; None where it was quiet. No interval stands beside it:
+            it would say how far the rounds of this measurement agree, and not how far the next one will.
     """
 
     files: tuple[LatencyRecord, ...]
@@ -122,6 +132,7 @@ def benchmark(
     _rounds(sessions, feeds, min_seconds / 10, 1)
     wall_ms, cpu_ms = _rounds(sessions, feeds, min_seconds, MIN_ROUNDS)
     p50, p90, p99 = np.percentile(wall_ms, (50, 90, 99), axis=0)
+    cpu_p50 = np.median(cpu_ms, axis=0)
     files = tuple(
         LatencyRecord(
             file=Path(path).name,
@@ -130,7 +141,7 @@ def benchmark(
             p99_ms=float(p99[i]),
             min_ms=float(wall_ms[:, i].min()),
             n=len(wall_ms),
-            cpu_ms=float(cpu_ms[:, i].mean()),
+            cpu_ms=float(cpu_p50[i]),
             gmacs_per_second=float(1e-6 * macs[i].macs * batch_size / macs[i].batch / p50[i]),
             samples_ms=tuple(wall_ms[:, i].tolist()),
         )
@@ -138,7 +149,10 @@ def benchmark(
     )
     speedups = tuple(paired_speedup(wall_ms[:, 0], wall_ms[:, i]) for i in range(1, len(files)))
     waiting = 1 - cpu_ms.sum() / wall_ms.sum() if threads == 1 else 0.0
-    return BenchmarkRecord(files, speedups, threads, batch_size, noise(wall_ms, speedups, waiting))
+    noisy = noise(wall_ms, speedups, waiting)
+    if noisy is not None:
+        speedups = tuple(replace(speedup, ci95=None) for speedup in speedups)
+    return BenchmarkRecord(files, speedups, threads, batch_size, noisy)
 
 
 def paired_speedup(reference_ms: NDArray[np.float64], other_ms: NDArray[np.float64]) -> Speedup:
@@ -166,7 +180,7 @@ def noise(wall_ms: NDArray[np.float64], speedups: Sequence[Speedup], waiting: fl
     """
     p50 = np.median(wall_ms, axis=0)
     spread = float((1.4826 * np.median(np.abs(wall_ms - p50), axis=0) / p50).max())
-    interval = max(((s.ci95[1] - s.ci95[0]) / s.median for s in speedups), default=0.0)
+    interval = max(((s.ci95[1] - s.ci95[0]) / s.median for s in speedups if s.ci95 is not None), default=0.0)
     found = {
         f"times spread by {spread:.0%} of their median": spread,
         f"the speed-up's 95 % interval is {interval:.0%} wide": interval,

@@ -1,4 +1,4 @@
-"""Write a network as one ONNX file that depends on nothing but the network: same network, same bytes.
+"""Write a network as one ONNX file that depends on nothing but the network: same network, same versions, same bytes.
 
 What is written is a float32 copy in eval mode, on the CPU, with a dynamic batch. The exporter folds batch norms into
 convolutions. Stack traces, paths and the exporter's notes are taken out; what a user of the file needs is put in, under
@@ -184,6 +184,7 @@ def _quiet_exporter() -> Iterator[None]:
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()), warnings.catch_warnings():
             # Said where several inputs share the batch, which is what is asked for.
             warnings.filterwarnings("ignore", "# The axis name: batch will not be used", UserWarning)
+            warnings.simplefilter("ignore", FutureWarning)  # torch's own code, of itself: for an LSTM
             yield
     finally:
         logging.disable(before)

@@ -7,10 +7,13 @@ One image (batch 1), and only what multiplies by weights or by other activations
     Gemm            M · N · K
     MatMul          Π output · K
     Einsum          Π of the sizes of all letters; two operands that share a letter which is summed over
+    LSTM, GRU, RNN  T · D · G · H · (I + H)                         T steps, D directions, G = 4, 3, 1 gates
 
-FLOPs = 2 · MACs. Padding counts like image: the multiplications with it are carried out.
+FLOPs = 2 · MACs. Padding counts like image: the multiplications with it are carried out. So does what is computed
+for every image from no image, such as a state that starts as zeros; what is computed from weights alone does not.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,9 +32,11 @@ Shape = tuple[int, ...]
 _BEYOND = frozenset(
     (
         *("QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "DeformConv"),
-        *("LSTM", "GRU", "RNN", "Attention", "If", "Loop", "Scan"),
+        *("Attention", "If", "Loop", "Scan"),
     )
 )
+_RECURRENT = frozenset(("LSTM", "GRU", "RNN"))
+_COUNTED = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")) | _RECURRENT
 # Integers hold shapes, indices and sums of int8 products: no weights.
 _NO_WEIGHTS = frozenset(
     (onnx.TensorProto.INT32, onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.STRING)
@@ -52,6 +57,7 @@ class NodeMacs:
         macs: multiply-accumulates.
         params: elements of the weights that the node reads, as in ``MacsRecord.params``.
         weight_shape: of the operand that does not depend on the graph's input; () where both do, or for other nodes.
+        state_shape: of the weight that a recurrent node multiplies its state with, [D, G · H, H]; () for other nodes.
     """
 
     name: str
@@ -60,6 +66,7 @@ class NodeMacs:
     macs: int
     params: int
     weight_shape: Shape
+    state_shape: Shape = ()
 
 
 @dataclass(frozen=True)
@@ -111,15 +118,20 @@ def count_macs(path: str | Path) -> MacsRecord:
     graph = model.graph
     shapes = _known_shapes(graph)
     weights = _weight_elements(graph)
-    fed = _depends_on_input(graph)
+    fed, run = _depends_on_input(graph), _depends_on_input(graph, or_its_size=True)
+
+    counted = [_is_counted(node) and not run.isdisjoint(node.output) for node in graph.node]
+    needed = {name for node, counts in zip(graph.node, counted, strict=True) if counts for name in _needed(node)}
+    if needed - shapes.keys():
+        shapes = _computed_shapes(model) | shapes
 
     nodes = []
-    for node in graph.node:
-        macs, weight_shape = _count(node, shapes, fed, path)
+    for node, counts in zip(graph.node, counted, strict=True):
+        macs, weight_shape, state_shape = _count(node, shapes, fed, path) if counts else (0, (), ())
         params = sum(weights.get(name, 0) for name in node.input)
         if (macs or params) and node.op_type != "Constant":
-            name = node.name or node.output[0]
-            nodes.append(NodeMacs(name, node.op_type, shapes.get(node.output[0], ()), macs, params, weight_shape))
+            name, shape = node.name or node.output[0], shapes.get(node.output[0], ())
+            nodes.append(NodeMacs(name, node.op_type, shape, macs, params, weight_shape, state_shape))
     macs = sum(node.macs for node in nodes)
     uncounted = Counter(
         node.op_type
@@ -129,33 +141,42 @@ def count_macs(path: str | Path) -> MacsRecord:
     return MacsRecord(macs, 2 * macs, sum(weights.values()), size_bytes, tuple(nodes), batch, dict(uncounted))
 
 
-def _count(node: onnx.NodeProto, shapes: dict[str, Shape], fed: set[str], path: Path) -> tuple[int, Shape]:
-    """Return one node's MACs and the shape of its weight."""
-    if node.domain not in ("", "ai.onnx") or node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum"):
-        return 0, ()
-    if node.op_type == "Einsum" and (len(node.input) != 2 or _is_hard_einsum(node)):
-        return 0, ()
-    if node.output[0] not in fed:  # computed from weights alone: once, when the file is loaded
-        return 0, ()
-    for name in (*node.input[:2], node.output[0]):
+def _is_counted(node: onnx.NodeProto) -> bool:
+    if node.domain not in ("", "ai.onnx") or node.op_type not in _COUNTED:
+        return False
+    return node.op_type != "Einsum" or (len(node.input) == 2 and not _is_hard_einsum(node))
+
+
+def _needed(node: onnx.NodeProto) -> tuple[str, ...]:
+    """Return the values whose sizes make up a counted node's MACs."""
+    if node.op_type in _RECURRENT:  # X, W, R; it need not return its first output
+        return tuple(node.input[:3])
+    return (*node.input[:2], node.output[0])
+
+
+def _count(node: onnx.NodeProto, shapes: dict[str, Shape], fed: set[str], path: Path) -> tuple[int, Shape, Shape]:
+    """Return one node's MACs, the shape of its weight, and of the weight that multiplies its state."""
+    for name in _needed(node):
         if name not in shapes:
             raise FileError(
                 f"{path}: the size of {name!r}, which the {node.op_type} {node.name or node.output[0]!r} needs, "
                 "cannot be inferred; export with fixed sizes apart from the batch"
             )
-    first, second, output = (shapes[name] for name in (*node.input[:2], node.output[0]))
-    if node.op_type == "Conv":  # second: [O, I / groups, *kernel]
-        macs = prod(output) * prod(second[1:])
+    first, second, third = (shapes[name] for name in _needed(node))
+    if node.op_type in _RECURRENT:  # X [T, N, I], W [D, G · H, I], R [D, G · H, H]
+        return prod(first[:-1]) * (prod(second) + prod(third)), second, third
+    if node.op_type == "Conv":  # second: [O, I / groups, *kernel]; third: the output
+        macs = prod(third) * prod(second[1:])
     elif node.op_type == "ConvTranspose":  # second: [I, O / groups, *kernel]
         macs = prod(first) * prod(second[1:])
     elif node.op_type == "Gemm":
-        macs = prod(output) * first[0 if _integer(node, "transA") else 1]
+        macs = prod(third) * first[0 if _integer(node, "transA") else 1]
     elif node.op_type == "MatMul":
-        macs = prod(output) * first[-1]
+        macs = prod(third) * first[-1]
     else:
         macs = _einsum_macs(_equation(node), first, second)
     not_fed = [shape for name, shape in zip(node.input[:2], (first, second), strict=True) if name not in fed]
-    return macs, not_fed[0] if len(not_fed) == 1 else ()
+    return macs, not_fed[0] if len(not_fed) == 1 else (), ()
 
 
 def _einsum_macs(equation: str, first: Shape, second: Shape) -> int:
@@ -221,6 +242,23 @@ def _known_shapes(graph: onnx.GraphProto) -> dict[str, Shape]:
     return shapes
 
 
+def _computed_shapes(model: onnx.ModelProto) -> dict[str, Shape]:
+    """Return the shapes that follow also where the graph computes them in ways that ONNX' own inference gives up on.
+
+    Stacked bidirectional layers do: Shape → Slice → Mul → Reshape.
+    """
+    from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference  # with sympy: most of a second
+
+    log = logging.getLogger("onnxruntime.tools.symbolic_shape_infer")
+    silent, log.disabled = log.disabled, True
+    try:
+        return _known_shapes(SymbolicShapeInference.infer_shapes(model, auto_merge=False).graph)
+    except Exception:  # it gives up in many ways; what is missing is named by whoever needs it
+        return {}
+    finally:
+        log.disabled = silent
+
+
 def _weight_elements(graph: onnx.GraphProto) -> dict[str, int]:
     """Return initialiser or constant → number of elements, for those that hold weights."""
     tensors = {tensor.name: tensor for tensor in graph.initializer}
@@ -230,10 +268,13 @@ def _weight_elements(graph: onnx.GraphProto) -> dict[str, int]:
     return {name: prod(t.dims) for name, t in tensors.items() if t.dims and t.data_type not in _NO_WEIGHTS}
 
 
-def _depends_on_input(graph: onnx.GraphProto) -> set[str]:
-    """Return the names of all values that depend on the values (not only on the size) of the graph's inputs."""
+def _depends_on_input(graph: onnx.GraphProto, *, or_its_size: bool = False) -> set[str]:
+    """Return the names of all values that depend on the values of the graph's inputs, ``or_its_size``: also on those.
+
+    A size that is left in the graph is the batch's: what depends on it is computed anew for every image.
+    """
     fed = {value.name for value in _graph_inputs(graph)}
     for node in graph.node:  # in topological order: the checker made sure
-        if node.op_type not in ("Shape", "Size") and not fed.isdisjoint(node.input):
-            fed.update(node.output)
+        if (or_its_size or node.op_type not in ("Shape", "Size")) and not fed.isdisjoint(node.input):
+            fed.update(name for name in node.output if name)
     return fed

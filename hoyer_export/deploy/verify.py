@@ -1,15 +1,20 @@
 """Prove that an ONNX file computes what the network computes, step by step; every step can fail.
 
     interface            names, float32, dynamic batch (else VerificationFailed: nothing further could run)
-    outputs              max |onnxruntime − torch| ≤ 1e-5 · max(1, max |torch|), graph optimisations off, then all on;
+    outputs              max |onnxruntime − torch| ≤ tolerance, graph optimisations off, then all on;
                          batches 1, 2, 3 and 8; real images, zeros, ones, noise
+    inputs left open     not all of them: inputs on which torch's own float32 is further from its float64 than
+                         can be allowed for are not compared
     rows of a batch      row i of every batch equals the run of image i alone, within the same tolerance
     weight sizes         the weights of the file's convolutions and matrix products have the network's sizes
     subnormal weights    none
     top-1                onnxruntime's first class is torch's, wherever torch's two best logits are further apart
                          than the tolerance
+    weights              where all of that passes: the tensors of the file are those that the exporter writes for
+                         the network, to 1e-5 of their largest value
 
-Outputs are float32, their differences are taken in float64. An output that is not a number fails.
+The tolerance is 1e-5 · max(1, max |torch|), or more where torch itself rounds more (sensitivity.py). Outputs are
+float32, their differences are taken in float64. An output that is not a number fails.
 """
 
 import math
@@ -19,23 +24,31 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import onnx
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hoyer_export.deploy.export import as_float32, inference_copy
-from hoyer_export.deploy.macs import count_macs
+from hoyer_export.deploy.file_weights import FileWeights
+from hoyer_export.deploy.interface import check_interface
 from hoyer_export.deploy.onnx_file import ORT_ERRORS, first_line, open_session, read_onnx, subnormals, tensors_of
-from hoyer_export.deploy.weight_sizes import contraction_weights, plain_sizes
+from hoyer_export.deploy.sensitivity import (
+    MOST,
+    Expected,
+    Floats,
+    Inputs,
+    expected_output,
+    float64_copy,
+    max_error,
+    scale_of,
+    torch_output,
+)
 from hoyer_export.environment import usable_threads
 from hoyer_export.errors import DataError, VerificationFailed
 
 RELATIVE_TOLERANCE = 1e-5
+"""What two runtimes that round differently may differ by, where torch itself is no less certain."""
 
 Optimization = Literal["disabled", "all"]
-Inputs = tuple[Tensor, ...]
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -44,9 +57,10 @@ class Check:
 
     Args:
         name: of the step, as in the list above.
-        value: for outputs and rows the largest error in units of max(1, max |torch|); for the others how many weights,
-            values or images are wrong. Infinite where something is not a number or has another shape.
-        tolerance: in the same unit.
+        value: for outputs and rows the error that comes closest to its tolerance or exceeds it most, in units of
+            max(1, max |torch|); for the others how many inputs, weights, values or images are wrong. Infinite where
+            something is not a number or has another shape.
+        tolerance: in the same unit; for outputs and rows the one of the same comparison.
         passed: value ≤ tolerance.
     """
 
@@ -65,7 +79,8 @@ class OnnxComparison:
         inputs: ``real``, ``zeros``, ``ones`` or ``noise`` (normal, variance 1).
         optimization: ``disabled`` or ``all`` of onnxruntime's graph optimisations.
         max_abs_error: max |onnxruntime − torch|.
-        tolerance: 1e-5 · max(1, max |torch|).
+        tolerance: largest difference of a right file, at least 1e-5 · max(1, max |torch|).
+        scale: max(1, max |torch|).
     """
 
     batch: int
@@ -73,6 +88,7 @@ class OnnxComparison:
     optimization: Optimization
     max_abs_error: float
     tolerance: float
+    scale: float
 
 
 @dataclass(frozen=True)
@@ -82,7 +98,7 @@ class VerifyRecord:
     Args:
         passed: every check passed.
         checks: in order.
-        onnx: the comparisons behind the checks of the outputs.
+        onnx: the comparisons behind the checks of the outputs, on all inputs that torch does not leave open.
         onnx_accuracy: top-1 of the labelled images through onnxruntime in percent; None without any.
         torch_accuracy: the same through torch.
     """
@@ -110,6 +126,7 @@ def verify_onnx(
     *,
     batches: Sequence[int] = (1, 2, 3, 8),
     labelled: Iterable[tuple[Tensor | tuple[Tensor, ...], Tensor]] | None = None,
+    sha256: str | None = None,
 ) -> VerifyRecord:
     """Compare the ONNX file ``path`` with ``model``, which stays as it is (steps above).
 
@@ -120,6 +137,8 @@ def verify_onnx(
             N is less than the largest batch.
         batches: batch sizes.
         labelled: batches of (inputs, classes int64 [N]), for the top-1.
+        sha256: of what ``export_onnx`` wrote for this very model, if known: a file of the same bytes need not be
+            compared with another export, which takes as long as the first.
 
     Raises:
         FileError: the file is missing, damaged, or beyond this onnxruntime.
@@ -130,27 +149,40 @@ def verify_onnx(
     if any(len(x) == 0 for x in real) or not batches or min(batches) < 1:
         raise DataError(f"verification needs images and batches of at least 1, got {[list(x.shape) for x in real]}")
     file = read_onnx(path)
-    _check_interface(file.graph, path, real)
+    check_interface(file.graph, path, real)
     network = inference_copy(model)
     cases = _cases(real, max(2, *batches))
+    two = _rows(cases["real"], 0, 2)
+    exact = float64_copy(network, two)
+    expected = {
+        (kind, batch): expected_output(network, exact, _rows(inputs, 0, batch), RELATIVE_TOLERANCE)
+        for kind, inputs in cases.items()
+        for batch in batches
+    }
     sessions: dict[Optimization, Any] = {
         "disabled": open_session(path, optimize=False, threads=usable_threads()),
         "all": open_session(path, threads=usable_threads()),
     }
 
-    comparisons = tuple(_comparisons(path, network, sessions, cases, batches))
-    row_error = max(_row_error(path, session, cases["real"], batches) for session in sessions.values())
+    comparisons = tuple(_comparisons(path, sessions, cases, expected))
+    left_open = sum(it.tolerance is None for it in expected.values())
+    weights = FileWeights(Path(path), network, two)
     checks = [
         _check("interface", 0, 0),
-        _check("outputs, optimisation disabled", _worst(comparisons, "disabled"), RELATIVE_TOLERANCE),
-        _check("outputs, optimisation all", _worst(comparisons, "all"), RELATIVE_TOLERANCE),
-        _check("rows of a batch", row_error, RELATIVE_TOLERANCE),
-        _check("weight sizes", _wrong_weight_sizes(path, network, _rows(cases["real"], 0, 2)), 0),
+        _closest("outputs, optimisation disabled", [_error(c) for c in comparisons if c.optimization == "disabled"]),
+        _closest("outputs, optimisation all", [_error(c) for c in comparisons if c.optimization == "all"]),
+        *([_check("inputs left open", left_open, len(expected) - 1)] if left_open else []),
+        _closest("rows of a batch", list(_row_errors(path, sessions, cases, expected))),
+        _check("weight sizes", weights.wrong_sizes(), 0),
         _check("subnormal weights", sum(int(subnormals(tensor).sum()) for tensor in tensors_of(file.graph)), 0),
     ]
-    agreement = None if labelled is None else _agreement(path, sessions["all"], network, labelled)
-    if agreement is not None:
+    agreement = None
+    if labelled is not None:
+        relative = [c.tolerance / c.scale for c in comparisons if c.inputs == "real"]
+        agreement = _agreement(path, sessions["all"], network, labelled, max(relative, default=MOST))
         checks.append(_check("top-1", agreement.clear_disagreements, 0))
+    if all(check.passed for check in checks) and (wrong := weights.wrong_values(sha256)) is not None:
+        checks.append(_check("weights", wrong, 0))
     return VerifyRecord(
         passed=all(check.passed for check in checks),
         checks=tuple(checks),
@@ -164,34 +196,59 @@ def _check(name: str, value: float, tolerance: float) -> Check:
     return Check(name, value, tolerance, value <= tolerance)
 
 
+@dataclass(frozen=True)
+class _Error:
+    """One difference, beside what it may be and its unit."""
+
+    value: float
+    tolerance: float
+    scale: float
+
+
+def _error(comparison: OnnxComparison) -> _Error:
+    return _Error(comparison.max_abs_error, comparison.tolerance, comparison.scale)
+
+
+def _closest(name: str, errors: list[_Error]) -> Check:
+    """Return the check of the error that is largest beside its tolerance; without any nothing was shown."""
+    worst = max(errors, key=lambda it: it.value / it.tolerance, default=_Error(math.inf, RELATIVE_TOLERANCE, 1.0))
+    return _check(name, worst.value / worst.scale, worst.tolerance / worst.scale)
+
+
 def _comparisons(
     path: str | Path,
-    network: nn.Module,
     sessions: dict[Optimization, Any],
     cases: dict[str, Inputs],
-    batches: Sequence[int],
+    expected: dict[tuple[str, int], Expected],
 ) -> Iterator[OnnxComparison]:
-    """Yield every kind of input at every batch size, through torch and through both sessions."""
-    for kind, inputs in cases.items():
-        for batch in batches:
-            expected = _torch_output(network, _rows(inputs, 0, batch))
-            tolerance = RELATIVE_TOLERANCE * _scale(expected)
+    """Yield every kind of input at every batch size that torch does not leave open, through both sessions."""
+    for (kind, batch), torchs in expected.items():
+        if torchs.tolerance is not None:
             for optimization, session in sessions.items():
-                error = _max_error(_ort_output(session, _rows(inputs, 0, batch), path), expected)
-                yield OnnxComparison(batch, kind, optimization, error, tolerance)
+                output = _ort_output(session, _rows(cases[kind], 0, batch), path)
+                error = max_error(output, torchs.output)
+                yield OnnxComparison(batch, kind, optimization, error, torchs.tolerance, torchs.scale)
 
 
-def _worst(comparisons: Iterable[OnnxComparison], optimization: Optimization) -> float:
-    """Return the largest error, in units of max(1, max |torch|)."""
-    found = (c for c in comparisons if c.optimization == optimization)
-    return max(RELATIVE_TOLERANCE * (c.max_abs_error / c.tolerance) for c in found)
-
-
-def _row_error(path: str | Path, session: Any, images: Inputs, batches: Sequence[int]) -> float:
-    """Return the largest difference of a batch's rows from the runs of single images, in the same unit."""
-    alone = np.concatenate([_ort_output(session, _rows(images, i, i + 1), path) for i in range(max(batches))])
-    together = (_ort_output(session, _rows(images, 0, batch), path) for batch in batches)
-    return max(_max_error(output, alone[: len(output)]) / _scale(output) for output in together)
+def _row_errors(
+    path: str | Path,
+    sessions: dict[Optimization, Any],
+    cases: dict[str, Inputs],
+    expected: dict[tuple[str, int], Expected],
+) -> Iterator[_Error]:
+    """Yield the differences of a batch's rows from the runs of single images: real ones, or others if they are open."""
+    batches = {
+        kind: {batch: it for (of, batch), it in expected.items() if of == kind and it.tolerance is not None}
+        for kind in cases
+    }
+    kind = max(cases, key=lambda of: len(batches[of]))
+    for session in sessions.values():
+        rows = range(max(batches[kind], default=0))
+        alone = [_ort_output(session, _rows(cases[kind], i, i + 1), path) for i in rows]
+        for batch, torchs in batches[kind].items():
+            together = _ort_output(session, _rows(cases[kind], 0, batch), path)
+            assert torchs.tolerance is not None
+            yield _Error(max_error(together, np.concatenate(alone[:batch])), torchs.tolerance, torchs.scale)
 
 
 def _cases(real: Inputs, count: int) -> dict[str, Inputs]:
@@ -214,16 +271,6 @@ def _rows(inputs: Inputs, start: int, stop: int) -> Inputs:
     return tuple(x[start:stop] for x in inputs)
 
 
-def _torch_output(network: nn.Module, inputs: Inputs) -> Floats:
-    try:
-        with torch.no_grad():
-            output: Tensor = network(*(x.clone() for x in inputs))  # a network may write into its input
-    except Exception as error:
-        shapes = [list(x.shape) for x in inputs]
-        raise DataError(f"the network does not run on inputs of shape {shapes} ({first_line(error)})") from error
-    return output.double().numpy()
-
-
 def _ort_output(session: Any, inputs: Inputs, path: str | Path) -> Floats:
     feed = {value.name: x.numpy() for value, x in zip(session.get_inputs(), inputs, strict=True)}
     try:
@@ -236,61 +283,14 @@ def _ort_output(session: Any, inputs: Inputs, path: str | Path) -> Floats:
     return output
 
 
-def _scale(output: Floats) -> float:
-    """Return max(1, max |output|): the error's unit."""
-    largest = float(np.abs(output).max(initial=0))
-    return max(1.0, largest) if math.isfinite(largest) else 1.0
-
-
-def _max_error(output: Floats, expected: Floats) -> float:
-    if output.shape != expected.shape:
-        return math.inf
-    largest = float(np.abs(output - expected).max(initial=0))
-    return largest if math.isfinite(largest) else math.inf  # NaN compares with nothing
-
-
-def _check_interface(graph: onnx.GraphProto, path: str | Path, real: Inputs) -> None:
-    """Raise VerificationFailed unless the file takes ``real`` with a dynamic batch and returns ``logits``."""
-    found = [_signature(value) for value in graph.input]
-    names = ["input", *(f"input_{i}" for i in range(1, len(real)))]
-    expected = [
-        _signature(onnx.helper.make_tensor_value_info(name, _onnx_type(x), ["batch", *x.shape[1:]]))
-        for name, x in zip(names, real, strict=True)
-    ]
-    if found != expected:
-        raise VerificationFailed(f"{path} takes {'; '.join(found)}, expected {'; '.join(expected)}; export it again")
-    outputs = [_signature(value) for value in graph.output]
-    if len(outputs) != 1 or not outputs[0].startswith("logits FLOAT [batch"):
-        raise VerificationFailed(
-            f"{path} returns {'; '.join(outputs)}, expected logits FLOAT [batch, ...]; export it again"
-        )
-
-
-def _signature(value: onnx.ValueInfoProto) -> str:
-    tensor = value.type.tensor_type
-    sizes = [dim.dim_param or str(dim.dim_value) for dim in tensor.shape.dim]
-    return f"{value.name} {onnx.TensorProto.DataType.Name(tensor.elem_type)} [{', '.join(sizes)}]"
-
-
-def _onnx_type(x: Tensor) -> int:
-    return onnx.helper.np_dtype_to_tensor_dtype(x.numpy().dtype)
-
-
-def _wrong_weight_sizes(path: str | Path, network: nn.Module, two: Inputs) -> int:
-    """Return how many sizes of weights only one of the two has: the file's contractions or those that torch runs.
-
-    Sizes, not weights: the exporter merges a module that is called twice on the same input.
-    """
-    in_file = {plain_sizes(node.weight_shape) for node in count_macs(path).nodes if node.weight_shape}
-    return len(in_file ^ contraction_weights(network, two))
-
-
 def _agreement(
     path: str | Path,
     session: Any,
     network: nn.Module,
     labelled: Iterable[tuple[Tensor | tuple[Tensor, ...], Tensor]],
+    tolerance: float,
 ) -> _Agreement:
+    """Compare first classes; two logits that are closer than ``tolerance``, relative, may change places."""
     images = onnx_correct = torch_correct = disagreements = 0
     for inputs, targets in labelled:
         batch, classes = as_float32(inputs), targets.cpu().numpy()
@@ -298,13 +298,15 @@ def _agreement(
             raise DataError(
                 f"top-1 needs one class an image, got labels {list(classes.shape)} of {len(batch[0])} images"
             )
-        expected, output = _torch_output(network, batch), _ort_output(session, batch, path)
+        expected, output = torch_output(network, batch), _ort_output(session, batch, path)
         if expected.ndim != 2 or expected.shape[1] < 2:
             raise DataError(f"top-1 needs logits [N, at least 2 classes], the network returns {list(expected.shape)}")
         second, best = np.sort(expected)[:, -2:].T
-        clear = best - second > RELATIVE_TOLERANCE * _scale(expected)
+        clear = best - second > tolerance * scale_of(expected)
         onnx_class, torch_class = output.argmax(1), expected.argmax(1)
-        disagreements += int((clear & (onnx_class != torch_class)).sum())
+        # What is not a number is no answer.
+        numbers = np.isfinite(expected).all(1) & np.isfinite(output).all(1)
+        disagreements += int((~numbers | (clear & (onnx_class != torch_class))).sum())
         onnx_correct += int((onnx_class == classes).sum())
         torch_correct += int((torch_class == classes).sum())
         images += len(classes)

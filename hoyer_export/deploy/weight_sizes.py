@@ -1,15 +1,25 @@
-"""See which weights a network really multiplies with, whatever its modules are called."""
+"""See what a network really multiplies when torch runs it: how much, and with weights of which sizes.
 
-from collections.abc import Iterable
+Whatever its modules are called: what counts is which operators run. This is the second method beside the count on the
+ONNX graph, and shares nothing with it.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 _aten = torch.ops.aten
-# Operator → the positions of the two operands that it contracts.
+# Operator → the positions of the operands that it contracts: the first is what runs through, the others multiply it.
 _OPERANDS = {
     _aten.convolution.default: (0, 1),
     _aten.mm.default: (0, 1),
@@ -19,7 +29,43 @@ _OPERANDS = {
     _aten.mv.default: (0, 1),
     _aten.addmv.default: (1, 2),
     _aten.dot.default: (0, 1),
+    _aten.mkldnn_rnn_layer.default: (0, 1, 2),  # one layer of an LSTM in one direction
 }
+_BATCHED = (_aten.bmm.default, _aten.baddbmm.default)
+_TRANSPOSED = 6  # argument of a convolution
+# Namespaces whose operators multiply and accumulate only where the table above says so.
+_KNOWN = ("aten", "prim", "prims", "torchvision")
+
+
+@dataclass(frozen=True)
+class TorchMacs:
+    """What one image costs in torch.
+
+    Args:
+        macs: what one image more costs.
+        distinct: likewise, but the same product of the same numbers counts once: the exporter writes it once.
+        uncounted: operator → number of calls that may multiply and accumulate and are counted as 0.
+    """
+
+    macs: int
+    distinct: int
+    uncounted: dict[str, int]
+
+
+def torch_macs(network: nn.Module, inputs: tuple[Tensor, ...]) -> TorchMacs:
+    """Count the MACs of one image as torch runs ``network``, on noise in the shape of ``inputs``.
+
+    MACs(3 images) - MACs(2 images): what is computed from weights alone costs an image nothing.
+    """
+    generator = torch.Generator().manual_seed(0)
+    three = tuple(x[torch.arange(3) % len(x)] for x in inputs)
+    noise = tuple(
+        torch.randn(x.shape, generator=generator).to(x) if x.is_floating_point() else x for x in three
+    )  # zeros or equal images would make products equal that are not
+    runs = [_watched(network, tuple(x[:count] for x in noise)) for count in (2, 3)]
+    macs = [sum(run.macs) for run in runs]
+    distinct = [sum(run.distinct.values()) for run in runs]
+    return TorchMacs(macs[1] - macs[0], distinct[1] - distinct[0], dict(runs[0].unknown))
 
 
 def contraction_weights(network: nn.Module, inputs: tuple[Tensor, ...]) -> set[tuple[int, ...]]:
@@ -29,17 +75,7 @@ def contraction_weights(network: nn.Module, inputs: tuple[Tensor, ...]) -> set[t
     are not run (auxiliary heads) or compute constants do not count, as they are not in an exported file either. Give a
     batch of two or more: with one image a weight that is repeated for each image cannot be told from one that is not.
     """
-    inputs = tuple(x.clone() for x in inputs)  # a network may write into them
-    seen = _Contractions(inputs)
-    # The fused attention of eval mode would hide its products.
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad(), seen:
-            network(*inputs)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-    return seen.weights
+    return _watched(network, inputs).weights
 
 
 def plain_sizes(sizes: Iterable[int]) -> tuple[int, ...]:
@@ -47,24 +83,77 @@ def plain_sizes(sizes: Iterable[int]) -> tuple[int, ...]:
     return tuple(sorted(size for size in sizes if size != 1))
 
 
+def _watched(network: nn.Module, inputs: tuple[Tensor, ...]) -> "_Contractions":
+    inputs = tuple(x.clone() for x in inputs)  # a network may write into them
+    seen = _Contractions(inputs)
+    with unfused(), torch.no_grad(), seen:
+        network(*inputs)
+    return seen
+
+
+@contextmanager
+def unfused() -> Iterator[None]:
+    """Make torch run attention as the matrix products that it is: kernels of its own would hide them."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
 class _Contractions(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows what depends on the inputs, and notes the other operand where it is contracted."""
+    """Follows what depends on the inputs, and notes every contraction with its MACs and its weights."""
 
     def __init__(self, inputs: tuple[Tensor, ...]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.weights: set[tuple[int, ...]] = set()
+        self.macs: list[int] = []
+        self.distinct: dict[bytes, int] = {}
+        self.unknown: Counter[str] = Counter()
         self._fed = {id(x): x for x in inputs}  # kept alive, so that no id is used twice
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        key = _content(func, args) if func in _OPERANDS else b""
+        output = func(*args, **kwargs)
         if func in _OPERANDS:
-            operands = [args[position] for position in _OPERANDS[func]]
-            constant = [x for x in operands if id(x) not in self._fed]
-            if len(constant) == 1:
-                weight = constant[0]  # repeated for every image (stride 0) where the product is a batched one
-                self.weights.add(
-                    plain_sizes(s for s, stride in zip(weight.shape, weight.stride(), strict=True) if stride)
-                )
+            first, *factors = (args[position] for position in _OPERANDS[func])
+            self.macs.append(_macs(func, args, first, factors, output))
+            self.distinct[key] = self.macs[-1]
+            self._note_weights(func, first, factors)
+        elif func.namespace not in _KNOWN or "deform_conv" in str(func):
+            self.unknown[str(func)] += 1
         if any(id(x) in self._fed for x in tree_leaves((args, kwargs))):
             self._fed |= {id(x): x for x in tree_leaves(output) if isinstance(x, Tensor)}
         return output
+
+    def _note_weights(self, func: Any, first: Tensor, factors: list[Tensor]) -> None:
+        constant = [x for x in (first, *factors) if id(x) not in self._fed]
+        if len(constant) != len(factors):
+            return
+        for weight in constant:
+            # A batched product repeats its weight for every image (stride 0).
+            repeated = func in _BATCHED and weight.stride(0) == 0
+            self.weights.add(plain_sizes(weight.shape[1:] if repeated else weight.shape))
+
+
+def _macs(func: Any, args: Any, first: Tensor, factors: list[Tensor], output: Any) -> int:
+    if func is _aten.convolution.default:  # weight [O, I / groups, *kernel], transposed [I, O / groups, *kernel]
+        positions: Tensor = first if args[_TRANSPOSED] else output
+        return positions.numel() * prod(factors[0].shape[1:])
+    if func is _aten.mkldnn_rnn_layer.default:
+        return first.numel() // first.shape[-1] * sum(weight.numel() for weight in factors)
+    return int(output.numel()) * first.shape[-1]
+
+
+def _content(func: Any, args: Any) -> bytes:
+    """Return what is the same for the same operator on the same numbers."""
+    return repr((str(func), [_digest(x) if isinstance(x, Tensor) else x for x in tree_leaves(args)])).encode()
+
+
+def _digest(tensor: Tensor) -> tuple[tuple[int, ...], bytes]:
+    once = tensor.detach()[tuple(slice(None if stride else 1) for stride in tensor.stride())]  # repeated: stride 0
+    flat = once.clone(memory_format=torch.contiguous_format).reshape(-1)
+    return tuple(tensor.shape), hashlib.blake2b(flat.view(torch.uint8).numpy().data, digest_size=16).digest()

@@ -9,7 +9,7 @@ import torch
 
 from hoyer_export.environment import environment_record
 from hoyer_export.errors import FileError, RecipeError
-from hoyer_export.pipeline.inputs import Inputs, check_budget, check_export, load_inputs
+from hoyer_export.pipeline.inputs import Inputs, check_budget, check_device, check_export, load_inputs
 from hoyer_export.pipeline.phases import cut_again, cut_and_finetune, train_dense, train_sparse
 from hoyer_export.pipeline.progress import Progress
 from hoyer_export.pipeline.reporting import write_run_report
@@ -37,7 +37,7 @@ def run_recipe(
     """Run the whole chain into the folder ``out``; every stage that is already done is taken from its files.
 
     Args:
-        recipe: as resolved.
+        recipe: as given; what it leaves open is settled by machine and data, and written into the folder's recipe.toml.
         out: absent or empty; with ``resume`` also the folder of an earlier run of the same recipe.
         resume: go on from the last whole epoch; a finished run is left untouched.
         allow_import: packages that may be imported for a network ``package.module:function``.
@@ -52,7 +52,7 @@ def run_recipe(
     with claimed(out, resume=resume) as begun:
         folder = RunFolder(out)
         if begun:
-            _check_same(recipe, folder)
+            recipe = _begun_with(recipe, folder)
             if "report" in read_stages(folder) and folder.report.is_file():
                 progress.note(f"{out} is finished; nothing to do")
                 return read_report(out)
@@ -66,6 +66,7 @@ def _run(recipe: Recipe, folder: RunFolder, begun: bool, allow_import: Sequence[
         inputs = load_inputs(recipe, allow_import=allow_import, progress=progress)
         inputs.data.check_readable()
         if not begun or "inputs" not in read_stages(folder):
+            check_device(inputs)
             check_export(inputs)
             check_budget(inputs, progress)
         _begin(folder, inputs)
@@ -75,7 +76,7 @@ def _run(recipe: Recipe, folder: RunFolder, begun: bool, allow_import: Sequence[
         export_files(inputs, slim, folder, progress)
         verify_files(inputs, slim, folder, progress)
         bench_files(inputs, folder, environment, progress)
-    report = write_run_report(recipe, folder)
+    report = write_run_report(inputs.recipe, folder)
     if folder.checkpoint.is_dir() and not any(folder.checkpoint.iterdir()):
         folder.checkpoint.rmdir()
     return report
@@ -160,19 +161,26 @@ def _open_inputs(folder: RunFolder, needed: str, allow_import: Sequence[str], pr
     return load_inputs(recipe, allow_import=allow_import, progress=progress, pretrained=False)
 
 
-def _check_same(recipe: Recipe, folder: RunFolder) -> None:
-    changed = changed_keys(load_recipe(folder.recipe), recipe)
+def _begun_with(recipe: Recipe, folder: RunFolder) -> Recipe:
+    """Return the recipe of the run in the folder, resolved; ``recipe`` must be the same, but may leave that open."""
+    inputs = read_stages(folder).get("inputs")
+    if inputs is None:  # it ended before anything was done
+        return recipe
+    begun = load_recipe(folder.recipe)
+    changed = changed_keys(begun, recipe, inputs.get("settled", ()))
     if changed:
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
         raise RecipeError(
             f"{folder.path} holds the run of another recipe, {changed[0]}{more}; give another --out, "
             f"or the recipe it was begun with"
         )
+    return begun
 
 
 def _begin(folder: RunFolder, inputs: Inputs) -> None:
     """Write what the run is before its first stage."""
-    if not folder.recipe.exists():
+    before = read_stages(folder).get("inputs")
+    if before is None:
         write_whole(folder.recipe, dump_recipe(inputs.recipe))
     folder.checkpoint.mkdir(exist_ok=True)
     data = inputs.data
@@ -180,5 +188,7 @@ def _begin(folder: RunFolder, inputs: Inputs) -> None:
     record = {
         "data": {"name": data.name, "classes": data.classes, "images": images},
         "input": {"shape": list(data.input_shape), "mean": list(data.mean), "std": list(data.std)},
+        # Of the recipe as it was first given: who goes on with the run may leave the same keys open.
+        "settled": list(inputs.settled) if before is None else before.get("settled", []),
     }
     write_stage(folder, "inputs", record)

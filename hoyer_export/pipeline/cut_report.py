@@ -10,6 +10,7 @@ class FileFigures:
     Args:
         params: elements of its parameters.
         macs: of one image, counted on the ONNX graph.
+        uncounted: operator → number of nodes that may multiply and accumulate beside that.
         onnx_bytes: of the file.
         max_error: largest |onnxruntime − torch| in units of max(1, max |torch|); None where that is not finite.
         failed: the checks of the file against the network that did not pass.
@@ -18,6 +19,7 @@ class FileFigures:
 
     params: int
     macs: int
+    uncounted: dict[str, int]
     onnx_bytes: int
     max_error: float | None
     failed: tuple[str, ...]
@@ -31,14 +33,14 @@ class Moved:
     Args:
         images: which: ``calibration``, ``held-out`` or ``noise``.
         count: how many.
-        max_change: largest |zeroed − dense| of any output, float32.
-        max_output: largest |dense|, to compare it with.
+        max_change: largest |zeroed − dense| of any output, float32; None where an output of either is not finite.
+        max_output: largest |dense|, to compare it with; None likewise.
     """
 
     images: str
     count: int
-    max_change: float
-    max_output: float
+    max_change: float | None
+    max_output: float | None
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,12 @@ class CutReport:
         align: multiple that widths were rounded up to.
         seed: of random weights, and of which images calibrate.
         asked: the budget, e.g. ``{"macs": 0.5}``; empty for ``dead``.
-        met: it holds for the files.
+        met: it holds for the files; never where MACs are asked for and a file has more than are counted.
         widths: group name → (dense, slim) number of channels.
         max_rel_error: the largest over all steps (dead blocks, folding, cut, gather) in float64, each against the
             network before it.
+        delivered_rel_error: the same with the numbers that a step computed (folded constants) rounded to float32, as
+            they are delivered.
         moved: outputs before and after zeroing.
         dense: the network that came.
         slim: the one that goes.
@@ -81,10 +85,16 @@ class CutReport:
     met: bool
     widths: dict[str, tuple[int, int]]
     max_rel_error: float
+    delivered_rel_error: float
     moved: tuple[Moved, ...]
     dense: FileFigures
     slim: FileFigures
     warning: str | None
+
+    @property
+    def uncounted(self) -> dict[str, int]:
+        """What multiplies in either file and nobody counts, so that a budget of MACs cannot be judged."""
+        return self.dense.uncounted | self.slim.uncounted
 
     @property
     def passed(self) -> bool:

@@ -182,10 +182,10 @@ def cut_network(
     zero_(zeroed, folding.channels, chosen.keep)
     whole_plan = SlimModel(zeroed, compose(start.plan, folding.plan))
     slim = cut(whole_plan, folding.channels, chosen.keep, dense.example)
-    errors = [start.max_rel_error, folding.max_rel_error, slim.max_rel_error]
+    steps: list[SlimModel | Folding] = [start, folding, slim]
     if gather:
         slim = gather_inputs(slim, gather, dense.example)
-        errors.append(slim.max_rel_error)
+        steps.append(slim)
     moved = _moved(dense, zeroed, training, data, calibration)
 
     progress.headline("export and verify: dense.onnx, slim.onnx")
@@ -195,7 +195,9 @@ def cut_network(
             for file, model, path in (("dense", dense.model, folder.dense_onnx), ("slim", slim.model, folder.slim_onnx))
         }
         _write_slim(folder, slim, chosen, dense)
-    shares = {key: getattr(figures["slim"], key) / getattr(figures["dense"], key) for key in ("macs", "params")}
+    uncounted = figures["dense"].uncounted | figures["slim"].uncounted
+    shares = {key: getattr(figures["slim"], key) / max(getattr(figures["dense"], key), 1) for key in ("macs", "params")}
+    met = all(shares[key] <= value for key, value in asked.items() if key in shares)
     return CutReport(
         network=name,
         input_shape=tuple(dense.example.shape[1:]),
@@ -208,9 +210,10 @@ def cut_network(
         align=chosen.align,
         seed=seed,
         asked=asked,
-        met=all(shares[key] <= value for key, value in asked.items() if key in shares),
+        met=met and not ("macs" in asked and uncounted),
         widths={group.name: (group.width, len(chosen.keep[group.name])) for group in channels.groups},
-        max_rel_error=max(error or 0.0 for error in errors),
+        max_rel_error=max(step.max_rel_error or 0.0 for step in steps),
+        delivered_rel_error=max(step.delivered_rel_error or 0.0 for step in steps),
         moved=moved,
         dense=figures["dense"],
         slim=figures["slim"],
@@ -278,16 +281,18 @@ def _moved(
 
 def _difference(images: str, dense: nn.Module, zeroed: nn.Module, batches: Iterable[Tensor]) -> Moved:
     first, second = (copy.deepcopy(model).eval() for model in (dense, zeroed))
-    count, change, largest = 0, 0.0, 0.0
+    count, change, largest, finite = 0, 0.0, 0.0, True
     with torch.no_grad():
         for batch in batches:
             for before, after in zip(tensors_in(first(batch)), tensors_in(second(batch)), strict=True):
                 if not (before.is_floating_point() or before.is_complex()):  # a mask or a label: no difference as it is
                     before, after = before.double(), after.double()
-                change = max(change, float((after - before).abs().max()))
-                largest = max(largest, float(before.abs().max()))
+                finite &= bool(before.isfinite().all()) and bool(after.isfinite().all())
+                if finite and before.numel():  # NaN is larger than nothing
+                    change = max(change, float((after - before).abs().max()))
+                    largest = max(largest, float(before.abs().max()))
             count += len(batch)
-    return Moved(images, count, change, largest)
+    return Moved(images, count, change if finite else None, largest if finite else None)
 
 
 def _figures(file: str, model: nn.Module, path: Path, dense: _Dense, data: DataSplits | None) -> FileFigures:
@@ -297,9 +302,11 @@ def _figures(file: str, model: nn.Module, path: Path, dense: _Dense, data: DataS
     exported = export_onnx(model, dense.example, path, metadata=facts)
     found = verify_onnx(path, model, dense.example, labelled=None if data is None else data.test.batches(BATCH))
     error = max(check.value for check in found.checks if check.name.startswith("outputs"))
+    counted = count_macs(path)
     return FileFigures(
         params=sum(parameter.numel() for parameter in model.parameters()),
-        macs=count_macs(path).macs,
+        macs=counted.macs,
+        uncounted=counted.uncounted,
         onnx_bytes=exported.size_bytes,
         max_error=error if isfinite(error) else None,
         failed=tuple(check.name for check in found.checks if not check.passed),

@@ -1,9 +1,10 @@
 """What a recipe names, looked at before the first file is made: data, network, weights, channels, budget, export."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +12,15 @@ from torch import Tensor, nn
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.cost import dense_macs, macs_of_keep, params_of_keep
 from hoyer_export.data import DataSplits, load_data
-from hoyer_export.deploy.export import export_onnx
+from hoyer_export.data.load import _DEFAULTS
+from hoyer_export.deploy.export import as_float32, export_onnx, inference_copy
 from hoyer_export.deploy.macs import count_macs
+from hoyer_export.deploy.weight_sizes import TorchMacs, torch_macs
 from hoyer_export.errors import DataError, NetworkError, RecipeError
 from hoyer_export.modes import kept_modes
 from hoyer_export.networks import build_network, is_function_name
 from hoyer_export.pipeline.progress import Progress
-from hoyer_export.recipe import Recipe
+from hoyer_export.recipe import Recipe, left_open, resolved
 from hoyer_export.report.number_format import share
 from hoyer_export.surgery.selection import least_keep
 from hoyer_export.surgery.self_test import self_test
@@ -29,7 +32,8 @@ class Inputs:
     """Everything a run starts from.
 
     Args:
-        recipe: as resolved.
+        recipe: as resolved: with the number of threads, the device, and what follows from the data.
+        settled: keys of it that were left open in the recipe as it was given.
         data: the three splits.
         network: the dense network, with the given weights where there are any.
         example: two validation images, float32 [2, C, H, W], normalised.
@@ -40,6 +44,7 @@ class Inputs:
     """
 
     recipe: Recipe
+    settled: tuple[str, ...]
     data: DataSplits
     network: nn.Module
     example: Tensor
@@ -53,7 +58,7 @@ def load_inputs(recipe: Recipe, *, allow_import: Sequence[str], progress: Progre
     """Load, build, trace and self-test what the recipe names.
 
     Args:
-        recipe: as resolved.
+        recipe: as given.
         allow_import: packages that may be imported for a network ``package.module:function``.
         progress: is told.
         pretrained: read the weights that the recipe names, if it names any.
@@ -71,8 +76,38 @@ def load_inputs(recipe: Recipe, *, allow_import: Sequence[str], progress: Progre
     example = two_images(data)
     check_output(recipe.network.name, network, example, data)
     channels = proved_channels(recipe.network.name, network, example, progress)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Inputs(recipe, data, network, example, channels, in_channels, classes, device)
+    found = _in_force(recipe, data, in_channels, classes)
+    recipe, settled = resolved(recipe, found), tuple(left_open(recipe, found))
+    device = torch.device(recipe.device or found["device"])
+    return Inputs(recipe, settled, data, network, example, channels, in_channels, classes, device)
+
+
+def _in_force(recipe: Recipe, data: DataSplits, in_channels: int | None, classes: int | None) -> dict[str, Any]:
+    """Return what holds for the keys whose defaults are not in the recipe, but follow from machine, data and network.
+
+    What a network of one's own was not told is absent: its function may take neither.
+    """
+    found = {
+        "threads": torch.get_num_threads(),
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "network.in_channels": in_channels,
+        "network.classes": classes,
+        "data.mean": data.mean,
+        "data.std": data.std,
+        "data.augment": _DEFAULTS[recipe.data.name].augment,
+        "data.image_size": data.input_shape[1],
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def check_device(inputs: Inputs) -> None:
+    """Say before training that the device is not there.
+
+    Raises:
+        RecipeError: the recipe asks for a GPU, and torch sees none.
+    """
+    if inputs.device.type == "cuda" and not torch.cuda.is_available():
+        raise RecipeError('device = "cuda", but torch sees no GPU; leave the key out, or set it to "cpu"')
 
 
 def load_recipe_data(recipe: Recipe) -> DataSplits:
@@ -113,17 +148,37 @@ def check_export(inputs: Inputs) -> None:
     """Export the untrained network once, to nowhere: what cannot be shipped is said before it is trained.
 
     Raises:
-        NetworkError: torch.onnx cannot export the network.
+        NetworkError: torch.onnx cannot export the network, or nobody could say whether its file meets the budget.
     """
+    name = inputs.recipe.network.name
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "dense.onnx"
         export_onnx(inputs.network, inputs.example, path, opset=inputs.recipe.export.opset)
-        counted, expected = count_macs(path).macs, dense_macs(inputs.channels)
-    if counted != expected:
+        counted, expected = count_macs(path), dense_macs(inputs.channels)
+    if counted.uncounted:
+        if inputs.recipe.cut.macs is not None:
+            raise NetworkError(
+                f"cut.macs cannot be judged: {uncounted_words(counted.uncounted)} of {name} may multiply, and nobody "
+                "counts how much; give cut.params or cut.threshold instead"
+            )
+        return
+    run = macs_in_torch(inputs.network, inputs.example)
+    # The exporter writes once what the network computes twice.
+    if counted.macs != expected and (counted.macs != run.distinct or expected != run.macs):
         raise NetworkError(
-            f"the exported graph of {inputs.recipe.network.name} has {counted:,} MACs, but {expected:,} were traced: "
+            f"the exported graph of {name} has {counted.macs:,} MACs, but {expected:,} were traced: "
             "an operation of it is counted by one and not by the other, so a budget could not be kept"
         )
+
+
+def macs_in_torch(network: nn.Module, example: Tensor) -> TorchMacs:
+    """Count what one image costs when torch runs what is shipped of ``network``."""
+    return torch_macs(inference_copy(network), as_float32(example))
+
+
+def uncounted_words(uncounted: Mapping[str, int]) -> str:
+    """Return what is not counted, e.g. ``2 × DeformConv, 1 × Loop``."""
+    return ", ".join(f"{calls} × {name}" for name, calls in uncounted.items())
 
 
 def check_budget(inputs: Inputs, progress: Progress) -> None:
@@ -176,6 +231,8 @@ def proved_channels(name: str, network: nn.Module, example: Tensor, progress: Pr
     for verdict in tested.verdicts:
         if verdict.verdict == "refuted":
             progress.note(f"self-test: {verdict.group} is left whole ({verdict.channels} channels): {verdict.reason}")
+        elif verdict.verdict == "unseen":
+            progress.note(f"self-test: {verdict.group} is not proved ({verdict.channels} channels): {verdict.reason}")
     if not tested.channels.groups:
         reasons = sorted({entry.reason for entry in tested.channels.unprunable})
         raise NetworkError(

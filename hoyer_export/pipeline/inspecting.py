@@ -12,7 +12,13 @@ from hoyer_export.channels.cost import dense_macs, macs_of_keep, params_of_keep
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.errors import NetworkError
 from hoyer_export.networks import build_network, default_input_shape
-from hoyer_export.pipeline.inputs import build_dense, load_recipe_data, told_to_network, two_images
+from hoyer_export.pipeline.inputs import (
+    build_dense,
+    load_recipe_data,
+    macs_in_torch,
+    told_to_network,
+    two_images,
+)
 from hoyer_export.recipe import Recipe
 from hoyer_export.surgery.selection import least_keep
 from hoyer_export.surgery.self_test import Verdict, self_test
@@ -59,6 +65,8 @@ class Inspection:
         input_shape: (C, H, W).
         params: of the dense network.
         macs: of the dense network, one image.
+        uncounted: operator, or "MACs" → how many of them torch runs beside those: what may multiply in a way that
+            nobody counts, and MACs of operations that tracing does not know.
         groups: in the network's order.
         unprunable: by reason, the most channels first.
         verdicts: of the self-test, one a group and one for what is unprunable; None where it was not asked for. The
@@ -66,7 +74,7 @@ class Inspection:
         align: multiple that widths are rounded up to.
         least_macs: share of the dense MACs at the least widths.
         asked_macs: share that was asked for, if any.
-        reachable: whether that can be reached; None where nothing was asked.
+        reachable: whether that can be reached; None where nothing was asked, or something is not counted.
         cross_check: what torch-pruning finds on the same network, where that was asked and it can trace it.
         cross_check_failed: why it cannot.
     """
@@ -75,6 +83,7 @@ class Inspection:
     input_shape: tuple[int, ...]
     params: int
     macs: int
+    uncounted: dict[str, int]
     groups: tuple[GroupCost, ...]
     unprunable: tuple[Reason, ...]
     verdicts: tuple[Verdict, ...] | None
@@ -160,6 +169,7 @@ def _inspect(
             GroupCost(group.name, group.width, carried, carried / max(dense, 1), held, len(least[group.name]))
         )
     share = macs_of_keep(channels, least) / max(dense, 1)
+    uncounted = _uncounted(network, example, dense)
     opinion, failed = None, None
     if second_opinion:
         try:
@@ -171,16 +181,29 @@ def _inspect(
         input_shape=tuple(example.shape[1:]),
         params=sum(parameter.numel() for parameter in network.parameters()),
         macs=dense,
+        uncounted=uncounted,
         groups=tuple(groups),
         unprunable=_by_reason(channels),
         verdicts=None if tested is None else tested.verdicts,
         align=align,
         least_macs=share,
         asked_macs=asked,
-        reachable=None if asked is None else share <= asked,
+        reachable=None if asked is None or uncounted else share <= asked,
         cross_check=opinion,
         cross_check_failed=failed,
     )
+
+
+def _uncounted(network: nn.Module, example: Tensor, traced: int) -> dict[str, int]:
+    """Return what torch multiplies beside the traced MACs."""
+    try:
+        run = macs_in_torch(network, example)
+    except (
+        Exception
+    ):  # on three images where the network takes two: then it cannot be exported either, and export says so
+        return {}
+    more = run.macs - traced
+    return run.uncounted | ({"MACs": more} if more > 0 else {})
 
 
 def _by_reason(channels: ChannelMap) -> tuple[Reason, ...]:

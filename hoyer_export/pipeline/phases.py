@@ -17,6 +17,7 @@ from hoyer_export.data.splits import batch_indices
 from hoyer_export.pipeline.inputs import Inputs
 from hoyer_export.pipeline.progress import Progress
 from hoyer_export.recipe import Phase
+from hoyer_export.report.making import LITTLE_EFFECT, little_effect_words
 from hoyer_export.report.metrics import read_metrics
 from hoyer_export.report.number_format import share
 from hoyer_export.run_folder import RunFolder, drop_stages, read_stages, write_stage, write_whole
@@ -26,7 +27,7 @@ from hoyer_export.sparsify.training import EpochRecord, evaluate_accuracy, train
 from hoyer_export.surgery.cut import SlimModel, cut
 from hoyer_export.surgery.selection import Selection, select_channels
 from hoyer_export.surgery.slim_file import load_slim, save_slim
-from hoyer_export.surgery.zero import zero_
+from hoyer_export.surgery.zero import named_tensors, zero_
 from hoyer_export.weights import load_weights
 
 PHASES = ("dense", "sparse", "finetune")
@@ -51,15 +52,15 @@ def train_sparse(inputs: Inputs, folder: RunFolder, progress: Progress) -> None:
         load_weights(inputs.network, folder.sparse_weights)
         return
     table = inputs.recipe.sparse
-    progress.headline(f"sparse: {_epochs(table)}, Group-HS, strength {table.strength:g} ({table.scale})")
+    group_hs = f"Group-HS, strength {table.strength:g} ({table.scale})" if table.epochs else "no Group-HS"
+    progress.headline(f"sparse: {_epochs(table)}, {group_hs}")
     regulariser = GroupHS(inputs.channels, inputs.network, table.strength, scale=table.scale, max_rate=table.max_rate)
     seconds = _train(inputs, inputs.network, table, "sparse", folder, progress, regulariser)
     save_weights(inputs.network, folder.sparse_weights, inputs)
-    _finish(
-        folder,
-        "sparse",
-        {"seconds": seconds, "effective_width": macs_shares(inputs.channels, inputs.network).effective},
-    )
+    effective = macs_shares(inputs.channels, inputs.network).effective
+    if table.epochs and table.strength and effective > LITTLE_EFFECT:
+        progress.note(f"Group-HS changed little: {little_effect_words(effective)}")
+    _finish(folder, "sparse", {"seconds": seconds, "effective_width": effective})
 
 
 def cut_and_finetune(inputs: Inputs, folder: RunFolder, progress: Progress) -> SlimModel:
@@ -117,7 +118,7 @@ def _cut(inputs: Inputs, progress: Progress) -> _Cut:
     )
     if chosen.warning:
         progress.note(chosen.warning)
-    norms = channel_norms(inputs.channels, dict(inputs.network.named_parameters()))
+    norms = channel_norms(inputs.channels, named_tensors(inputs.network))
     zeroed = copy.deepcopy(inputs.network)
     zero_(zeroed, inputs.channels, chosen.keep)
     slim = cut(zeroed, inputs.channels, chosen.keep, inputs.example)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from hoyer_export.environment import OWN
 from hoyer_export.errors import FileError
 from hoyer_export.lock import only_writer
 from hoyer_export.recipe import Recipe, load_recipe
@@ -60,7 +61,7 @@ def _assemble(recipe: Recipe, stages: dict[str, dict[str, Any]]) -> Report:
         data=stages["inputs"]["data"],
         input=stages["inputs"]["input"],
         # Nobody can tell whether given weights saw these images; training images are what weights are trained on.
-        validation=None if recipe.dense.weights is None else "seen in training",
+        validation=None if recipe.dense.weights is None else "may have been seen in training",
         recipe=recipe.model_dump(mode="json", exclude_none=True),
         environment=environment,
         seconds={stage: record["seconds"] for stage, record in stages.items() if "seconds" in record},
@@ -73,5 +74,5 @@ def _assemble(recipe: Recipe, stages: dict[str, dict[str, Any]]) -> Report:
         verify={key: stages["verify"][key] for key in ("passed", "checks", "onnx")},
         latency=bench,
         budget_asked=recipe.cut.asked(),
-        tool_version=environment["versions"].get("hoyer-export", "not installed"),
+        tool_version=environment["versions"].get(OWN, "unknown"),
     )

@@ -5,6 +5,7 @@ import re
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hoyer_export.report import number_format
+from hoyer_export.report.making import how_it_was_made, making, stage_seconds
 from hoyer_export.report.record import Report
 from hoyer_export.report.summary import (
     accuracy_change,
@@ -14,10 +15,10 @@ from hoyer_export.report.summary import (
     headline,
     recipe_tables,
     speed_efficiency,
+    speed_is_unclear,
     speedup_words,
     title,
     verification_steps,
-    was_sparse_trained,
 )
 
 
@@ -41,7 +42,9 @@ def render_card(report: Report) -> str:
     images = report.data.images.test if report.data and report.data.images else 0
     return environment.get_template("card.md").render(
         report=report,
-        sparse_trained=was_sparse_trained(report),
+        made=making(report),
+        sentences=how_it_was_made(report),
+        seconds=stage_seconds(report),
         network=network,
         data=data,
         cautions=cautions(report),
@@ -52,6 +55,7 @@ def render_card(report: Report) -> str:
         budget=budget_words(report),
         speedup=speedup_words(report),
         efficiency=speed_efficiency(report),
+        unclear=speed_is_unclear(report),
         steps=steps,
         failed=[step for step in steps if not step.passed],
         closest=max((step.ratio for step in steps if step.ratio is not None), default=None),

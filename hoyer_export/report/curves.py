@@ -1,17 +1,17 @@
 """The training curves of the page: loss, accuracy and MACs over the epochs of the three phases."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from hoyer_export.report.making import making
 from hoyer_export.report.metrics import Epoch
 from hoyer_export.report.number_format import share
 from hoyer_export.report.plots import Band, Series, line_plot
 from hoyer_export.report.record import Report
 
-PHASE_NAMES = {"dense": "dense", "sparse": "Group-HS", "finetune": "fine-tune"}
 LOG_FROM = 30.0
 """A loss that falls by more than this factor is drawn on a logarithmic axis."""
 
@@ -28,7 +28,7 @@ def training_curves(report: Report, metrics: Sequence[Epoch]) -> tuple[Curve, ..
     """Return the plots for which there are numbers; none without epochs."""
     if not metrics:
         return ()
-    bands = phase_bands(metrics)
+    bands = phase_bands(metrics, phase_names(report))
     curves = [_loss(metrics, bands)]
     train = Series("training", "dense", tuple(epoch.train_accuracy for epoch in metrics))
     held_out = Series("validation", "slim", tuple(epoch.validation_accuracy for epoch in metrics))
@@ -48,13 +48,19 @@ def training_curves(report: Report, metrics: Sequence[Epoch]) -> tuple[Curve, ..
     return (*curves, *_macs(report, metrics, bands))
 
 
-def phase_bands(metrics: Sequence[Epoch]) -> tuple[Band, ...]:
-    """Return where each phase lies when all epochs are counted through from 1."""
+def phase_names(report: Report) -> dict[str, str]:
+    """Return what the phases are called on the page."""
+    sparse = "Group-HS" if making(report).group_hs else "no Group-HS"
+    return {"dense": "dense", "sparse": sparse, "finetune": "fine-tune"}
+
+
+def phase_bands(metrics: Sequence[Epoch], names: Mapping[str, str]) -> tuple[Band, ...]:
+    """Return where each phase lies when all epochs are counted through from 1, under its name."""
     bands = []
     first = 1
     for index, epoch in enumerate(metrics, start=1):
         if index == len(metrics) or metrics[index].phase != epoch.phase:
-            bands.append(Band(PHASE_NAMES[epoch.phase], first, index))
+            bands.append(Band(names[epoch.phase], first, index))
             first = index + 1
     return tuple(bands)
 

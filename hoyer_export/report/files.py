@@ -16,7 +16,8 @@ from hoyer_export.run_folder import write_whole
 def write_report(folder: Path, report: Report, metrics: Sequence[Epoch]) -> None:
     """Write report.json, card.md and report.html into ``folder``, each whole or not at all.
 
-    ``write_report(folder, read_report(folder), read_metrics(folder))`` makes all three again, to the same bytes.
+    ``write_report(folder, read_report(folder), read_metrics(folder))`` makes all three again, with this version to
+    the same bytes.
 
     Args:
         folder: a run folder; it exists.

@@ -9,7 +9,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from hoyer_export.report import number_format
-from hoyer_export.report.curves import PHASE_NAMES, training_curves
+from hoyer_export.report.curves import phase_names, training_curves
+from hoyer_export.report.making import aligned_words, how_it_was_made, making, stage_seconds
 from hoyer_export.report.metrics import Epoch
 from hoyer_export.report.plots import distributions_plot
 from hoyer_export.report.record import Report
@@ -18,6 +19,7 @@ from hoyer_export.report.summary import (
     Step,
     accuracy_change,
     accuracy_interval,
+    asks_a_share,
     budget_words,
     cautions,
     headline,
@@ -27,7 +29,6 @@ from hoyer_export.report.summary import (
     speedup_words,
     title,
     verification_steps,
-    was_sparse_trained,
 )
 
 MARGIN_DECADES = 8
@@ -112,7 +113,10 @@ def render_page(report: Report, metrics: Sequence[Epoch]) -> str:
     rows = width_rows(report)
     return environment.get_template("page.html").render(
         report=report,
-        sparse_trained=was_sparse_trained(report),
+        made=making(report),
+        sentences=how_it_was_made(report),
+        aligned=aligned_words(report.align or 1),
+        asks_a_share=asks_a_share(report),
         network=network,
         data=data,
         cautions=cautions(report),
@@ -127,13 +131,13 @@ def render_page(report: Report, metrics: Sequence[Epoch]) -> str:
         width_columns=_columns(rows),
         curves=training_curves(report, metrics),
         epochs=metrics,
-        phase_names=PHASE_NAMES,
+        phase_names=phase_names(report),
         steps=steps,
         stages=_stages(steps),
         failed=[step for step in steps if not step.passed],
         margin=margin,
         recipe=recipe_tables(report.recipe),
-        seconds=_seconds(report),
+        seconds=stage_seconds(report),
     )
 
 
@@ -147,7 +151,7 @@ def tiles(report: Report) -> tuple[Tile, ...]:
         before, after = report.latency.dense_ms.p50, report.latency.slim_ms.p50
         faster = f"{number_format.times(report.latency.speedup.median)} as fast"
         tile = _tile("Latency, median", number_format.milliseconds, before, after, faster)
-        doubtful = speed_is_unclear(report) or report.latency.noise is not None
+        doubtful = speed_is_unclear(report)
         found.append(replace(tile, doubtful=doubtful, change=f"{faster}, unclear" if doubtful else faster))
     found.append(_tile("Parameters", number_format.count, dense.params, slim.params))
     found.append(_tile("ONNX file", number_format.size, dense.onnx_bytes, slim.onnx_bytes))
@@ -243,17 +247,4 @@ def _latency_plot(report: Report) -> Markup | None:
             ("dense", "dense", dense.samples, dense.p50, dense.p90, dense.p99),
             ("slim", "slim", slim.samples, slim.p50, slim.p90, slim.p99),
         ],
-    )
-
-
-def _seconds(report: Report) -> tuple[tuple[str, float | None], ...]:
-    found = report.seconds
-    return (
-        ("dense training", found.dense),
-        ("Group-HS training", found.sparse),
-        ("cut", found.cut),
-        ("fine-tuning", found.finetune),
-        ("export", found.export),
-        ("verify", found.verify),
-        ("bench", found.bench),
     )

@@ -14,6 +14,8 @@ from hoyer_export.report.number_format import three_digits
 
 WIDTH, HEIGHT = 360, 220
 LEFT, RIGHT, TOP, BOTTOM = 40, 12, 30, 34
+NAMES = 20
+"""Pixels below the top of a plot that belong to the names of the phases: no line comes there."""
 TEXT_WIDTH = 6.0
 """Pixels a character of the plots' 11.5-pixel text takes, about: decides which labels fit."""
 
@@ -202,12 +204,13 @@ def _histogram(
 
 def _value_axis(low: float, high: float, ceiling: float | None, log: bool) -> Axis:
     if log:
-        return Axis(low / 1.15, high * 1.3, HEIGHT - BOTTOM, TOP, log=True)
+        return Axis(low / 1.15, high * 1.3, HEIGHT - BOTTOM, TOP + NAMES, log=True)
     room = (high - low) * 0.08 or abs(high) * 0.1 or 1.0
     floor = max(low - room, 0.0) if low >= 0 else low - room
-    # Room above for the phases' names, but no percentage beyond 100.
-    top = high + 2 * room if ceiling is None else min(high + 2 * room, max(ceiling, high) + room)
-    return Axis(floor, top, HEIGHT - BOTTOM, TOP)
+    top = high + room
+    if ceiling is not None and high <= ceiling:
+        top = min(top, ceiling + 0.08 * (ceiling - floor))  # room, but no tick of a percentage beyond 100
+    return Axis(floor, top, HEIGHT - BOTTOM, TOP + NAMES)
 
 
 def _svg_open(name: str, title: str, description: str, height: float) -> Markup:

@@ -92,7 +92,7 @@ def assemble_report(
         network: name of the network.
         data: ``name``, ``classes`` and ``images {train, validation, test}``.
         input: ``shape`` (C, H, W), ``mean`` and ``std`` a channel.
-        validation: where the validation images come from if that needs a word, e.g. "seen in training".
+        validation: where the validation images come from if that needs a word, e.g. "may have been seen in training".
         recipe: the recipe as resolved, one mapping a table.
         environment: ``cpu, flags, threads, versions, load`` and more.
         seconds: stage → wall seconds; stages that were not run may be absent.
@@ -207,7 +207,9 @@ def _completed_latency(latency: dict[str, Any], dense: dict[str, Any], slim: dic
     thinned = {
         f"{file}_ms": ms | {"samples": sample_quantiles(ms.get("samples", ()))} for file, (_, ms) in files.items()
     }
-    return latency | thinned | {"gmac_per_s": speeds}
+    # An interval beside "too noisy to say" would say it all the same.
+    interval = {} if latency.get("noise") is None else {"speedup": latency["speedup"] | {"ci95": None}}
+    return latency | thinned | interval | {"gmac_per_s": speeds}
 
 
 def _budget(

@@ -158,9 +158,10 @@ class Verification(Section):
 
 
 class LatencyMs(Section):
-    """Milliseconds of wall time a run of one file; ``cpu`` is the mean processor time of all threads.
+    """Milliseconds of wall time a run of one file; ``cpu_p50`` is the median processor time of all threads.
 
-    ``samples`` are at most 200 sorted quantiles of the n measured ones.
+    ``cpu`` is its mean, which older reports hold instead: what interrupted a run counts in it, and a median of the wall
+    time cannot be compared with it. ``samples`` are at most 200 sorted quantiles of the n measured ones.
     """
 
     p50: Positive
@@ -169,14 +170,15 @@ class LatencyMs(Section):
     min: Positive
     n: Count
     cpu: NotNegative | None = None
+    cpu_p50: NotNegative | None = None
     samples: Annotated[tuple[Positive, ...], Field(max_length=MOST_SAMPLES)] = ()
 
 
 class Speedup(Section):
-    """Paired ratio dense / slim: its median and the bootstrap 95 % interval of that."""
+    """Paired ratio dense / slim: its median and the bootstrap 95 % interval of that; null on a noisy machine."""
 
     median: Positive
-    ci95: Annotated[tuple[Positive, ...], Field(min_length=2, max_length=2)]
+    ci95: Annotated[tuple[Positive, ...], Field(min_length=2, max_length=2)] | None
 
 
 class BlockedConvs(Section):

@@ -6,9 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hoyer_export.report.making import changed_little, little_effect_words, making
 from hoyer_export.report.number_format import percent, points, share, small, times
 from hoyer_export.report.record import Report
 
+MOST_LOST = 1.0
+"""Points of accuracy below dense from which a slim network that was not fine-tuned is warned of."""
 MOST_SHOWN = 3
 """Failed steps named at the top; all of them stand further down."""
 
@@ -87,12 +90,6 @@ def _named(recipe: Mapping[str, Any], table: str) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def was_sparse_trained(report: Report) -> bool:
-    """Whether the network trained with Group-HS before the cut; a recipe may skip that phase."""
-    sparse = report.recipe.get("sparse")
-    return not (isinstance(sparse, dict) and sparse.get("epochs") == 0)
-
-
 def accuracy_change(report: Report) -> float:
     """Return slim minus dense accuracy in points."""
     return report.slim.accuracy - report.dense.accuracy
@@ -116,22 +113,33 @@ def speedup_words(report: Report) -> str:
     """Return the speed-up with its interval in words, e.g. ``2.31× as fast (95 % interval 2.28–2.35)``."""
     if report.latency is None:
         return "latency not measured"
-    speedup = report.latency.speedup
-    low, high = speedup.ci95
-    interval = f"(95 % interval {times(low)[:-1]}–{times(high)[:-1]})"
+    factor = times(report.latency.speedup.median)
+    interval = speed_interval(report)
+    if interval is None:
+        return f"{factor} as fast (the machine was too noisy for an interval)"
+    within = f"(95 % interval {times(interval[0])[:-1]}–{times(interval[1])[:-1]})"
     if speed_is_unclear(report):
-        return f"no measurable difference in speed: {times(speedup.median)} {interval}"
-    return f"{times(speedup.median)} as fast {interval}"
+        return f"no measurable difference in speed: {factor} {within}"
+    return f"{factor} as fast {within}"
+
+
+def speed_interval(report: Report) -> tuple[float, float] | None:
+    """Return the 95 % interval of the speed-up; None where it was not measured, or the machine was too noisy."""
+    if report.latency is None or report.latency.noise or report.latency.speedup.ci95 is None:
+        return None
+    low, high = report.latency.speedup.ci95
+    return low, high
 
 
 def speed_is_unclear(report: Report) -> bool:
-    """Whether the interval of the speed-up holds 1, so that nobody can say which file is faster."""
-    return report.latency is not None and report.latency.speedup.ci95[0] <= 1 <= report.latency.speedup.ci95[1]
+    """Whether nobody can say which file is faster: the speed-up has no interval, or one that holds 1."""
+    interval = speed_interval(report)
+    return report.latency is not None and (interval is None or interval[0] <= 1 <= interval[1])
 
 
 def speed_efficiency(report: Report) -> float | None:
-    """Return speed-up / MACs reduction: 1 where every MAC saved is time saved."""
-    if report.latency is None:
+    """Return speed-up / MACs reduction: 1 where every MAC saved is time saved; None without an interval of it."""
+    if report.latency is None or speed_interval(report) is None:
         return None
     return report.latency.speedup.median * report.slim.macs / report.dense.macs
 
@@ -141,6 +149,11 @@ def budget_words(report: Report) -> str:
     names = {"macs": "dense MACs", "params": "dense parameters", "latency": "dense latency"}
     words = []
     for key, asked in report.budget.asked.items():
+        if key == "threshold":
+            limit = "the natural threshold" if asked in ("natural", 1) else f"{asked} of the natural threshold"
+            came = f"{share(report.slim.macs / report.dense.macs)} of the dense MACs left"
+            words.append(f"none asked; channels below {limit} were to go, {came}")
+            continue
         if isinstance(asked, str) or key not in names:
             words.append(f"no share asked, {key} {asked}")
             continue
@@ -160,15 +173,34 @@ def cautions(report: Report) -> tuple[Caution, ...]:
             f"; {_full_name(step)} ({step.value}, tolerance {step.tolerance or 'none'})" for step in failed[:MOST_SHOWN]
         ]
         more = f"; and {len(failed) - MOST_SHOWN} more" if len(failed) > MOST_SHOWN else ""
-        text = f"{len(failed)} of {len(steps)} steps did not pass, do not ship this file{''.join(shown)}{more}"
+        what = f"{len(failed)} of {len(steps)} steps did not pass" if failed else "the run says so, and not which step"
+        text = f"{what}, do not ship this file{''.join(shown)}{more}"
         found.append(Caution(True, "Verification failed", text))
     if not report.budget.met:
         found.append(Caution(True, "Budget missed", budget_words(report)))
-    if report.latency is not None and report.latency.speedup.ci95[1] < 1:
+    interval = speed_interval(report)
+    if interval is not None and interval[1] < 1:
         found.append(Caution(True, "Slower than dense", f"on this machine the slim file is {speedup_words(report)}"))
     if report.latency is not None and report.latency.noise:
         found.append(Caution(False, "Noisy machine", report.latency.noise.rstrip(".")))
+    made, width = making(report), report.sparse.effective_width
+    if not made.cut:
+        found.append(
+            Caution(False, "Nothing was cut", "every channel stays; ask for a smaller share, or a larger threshold")
+        )
+    if width is not None and changed_little(report):
+        found.append(Caution(False, "Group-HS changed little", little_effect_words(width)))
+    if made.cut and made.finetune_epochs == 0 and accuracy_change(report) < -MOST_LOST:
+        lost = f"accuracy is {points(accuracy_change(report))} from dense; set finetune.epochs"
+        found.append(Caution(False, "Not trained after the cut", lost))
+    if report.data is not None and report.data.classes == 1:
+        found.append(Caution(False, "One class", "every answer is right, so that accuracy says nothing"))
     return tuple(found)
+
+
+def asks_a_share(report: Report) -> bool:
+    """Whether a budget was asked for that can be met or missed; a threshold is none."""
+    return any(key != "threshold" for key in report.budget.asked)
 
 
 def headline(report: Report) -> str:

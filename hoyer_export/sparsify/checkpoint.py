@@ -2,7 +2,7 @@
 
 Tensors are named ``model/NAME`` and ``optimizer/INDEX/KEY``; the metadata holds one JSON object with the settings of
 the training, its history and a checksum of the tensors (safetensors notices a truncated file, not a flipped bit).
-Random states are not here: training seeds every epoch anew.
+Random states are not here, neither the CPU's nor a GPU's: training seeds every epoch anew.
 """
 
 import json

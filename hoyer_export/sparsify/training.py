@@ -5,15 +5,15 @@ closed-form gradient of Group-HS added after ``backward``. Lightning Fabric's pa
 model runs: device placement, bfloat16 autocast, ``backward``. Schedule, checkpoints and random numbers are here.
 
 A training that was broken goes on from the checkpoint of its last whole epoch. What is random in an epoch depends on
-(seed, phase, epoch) only: the batches that the caller makes, and torch's generator, which is seeded anew for each epoch
-(dropout). So the result is the unbroken run's, on one CPU thread to the last bit.
+(seed, phase, epoch) only: the batches that the caller makes, and torch's generators of the CPU and of the device,
+which are seeded anew for each epoch (dropout). So the result is the unbroken run's: on one CPU thread of the same
+machine, with the same versions, to the last bit.
 """
 
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from torch import nn
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.errors import DataError, FileError, TrainingError
 from hoyer_export.modes import kept_modes
+from hoyer_export.random_state import kept_random_state, seed_generators
 from hoyer_export.sparsify.checkpoint import load_checkpoint, save_checkpoint
 from hoyer_export.sparsify.epoch import Batches, Loop, StepProgress, check_weights, train_epoch
 from hoyer_export.sparsify.group_hs import GroupHS, macs_shares
@@ -125,7 +126,8 @@ def train(
         precision: "float32", or "bfloat16" autocast of the forward pass.
         channels_last: use this memory format where the network has 4-d weights and accepts it.
         device: where to train.
-        seed: of what is random inside the model; the state of torch's global generator is kept.
+        seed: of what is random inside the model; the states of torch's global generators, the CPU's and every GPU's,
+            are kept.
         regulariser: Group-HS on this very ``model``.
         channels: for the MACs in the records; None: the regulariser's, if there is one.
         evaluate: called after each epoch for the validation accuracy in %.
@@ -161,8 +163,10 @@ def train(
     if channels is None and regulariser is not None:
         channels = regulariser.channels
     _check_device(device, precision)
+    if device.type == "cuda":
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # so that its generator has a state to be kept
     history: list[EpochRecord] = []
-    with kept_modes(model), _kept_random_state(device):
+    with kept_modes(model), kept_random_state():
         model.to(device)
         if channels_last:
             _to_channels_last(model, batches(0))
@@ -189,7 +193,7 @@ def train(
         )
         for epoch in range(len(history), epochs):
             started = time.perf_counter()
-            torch.manual_seed(_epoch_seed(seed, phase, epoch))
+            seed_generators(_epoch_seed(seed, phase, epoch), device)
             model.train()
             totals = train_epoch(loop, epoch, batches(epoch))
             check_weights(model, loop, epoch)
@@ -355,10 +359,3 @@ def _epoch_seed(seed: int, phase: str, epoch: int) -> int:
     """Return 63 bits that differ for every epoch of every phase: torch's generator is seeded with them."""
     digest = hashlib.sha256(f"{seed}/{phase}/{epoch}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
-
-
-@contextmanager
-def _kept_random_state(device: torch.device) -> Iterator[None]:
-    devices = [device.index or 0] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        yield

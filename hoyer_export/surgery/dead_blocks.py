@@ -19,10 +19,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hoyer_export.random_state import kept_random_state, seed_generators
 from hoyer_export.surgery.cut import SlimModel, as_slim
 from hoyer_export.surgery.edits import ShortcutEdit, shortcut_of
 from hoyer_export.surgery.plan import PruningPlan, compose, with_plan
-from hoyer_export.surgery.proof import ExampleInputs, in_float64, proof_cases, prove_equal, run_in_float64
+from hoyer_export.surgery.proof import (
+    ExampleInputs,
+    in_float64,
+    proof_cases,
+    prove_equal,
+    rel_difference,
+    run_in_float64,
+)
 
 _SCALES = (3.0, 1e6)
 """Of the noise: a ReLU6 saturates at the first, and a ReLU that sleeps behind a large shift wakes up at the second."""
@@ -66,8 +74,9 @@ def remove_dead_blocks(model: nn.Module | SlimModel, example_inputs: ExampleInpu
     for reduction in found:
         for target in (proved, slim):
             _fold_(target, reduction)
-    error = prove_equal(given.model, proved, example_inputs, "the dead blocks are used in another way as well")
-    return SlimModel(slim, compose(given.plan, plan), error)
+    error = prove_equal(given.model, proved, example_inputs, "the dead blocks are used in another way as well").error
+    delivered = rel_difference(given.model, slim, example_inputs)
+    return SlimModel(slim, compose(given.plan, plan), error, delivered)
 
 
 @dataclass(frozen=True)
@@ -98,9 +107,9 @@ def _shares(model: nn.Module, block: str) -> bool:
 def _trains(block: nn.Module, chain: nn.Module, x: Tensor) -> bool:
     """Return whether both also agree in training mode, where dropout works and norms look at the batch."""
     outputs = []
-    with torch.random.fork_rng(devices=[]):
+    with kept_random_state():
         for module in (block, chain):
-            torch.manual_seed(0)
+            seed_generators(0, x.device)
             outputs.append(_call(copy.deepcopy(module).train(), x))
     return outputs[0] is None or _is_equal(outputs[1], outputs[0], _ROUNDING)
 

@@ -24,7 +24,7 @@ from hoyer_export.errors import CutRefused
 from hoyer_export.surgery.edits import BiasEdit
 from hoyer_export.surgery.observing import CONVOLUTIONS, TRANSPOSED, Met, observe
 from hoyer_export.surgery.plan import PruningPlan, check_fits, checked_keep, with_plan
-from hoyer_export.surgery.proof import ExampleInputs, in_float64, prove_equal
+from hoyer_export.surgery.proof import ExampleInputs, in_float64, prove_equal, rel_difference
 from hoyer_export.surgery.zero import loud_channels, named_tensors, zero_slices
 
 
@@ -39,6 +39,7 @@ class Folding:
         keep: what is to stay: the given one and the channels in ``left``.
         left: group → channel → why it has to stay.
         max_rel_error: of the new model in float64, before its shifts were rounded to the model's own type.
+        delivered_rel_error: of ``model`` as it is, with its shifts rounded, also computed in float64.
     """
 
     model: nn.Module
@@ -47,6 +48,7 @@ class Folding:
     keep: dict[str, Tensor]
     left: dict[str, dict[int, str]]
     max_rel_error: float
+    delivered_rel_error: float
 
 
 def fold_constants(
@@ -74,7 +76,7 @@ def fold_constants(
     tensors = named_tensors(model)
     loud = {g.name: loud_channels(g, removed_channels(g, keep[g.name]), tensors) for g in channels.groups}
     if not any(loud.values()):
-        return Folding(model, PruningPlan({}, {}), channels, keep, {}, 0.0)
+        return Folding(model, PruningPlan({}, {}), channels, keep, {}, 0.0, 0.0)
     network = _network(model, example_inputs)
     left: dict[str, dict[int, str]] = {}
     slices: list[tuple[Member, Tensor]] = []
@@ -93,7 +95,8 @@ def fold_constants(
     except CutRefused:  # something beside a batch norm reads what its layer puts out: only the layer's bias is right
         shifts = _shifts(network, slices, into_norms=False)
         found, plan, error = _folded(model, network, slices, shifts, example_inputs)
-    return Folding(found, plan, _with_biases(channels, plan), keep, left, error)
+    delivered = rel_difference(model, found, example_inputs)
+    return Folding(found, plan, _with_biases(channels, plan), keep, left, error, delivered)
 
 
 @dataclass(frozen=True)
@@ -239,7 +242,9 @@ def _folded(
             for member, mask in slices:
                 weight = tensors[member.parameter]
                 weight.index_fill_(member.dim, mask.nonzero().flatten().to(weight.device), 0)
-    error = prove_equal(model, proved, example_inputs, "a channel that looked constant is none, or is read unseen")
+    error = prove_equal(
+        model, proved, example_inputs, "a channel that looked constant is none, or is read unseen"
+    ).error
     return folded, plan, error
 
 

@@ -56,5 +56,5 @@ def gather_inputs(
     if not plan.edits:
         return given
     slim = with_plan(given.model, plan)
-    error = prove_equal(given.model, slim, example_inputs, "the layer's weight is used in another way as well")
-    return SlimModel(slim, compose(given.plan, plan), error)
+    error = prove_equal(given.model, slim, example_inputs, "the layer's weight is used in another way as well").error
+    return SlimModel(slim, compose(given.plan, plan), error, error)

@@ -1,10 +1,14 @@
 """The proof of every step of the surgery: two networks that must compute the same do, in float64.
 
 Both run in eval mode on the example inputs and on noise, in another batch size where the network takes one; then once
-in training mode, where only code that holds a size can fail. Neither network is touched: copies run.
+in training mode, where only code that holds a size can fail. What they return is compared, and every number in front of
+a decision: an argmax alone would prove nothing (``decisions.py``). Neither network is touched: copies run.
 """
 
 import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -13,16 +17,45 @@ from torch import Tensor, nn
 from hoyer_export.channels.trace import ExampleInputs as ExampleInputs
 from hoyer_export.channels.tracer import tensors_in
 from hoyer_export.errors import CutRefused, one_line
-
-# float64 sums of other lengths round differently: 1e-15 a term and some 10⁴ terms leave 1e-9 ample room, and a
-# single wrong channel moves an output by orders of magnitude more.
-TOLERANCE = 1e-9
+from hoyer_export.random_state import kept_random_state, seed_generators
+from hoyer_export.surgery.decisions import TOLERANCE, Decision, Decisions, difference, is_continuous
 
 Case = tuple[Tensor, ...]
 
 
-def prove_equal(before: nn.Module, after: nn.Module, example_inputs: ExampleInputs, cause: str) -> float:
-    """Return the largest difference of two networks' outputs, relative to the largest output, in float64.
+@dataclass(frozen=True)
+class Run:
+    """One run of a network.
+
+    Args:
+        outputs: every tensor that it returned.
+        decisions: what it decided on the way, and from what.
+    """
+
+    outputs: tuple[Tensor, ...]
+    decisions: tuple[Decision, ...]
+
+    def witnesses(self) -> Iterator[Tensor]:
+        """Yield the tensors in which a change would show: floating-point outputs, and what decisions are made from."""
+        yield from (y for y in self.outputs if is_continuous(y))
+        yield from (x for decision in self.decisions for x in decision.evidence)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two networks side by side.
+
+    Args:
+        error: their largest difference in float64, relative to the largest number of the tensor that it was found in.
+        is_blind: no number in which a change would show depends on the input, so that nothing was shown.
+    """
+
+    error: float
+    is_blind: bool
+
+
+def prove_equal(before: nn.Module, after: nn.Module, example_inputs: ExampleInputs, cause: str) -> Comparison:
+    """Compare two networks' outputs, and what they make their decisions from, in float64.
 
     Args:
         before: the network as it was.
@@ -34,25 +67,39 @@ def prove_equal(before: nn.Module, after: nn.Module, example_inputs: ExampleInpu
         CutRefused: they differ by more than rounding, or only the first one runs.
     """
     first, second = in_float64(before), in_float64(after)
-    real, noise, together = proof_cases(example_inputs)
     with torch.no_grad():
-        try:
-            cases = [(together, run(first, together))]
-        except Exception:  # the batch size is written into the code
-            cases = [(case, run_in_float64(first, case)) for case in (real, noise)]
-        if not all(bool(y.isfinite().all()) for _, expected in cases for y in expected if y.is_floating_point()):
+        cases = _runs(first, example_inputs)
+        if not all(
+            bool(y.isfinite().all()) for _, expected in cases for y in expected.outputs if y.is_floating_point()
+        ):
             raise CutRefused(
                 "the network's own outputs are not finite in float64 on the example inputs and on noise: nothing can be"
                 " compared; look at its weights and inputs"
             )
-        error = max((_error(second, case, expected) for case, expected in cases), key=_nan_is_largest)
-        _require_training(first, second, real)
-    if not error <= TOLERANCE:  # also refuses NaN
-        raise CutRefused(
-            f"the slim network differs from the given one by {error:.1e} (relative, float64; rounding is at most"
-            f" {TOLERANCE:.0e}): {cause}; nothing was changed"
-        )
-    return error
+        error = max(_error(second, case, expected, cause) for case, expected in cases)
+        is_blind = _is_blind(first, *cases[0])
+        _require_training(first, second, proof_cases(example_inputs)[0])
+    return Comparison(error, is_blind)
+
+
+def rel_difference(before: nn.Module, after: nn.Module, example_inputs: ExampleInputs) -> float:
+    """Return how far two networks' outputs are apart in float64, relative to the largest, rounded weights and all."""
+    first, second = in_float64(before), in_float64(after)
+    worst = 0.0
+    with torch.no_grad():
+        for case, expected in _runs(first, example_inputs):
+            found = run(second, case, Decisions(followed=expected.decisions, tolerance=float("inf")))
+            worst = max([worst, *map(difference, expected.outputs, found.outputs)])
+    return worst
+
+
+def _runs(model: nn.Module, example_inputs: ExampleInputs) -> list[tuple[Case, Run]]:
+    """Run a network on all proof cases in one batch, or one by one where its code holds the batch size."""
+    real, noise, together = proof_cases(example_inputs)
+    try:
+        return [(together, run(model, together))]
+    except Exception:
+        return [(case, run_in_float64(model, case)) for case in (real, noise)]
 
 
 def in_float64(model: nn.Module) -> nn.Module:
@@ -84,12 +131,23 @@ def proof_cases(example_inputs: ExampleInputs) -> tuple[Case, Case, Case]:
     return real, noise, together
 
 
-def run(model: nn.Module, case: Case) -> list[Tensor]:
-    """Return every tensor in the model's output; ``case`` stays as it is, also if the model writes into its input."""
-    return list(tensors_in(model(*(x.clone() for x in case))))
+def run(model: nn.Module, case: Case, followed: Decisions | None = None) -> Run:
+    """Run a network once, with random numbers of a fixed seed; ``case`` stays as it is.
+
+    Args:
+        model: the network, in the mode that it is in.
+        case: its arguments; copies are handed over, for it may write into them.
+        followed: the decisions to be taken over, if any.
+    """
+    decisions = followed or Decisions()
+    with kept_random_state():
+        seed_generators(0, case[0].device)
+        with decisions.watch():
+            outputs = model(*(x.clone() for x in case))
+    return Run(tuple(tensors_in(outputs)), tuple(decisions.made))
 
 
-def run_in_float64(model: nn.Module, case: Case) -> list[Tensor]:
+def run_in_float64(model: nn.Module, case: Case) -> Run:
     """Return what ``run`` returns for a network that is as it was given; CutRefused if it fails."""
     try:
         return run(model, case)
@@ -100,25 +158,61 @@ def run_in_float64(model: nn.Module, case: Case) -> list[Tensor]:
         ) from error
 
 
-def _error(slim: nn.Module, case: Case, expected: list[Tensor]) -> float:
+def _error(slim: nn.Module, case: Case, expected: Run, cause: str) -> float:
+    """Return the error of one run that takes over the other's decisions; CutRefused where it is more than rounding."""
+    decisions = Decisions(followed=expected.decisions)
     try:
-        found = run(slim, case)
-    except Exception as error:
-        raise CutRefused(_does_not_run("", error)) from error
-    return float(max((_rel_error(a, b) for a, b in zip(expected, found, strict=True)), key=_nan_is_largest))
+        found = run(slim, case, decisions)
+    except CutRefused as refusal:
+        raise CutRefused(
+            f"the slim network differs from the given one: {refusal}: {cause}; nothing was changed"
+        ) from refusal
+    except Exception as failure:
+        raise CutRefused(_does_not_run("", failure)) from failure
+    apart = [float("inf")]  # it returns more or fewer tensors
+    if len(found.outputs) == len(expected.outputs):
+        apart = [difference(a, b) for a, b in zip(expected.outputs, found.outputs, strict=True)]
+    error = max(apart, default=0.0)
+    if error > TOLERANCE:
+        raise CutRefused(
+            f"the slim network differs from the given one by {error:.1e} (relative, float64; rounding is at most"
+            f" {TOLERANCE:.0e}): {cause}; nothing was changed"
+        )
+    return max(error, decisions.error)
+
+
+def _is_blind(model: nn.Module, case: Case, expected: Run) -> bool:
+    """Return whether no number in which a change would show depends on the input."""
+    if any(bool((x[1:] != x[:1]).any()) for x in expected.witnesses() if x.ndim):
+        return False
+    other = tuple(x.flip(0) / 2 if x.ndim and x.is_floating_point() else x for x in case)
+    return not shows_change(expected, run(model, other))
+
+
+def shows_change(first: Run, second: Run, least: float = 0.0) -> bool:
+    """Return whether some number in which a change would show differs between two runs, by more than ``least``.
+
+    Args:
+        first: one run.
+        second: the other.
+        least: of Σ |difference| relative to Σ |first| of one tensor.
+    """
+    return any(
+        x is None or y is None or x.shape != y.shape or bool((x - y).abs().nansum() > least * x.abs().nansum())
+        for x, y in zip_longest(first.witnesses(), second.witnesses())
+    )
 
 
 def _require_training(first: nn.Module, second: nn.Module, case: Case) -> None:
     """Refuse a slim network that cannot train although the zeroed one can: code that runs only then was not traced."""
-    with torch.random.fork_rng(devices=[]):
+    try:
+        run(second.train(), case)
+    except Exception as error:
         try:
-            run(second.train(), case)
-        except Exception as error:
-            try:
-                run(first.train(), case)
-            except Exception:  # e.g. a batch norm that needs more than one value
-                return
-            raise CutRefused(_does_not_run("in training mode ", error)) from error
+            run(first.train(), case)
+        except Exception:  # e.g. a batch norm that needs more than one value
+            return
+        raise CutRefused(_does_not_run("in training mode ", error)) from error
 
 
 def _does_not_run(mode: str, error: Exception) -> str:
@@ -126,18 +220,3 @@ def _does_not_run(mode: str, error: Exception) -> str:
         f"the slim network does not run {mode}({one_line(error)}): the code uses a size or a part that is gone;"
         " nothing was changed"
     )
-
-
-def _rel_error(expected: Tensor, found: Tensor) -> float:
-    if expected.shape != found.shape:
-        return float("inf")
-    if expected.is_complex() and found.is_complex():
-        expected, found = torch.view_as_real(expected), torch.view_as_real(found)
-    if not expected.is_floating_point() or expected.numel() == 0:
-        return 0.0 if torch.equal(expected, found) else float("inf")
-    expected, found = expected.double(), found.double()  # the code may have made it float32 by itself
-    return float((expected - found).abs().max() / expected.abs().max().clamp_min(torch.finfo(torch.float64).tiny))
-
-
-def _nan_is_largest(value: Any) -> float:
-    return float("inf") if value != value else float(value)

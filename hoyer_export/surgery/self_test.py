@@ -7,7 +7,6 @@ are refuted: something in the network depends on their width in a way that traci
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -20,13 +19,14 @@ from hoyer_export.channels.tracer import Rule
 from hoyer_export.errors import CutRefused
 from hoyer_export.surgery.attachments import check_attachments
 from hoyer_export.surgery.cut import cut
-from hoyer_export.surgery.proof import in_float64, proof_cases, run
+from hoyer_export.surgery.proof import proof_cases, run, shows_change
+from hoyer_export.surgery.unsettle import unsettled
 from hoyer_export.surgery.zero import zero_
 
 MOVED = 1e-6
 """Least relative change of the output by which zeroing counts as seen: a thousand times what a cut tolerates."""
 
-UNSEEN = "zeroing them did not change the output, so that the comparison says little"
+UNSEEN = "zeroing them changed no output, so that comparing the outputs shows nothing"
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,16 @@ class Verdict:
 
     Args:
         group: name of the group; of the module (or parameter) where the channels are unprunable.
-        verdict: ``proved``: zeroed and cut networks agree; ``refuted``: they do not; ``unprunable``: not tried.
+        verdict: ``proved``: zeroed and cut networks agree, and zeroing was seen; ``unseen``: they agree, but zeroing
+            moved no output, nor anything that one is decided from, so that nothing was shown; ``refuted``: they do not
+            agree; ``unprunable``: not tried.
         channels: how many there are.
-        reason: why they are refuted or unprunable, or what limits the proof; empty where there is nothing to say.
+        reason: why they are not proved; empty where they are.
         max_rel_error: of the cut that proved the group, together with all the others; None where nothing is proved.
     """
 
     group: str
-    verdict: Literal["proved", "refuted", "unprunable"]
+    verdict: Literal["proved", "unseen", "refuted", "unprunable"]
     channels: int
     reason: str = ""
     max_rel_error: float | None = None
@@ -63,7 +65,7 @@ class SelfTest:
 
 @dataclass(frozen=True)
 class _Probe:
-    """What is cut: a network with values that no removal can hide behind, and the channels that were drawn."""
+    """What is cut: a network in float64 and eval mode whose weights hide nothing, and the channels that were drawn."""
 
     model: nn.Module
     channels: ChannelMap
@@ -115,17 +117,17 @@ def self_test(
     channels = trace_channels(model, example_inputs, rules=rules)
     check_attachments(model, ())  # before a copy loses what it would refuse
     generator = torch.Generator().manual_seed(seed)
-    unsettled = _unsettled(model, example_inputs, generator)
-    probe = _Probe(unsettled, channels, _drawn(channels, generator), example_inputs)
+    probe = _Probe(unsettled(model, example_inputs, generator), channels, _drawn(channels, generator), example_inputs)
     proved, refuted, error = _settle([group.name for group in channels.groups], probe.error)
     unseen = _unseen(probe, proved)
     verdicts = []
     for group in channels.groups:
         if group.name in refuted:
             verdicts.append(Verdict(group.name, "refuted", group.width, refuted[group.name]))
+        elif group.name in unseen:
+            verdicts.append(Verdict(group.name, "unseen", group.width, UNSEEN))
         else:
-            reason = UNSEEN if group.name in unseen else ""
-            verdicts.append(Verdict(group.name, "proved", group.width, reason, error))
+            verdicts.append(Verdict(group.name, "proved", group.width, "", error))
     reasons = {name: f"refuted by the self-test: {reason}" for name, reason in refuted.items()}
     return SelfTest((*verdicts, *_unprunable(channels)), without_groups(channels, reasons))
 
@@ -194,49 +196,6 @@ def _settle(
     return proved, refuted, error
 
 
-def _unsettled(model: nn.Module, example_inputs: ExampleInputs, generator: torch.Generator) -> nn.Module:
-    """Return a copy, in float64, in which every channel counts: nothing is zero, and no signal dies on its way."""
-    model = in_float64(model)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.is_floating_point() and _is_settled(parameter):
-                parameter.add_(_noise(parameter, generator).mul_(0.5).add_(0.2))
-        _measure_statistics_(model, example_inputs)
-        buffers = dict(model.named_buffers())
-        for name, variance in buffers.items():
-            if name.endswith("running_var"):
-                variance.mul_(_noise(variance, generator).mul_(0.5).add_(1))
-                mean = buffers.get(f"{name.removesuffix('var')}mean", variance)
-                mean.add_(_noise(mean, generator).mul_(0.5) * variance.sqrt())
-    return model
-
-
-def _is_settled(parameter: Tensor) -> bool:
-    """Vectors (a bias near zero, a γ near one) and whatever is constant hold nothing of the network's own yet."""
-    numbers = parameter.flatten()
-    return parameter.ndim < 2 or bool((numbers == numbers[:1]).all())
-
-
-def _measure_statistics_(model: nn.Module, example_inputs: ExampleInputs) -> None:
-    """Let batch norms take their running statistics from one run in training mode.
-
-    With the initial ones (0, 1) the signal of many an untrained network is 10⁻⁸ of its output after ten blocks, and
-    whatever is cut there changes nothing.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._NormBase):
-            module.momentum = 1.0
-    *_, together = proof_cases(example_inputs)
-    with torch.random.fork_rng(devices=[]), suppress(Exception):  # code that cannot train has no statistics to measure
-        run(model.train(), together)
-    model.eval()
-
-
-def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Return numbers from 0 to 1; drawn on the CPU, so that they are the same on every device."""
-    return torch.rand(like.shape, generator=generator).to(like)
-
-
 def _drawn(channels: ChannelMap, generator: torch.Generator) -> dict[str, Tensor]:
     """Draw the channels that stay: a share drawn for each group, at least one that stays and one that goes.
 
@@ -260,16 +219,17 @@ def _unseen(probe: _Probe, groups: Sequence[str]) -> set[str]:
     if not suspects:
         return set()
     with torch.no_grad():
-        before = run(in_float64(probe.model), noise)
-        return {name for name in suspects if not _moved(before, run(in_float64(probe.zeroed([name])), noise))}
+        before = run(probe.model, noise)
+        zeroed = {name: run(probe.zeroed([name]), noise) for name in suspects}
+        return {name for name, after in zeroed.items() if not shows_change(before, after, MOVED)}
 
 
 def _seen_by_gradient(probe: _Probe, inputs: tuple[Tensor, ...]) -> set[str]:
     """Return the groups whose drawn slices w change the output to first order: |Σ gradient · w| > MOVED · |output|."""
-    model = in_float64(probe.model)
+    model = copy.deepcopy(probe.model)
     try:
         with torch.enable_grad():
-            outputs = [y.abs().sum() for y in run(model.requires_grad_(True), inputs) if y.requires_grad]
+            outputs = [y.abs().sum() for y in run(model.requires_grad_(True), inputs).outputs if y.requires_grad]
             total = torch.stack(outputs).sum()
         total.backward()  # type: ignore[no-untyped-call]
     except Exception:  # code that cannot be differentiated says nothing about the cut
@@ -291,13 +251,6 @@ def _influence(parameter: Tensor, member: Member, gone: Tensor) -> float:
         return 0.0
     slices = torch.isin(member.owner, gone).nonzero().flatten().to(parameter.device)
     return float((parameter.detach() * parameter.grad).index_select(member.dim, slices).sum().abs())
-
-
-def _moved(before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
-    return any(
-        bool((x - y).abs().sum() > MOVED * x.abs().sum()) if x.is_floating_point() else not torch.equal(x, y)
-        for x, y in zip(before, after, strict=True)
-    )
 
 
 def _unprunable(channels: ChannelMap) -> list[Verdict]:

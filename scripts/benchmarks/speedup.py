@@ -56,10 +56,10 @@ def compare(name: str, folder: Path, rounds: int, min_seconds: float) -> None:
         record = hx.benchmark(list(files.values()), threads=1, min_seconds=min_seconds)
         for cut, latency, speedup in zip(list(files)[1:], record.files[1:], record.speedups, strict=True):
             reduction = macs["dense"] / macs[cut]
-            low, high = speedup.ci95
+            interval = "too noisy" if speedup.ci95 is None else "{:.3f}, {:.3f}".format(*speedup.ci95)
             print(
                 f"{name} round {number + 1} {cut}: p50 {latency.p50_ms:.2f} ms (dense {record.files[0].p50_ms:.2f}),"
-                f" speed-up {speedup.median:.3f} [{low:.3f}, {high:.3f}], MACs ÷ {reduction:.3f},"
+                f" speed-up {speedup.median:.3f} [{interval}], MACs ÷ {reduction:.3f},"
                 f" speed-up ÷ MACs reduction {speedup.median / reduction:.3f}"
             )
 

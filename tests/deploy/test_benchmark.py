@@ -35,8 +35,31 @@ def test_less_work_is_faster_and_the_record_is_consistent(files):
     assert dense.gmacs_per_second == pytest.approx(2 * count_macs(files[0]).macs / (dense.p50_ms * 1e6))
     [speedup] = record.speedups
     # 17 times the MACs: even a very busy machine sees twice the time
-    assert speedup.ci95[1] >= speedup.median > 2
+    assert speedup.median > 2
+    assert (speedup.ci95 is None) == (record.noisy is not None)
     assert speedup.median == pytest.approx(np.median(np.divide(dense.samples_ms, slim.samples_ms)))
+
+
+def test_an_interruption_counts_in_no_median_of_wall_or_cpu_time(files, monkeypatch):
+    wall_ms = np.full((101, 2), [3.0, 2.0])
+    cpu_ms = wall_ms - 0.1
+    for times in (wall_ms, cpu_ms):
+        times[7] += [400.0, 0.0]  # of the dense file's rounds one; its mean is 2.3 times as long
+    monkeypatch.setattr(module, "_rounds", lambda *_: (wall_ms, cpu_ms))
+    record = benchmark(files, min_seconds=1)
+    assert [(file.p50_ms, round(file.cpu_ms, 9)) for file in record.files] == [(3.0, 2.9), (2.0, 1.9)]
+
+
+def test_a_noisy_machine_withholds_the_interval_and_keeps_the_reason(files, monkeypatch):
+    quiet, noisy = np.full((100, 2), [3.0, 2.0]), np.full((100, 2), [3.0, 2.0])
+    noisy[::2] *= 1.5  # a spread of 0.74 · 33 %, and yet every pair has the ratio 1.5
+    found = []
+    for times in (quiet, noisy):
+        monkeypatch.setattr(module, "_rounds", lambda *_, times=times: (times, times))
+        found.append(benchmark(files, min_seconds=1))
+    assert (found[0].noisy, found[0].speedups) == (None, (Speedup(1.5, (1.5, 1.5)),))
+    assert "times spread by" in found[1].noisy
+    assert found[1].speedups == (Speedup(1.5, None),)
 
 
 def test_one_file_has_no_speedup_and_at_least_ten_rounds(files):

@@ -7,8 +7,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import get_model
 
+from hoyer_export.channels.cost import dense_macs
+from hoyer_export.channels.trace import trace_channels
 from hoyer_export.deploy.export import export_onnx
 from hoyer_export.deploy.macs import count_macs
+from hoyer_export.deploy.weight_sizes import TorchMacs, torch_macs
 from hoyer_export.errors import FileError
 
 
@@ -66,6 +69,75 @@ def test_one_node_has_the_macs_of_its_formula(tmp_path, op, inputs, weight, macs
     assert (record.macs, record.flops, record.uncounted) == (macs, 2 * macs, {})
     assert record.params == (np.prod(weight) if weight else 0)
     assert [n.weight_shape for n in record.nodes] == ([weight or ()] if macs else [])
+
+
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+
+
+@pytest.mark.parametrize("op", GATES)
+@pytest.mark.parametrize("directions", [1, 2])
+def test_a_recurrent_node_counts_its_gates_at_every_step_and_in_both_directions(tmp_path, op, directions):
+    steps, inputs, hidden, gates = 5, 3, 7, GATES[op]
+    weights = {"w": zeros(directions, gates * hidden, inputs), "r": zeros(directions, gates * hidden, hidden)}
+    direction = "bidirectional" if directions == 2 else "forward"
+    last = helper.make_node(op, ["s", "w", "r"], ["", "y"], hidden_size=hidden, direction=direction)
+    nodes = [helper.make_node("Transpose", ["x"], ["s"], perm=[1, 0, 2]), last]
+    record = count_macs(write(tmp_path / "f.onnx", nodes, {"x": ["batch", steps, inputs]}, "y", weights))
+    assert (record.macs, record.uncounted) == (steps * directions * gates * hidden * (inputs + hidden), {})
+    assert [(n.weight_shape, n.state_shape) for n in record.nodes] == [(weights["w"].shape, weights["r"].shape)]
+
+
+class Recurrent(nn.Module):
+    """A layer, or a cell that is called step by step; its state is its own, or begins as zeros here."""
+
+    def __init__(self, rnn, starts=False):
+        super().__init__()
+        self.rnn, self.starts = rnn, starts
+
+    def forward(self, x):  # [N, T, I]
+        if isinstance(self.rnn, nn.RNNBase):
+            return self.rnn(x)[0]
+        state = torch.zeros(x.shape[0], self.rnn.hidden_size) if self.starts else None
+        state = (state, state) if self.starts and isinstance(self.rnn, nn.LSTMCell) else state
+        for step in range(x.shape[1]):
+            state = self.rnn(x[:, step], state)
+        return state[0] if isinstance(state, tuple) else state
+
+
+# T · D · G · H · (I + H), and for a second layer, which reads D · H, the same with that
+RECURRENT = [
+    ("lstm", lambda: nn.LSTM(6, 7, batch_first=True), 3 * 4 * 7 * (6 + 7)),
+    ("gru", lambda: nn.GRU(6, 7, batch_first=True), 3 * 3 * 7 * (6 + 7)),
+    ("rnn", lambda: nn.RNN(6, 7, batch_first=True), 3 * 7 * (6 + 7)),
+    ("deep", lambda: nn.GRU(6, 7, 2, batch_first=True, bidirectional=True), 3 * 2 * 3 * 7 * (6 + 7 + 14 + 7)),
+    ("deep lstm", lambda: nn.LSTM(6, 7, 2, batch_first=True, bidirectional=True), 3 * 2 * 4 * 7 * (6 + 7 + 14 + 7)),
+    ("lstm cell", lambda: nn.LSTMCell(6, 7), 3 * 4 * 7 * (6 + 7)),
+    ("gru cell", lambda: nn.GRUCell(6, 7), 3 * 3 * 7 * (6 + 7)),
+    ("rnn cell", lambda: nn.RNNCell(6, 7, nonlinearity="relu"), 3 * 7 * (6 + 7)),
+]
+PROJECTED = ("projected", lambda: nn.LSTM(6, 7, batch_first=True, proj_size=4), 3 * (4 * 7 * (6 + 4) + 7 * 4))
+
+
+@pytest.mark.parametrize(("rnn", "macs"), [c[1:] for c in [*RECURRENT, PROJECTED]])
+@pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
+def test_recurrent_layers_and_cells_count_alike_in_the_map_and_in_torch(rnn, macs):
+    for starts in (False, True):
+        network, images = Recurrent(rnn(), starts).eval().requires_grad_(False), torch.randn(2, 3, 6)
+        assert dense_macs(trace_channels(network, images)) == macs
+        assert torch_macs(network, (images,)) == TorchMacs(macs, macs, {})
+
+
+# The exporter takes seconds for each.
+QUICK = ("deep", "rnn", "gru cell")
+
+
+@pytest.mark.parametrize(
+    ("rnn", "macs"), [pytest.param(*c[1:], marks=() if c[0] in QUICK else pytest.mark.slow) for c in RECURRENT]
+)
+def test_recurrent_layers_and_cells_count_in_the_file_too(tmp_path, rnn, macs):
+    export_onnx(Recurrent(rnn(), starts=True), torch.randn(2, 3, 6), tmp_path / "f.onnx")
+    record = count_macs(tmp_path / "f.onnx")
+    assert (record.macs, record.uncounted) == (macs, {})
 
 
 class Everything(nn.Module):
@@ -165,12 +237,17 @@ def test_functions_of_the_file_are_looked_into(tmp_path):
 def test_what_cannot_be_counted_is_returned(tmp_path):
     nodes = [
         helper.make_node("Einsum", ["x", "x"], ["e"], equation="...i,...i->..."),
-        helper.make_node("LSTM", ["s", "w", "r"], ["y"], hidden_size=2),
+        helper.make_node("MatMulInteger", ["i", "w"], ["y"]),
     ]
-    inputs = {"x": ["batch", 3], "s": ["batch", 1, 3]}
-    path = write(tmp_path / "f.onnx", nodes, inputs, "y", {"w": zeros(1, 8, 3), "r": zeros(1, 8, 2)})
+    path = write(
+        tmp_path / "f.onnx",
+        nodes,
+        {"x": ["batch", 3]},
+        "e",
+        {"i": np.ones((2, 3), np.uint8), "w": np.ones((3, 4), np.uint8)},
+    )
     record = count_macs(path)
-    assert (record.macs, record.uncounted) == (0, {"Einsum": 1, "LSTM": 1})
+    assert (record.macs, record.uncounted) == (0, {"Einsum": 1, "MatMulInteger": 1})
 
 
 def test_weights_beside_the_file_count_with_their_bytes(tmp_path):

@@ -121,7 +121,7 @@ def example_latency(runs: int = 900, spread: float = 0.0) -> dict[str, Any]:
             "p99": ordered[runs * 99 // 100],
             "min": ordered[0],
             "n": runs,
-            "cpu": median * 1.01,
+            "cpu_p50": median * 1.01,
             "samples": samples,
         }
 
@@ -158,7 +158,7 @@ def noisy() -> Report:
     arguments = example_arguments()
     arguments["latency"] = example_latency(spread=0.5) | {
         "speedup": {"median": 1.08, "ci95": (0.91, 1.33)},
-        "noise": "times spread by 41% of their median (limit 10%); measure again on an idle machine",
+        "noise": "too noisy to say: times spread by 41% of their median (limit 10%); measure again on an idle machine",
     }
     return assemble_report(**arguments)
 
@@ -173,6 +173,30 @@ def unmeasured() -> Report:
     }
     arguments["seconds"] = {"dense": 0.0, "cut": 0.2, "finetune": 12.0, "export": 1.0, "verify": 2.0}
     arguments["environment"]["load"] = None
+    return assemble_report(**arguments)
+
+
+def given() -> Report:
+    """Return a report of given weights, cut and not trained at all."""
+    arguments = example_arguments()
+    arguments["recipe"]["dense"] |= {"epochs": 0, "weights": "resnet20.safetensors"}
+    for phase in ("sparse", "finetune"):
+        arguments["recipe"][phase]["epochs"] = 0
+    arguments["seconds"] |= {"dense": 0.0, "sparse": 0.0, "finetune": 0.0}
+    arguments |= {
+        "sparse": {"accuracy": 91.73, "effective_width": 0.87},
+        "validation": "may have been seen in training",
+    }
+    return assemble_report(**arguments)
+
+
+def whole() -> Report:
+    """Return a report of a run with a budget of all MACs: nothing was cut, and Group-HS changed nothing."""
+    arguments = example_arguments() | {"budget_asked": {"macs": 1.0}}
+    arguments["widths"] = [group | {"alive": group["dense"], "slim": group["dense"]} for group in example_widths()]
+    arguments["slim"] |= {key: arguments["dense"][key] for key in ("params", "macs", "onnx_bytes")}
+    arguments["sparse"]["effective_width"] = 0.999
+    arguments["latency"]["speedup"] = {"median": 1.001, "ci95": (0.998, 1.003)}
     return assemble_report(**arguments)
 
 

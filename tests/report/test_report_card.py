@@ -11,9 +11,9 @@ from markdown_it import MarkdownIt
 from onnx import TensorProto, helper, numpy_helper
 
 from hoyer_export.report.card import code, render_card, text
-from hoyer_export.report.record import Report, assemble_report
+from hoyer_export.report.record import Report
 
-EXAMPLES = ["passed", "failed", "noisy", "unmeasured", "many_groups", "hostile"]
+EXAMPLES = ["passed", "failed", "noisy", "unmeasured", "given", "whole", "many_groups", "hostile"]
 MARKUP = re.compile(r"<(script|style|strong|em|a|img|h1)\b")
 
 
@@ -97,14 +97,6 @@ def test_a_card_without_latency_claims_no_speed() -> None:
     assert "Speed: not measured." in card
     assert "as fast" not in card
     assert "Validation: seen in training." in card
-
-
-def test_a_run_without_group_hs_does_not_claim_it() -> None:
-    arguments = example_reports.example_arguments()
-    arguments["recipe"]["sparse"]["epochs"] = 0
-    card = render_card(assemble_report(**arguments))
-    assert "without training with Group-HS" in card
-    assert "was trained with Group-HS" not in card
 
 
 def test_the_code_on_the_card_runs_on_the_file_that_it_describes(

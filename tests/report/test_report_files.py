@@ -1,15 +1,18 @@
 """The three files of a report are written together, read back, and made again from the run folder."""
 
 import json
+import re
 from pathlib import Path
 
 import example_reports
 import pytest
 
 from hoyer_export.errors import FileError
+from hoyer_export.report.card import render_card
 from hoyer_export.report.files import read_report, write_report
 from hoyer_export.report.metrics import read_metrics
 
+MODELS = sorted((Path(__file__).parents[2] / "models").iterdir())
 NAMES = ("report.json", "card.md", "report.html")
 
 
@@ -102,3 +105,13 @@ def test_a_folder_that_is_not_there_leaves_nothing_half_written(tmp_path: Path) 
     with pytest.raises(FileError, match="cannot write"):
         write_report(tmp_path / "absent", example_reports.passed(), ())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda path: path.name)
+def test_a_published_card_is_what_its_report_says(model: Path) -> None:
+    report = read_report(model)
+    assert (model / "card.md").read_text(encoding="utf-8") == render_card(report)
+    assert report.model_dump_json(indent=1, exclude_unset=True) + "\n" == (model / "report.json").read_text()
+    assert report.tool is not None
+    assert re.fullmatch(r"\d+\.\d+\.\d+( \(source tree\))?", report.tool.version)
+    assert report.environment.versions["hoyer-export"] == report.tool.version

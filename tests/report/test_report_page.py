@@ -14,7 +14,7 @@ from hoyer_export.report.record import Report, assemble_report
 from hoyer_export.report.summary import Step
 
 VOID = {"meta", "br", "hr", "img", "input", "link", "wbr"}
-EXAMPLES = ["passed", "failed", "noisy", "unmeasured", "many_groups", "hostile"]
+EXAMPLES = ["passed", "failed", "noisy", "unmeasured", "given", "whole", "many_groups", "hostile"]
 MAY_LOAD = {"src", "href", "xlink:href", "action", "data", "poster", "srcset", "background", "formaction", "ping"}
 
 
@@ -134,18 +134,19 @@ def numbers_of(report: Report) -> list[str]:
         found += [written.small(row.max_abs_error), written.small(row.tolerance)]
     if report.latency is not None:
         for ms in (report.latency.dense_ms, report.latency.slim_ms):
-            found += [written.milliseconds(v) for v in (ms.p50, ms.p90, ms.p99, ms.min, ms.cpu)]
+            found += [written.milliseconds(v) for v in (ms.p50, ms.p90, ms.p99, ms.min, ms.cpu_p50)]
             found.append(written.exact(ms.n))
-        low, high = report.latency.speedup.ci95
-        found += [f"{report.latency.speedup.median:.2f}×", f"{low:.2f}–{high:.2f}"]
+        found.append(f"{report.latency.speedup.median:.2f}×")
+        if report.latency.speedup.ci95 is not None:
+            found.append("{:.2f}–{:.2f}".format(*report.latency.speedup.ci95))
         for convolutions in (report.latency.blocked_convs.dense, report.latency.blocked_convs.slim):
             found.append(f"{convolutions.blocked} of {convolutions.total}")
-    found += [written.duration(seconds) for seconds in report.seconds.model_dump().values()]
+    found += [written.duration(seconds) for seconds in report.seconds.model_dump().values() if seconds != 0]
     found += list(report.environment.versions.values())
     return found
 
 
-@pytest.mark.parametrize("name", ["passed", "failed", "noisy", "unmeasured", "many_groups"])
+@pytest.mark.parametrize("name", ["passed", "failed", "noisy", "unmeasured", "given", "whole", "many_groups"])
 def test_the_page_shows_every_number_of_the_report(name: str) -> None:
     report: Report = getattr(example_reports, name)()
     text = page_of(name).text
@@ -205,7 +206,7 @@ def test_what_went_wrong_stands_at_the_top() -> None:
 def test_a_noisy_machine_is_named_beside_the_speed() -> None:
     top = page_of("noisy").text.partition("Figures")[0]
     assert "! noisy machine" in top
-    assert "Noisy machine: times spread by 41% of their median" in top
+    assert "Noisy machine: too noisy to say: times spread by 41% of their median" in top
     assert "1.08× as fast, unclear" in top
 
 

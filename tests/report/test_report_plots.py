@@ -69,6 +69,28 @@ def test_everything_drawn_lies_in_the_frame(values: tuple[float, ...]) -> None:
         assert all(0 <= x <= WIDTH and 0 <= y <= HEIGHT for x, y in line)
 
 
+@pytest.mark.parametrize("values", [(99.9, 99.9), (40.0, 99.9), (100.0, 100.0), (3.0, 100.0), (0.31, 0.3)])
+def test_no_value_is_written_over_the_name_of_a_phase(values: tuple[float, ...]) -> None:
+    bands = [Band("dense", 1, 1), Band("Group-HS", 2, 2)]
+    svg = line_plot(name="x", title="T", unit="%", series=[Series("a", "slim", values)], bands=bands, ceiling=100.0)
+    (names,) = set(re.findall(r'<text class="band-label" x="[\d.]+" y="([\d.]+)"', svg))
+    written = [float(y) for y in re.findall(r'<text class="value slim" x="[\d.]+" y="([\d.]+)"', svg)]
+    assert len(written) == 2
+    # 11.5-pixel digits stand on their y and are about 9 pixels tall; the names' letters reach 3 below theirs.
+    assert min(written) - 9 >= float(names) + 3
+
+
+def test_no_percentage_beyond_a_hundred_is_on_the_axis() -> None:
+    for values in [(100.0,), (99.0, 100.0), (0.0, 100.0)]:
+        svg = line_plot(
+            name="x", title="T", unit="%", series=[Series("a", "slim", values)], bands=[Band("b", 1, 2)], ceiling=100.0
+        )
+        assert (
+            max(float(tick) for tick in re.findall(r'class="tick" x="34" y="[\d.]+" text-anchor="end">([\d.]+)<', svg))
+            == 100
+        )
+
+
 def test_higher_values_are_drawn_higher_and_later_ones_further_right() -> None:
     ((first, second, third),) = points(lines(1.0, 3.0, 2.0), "slim")
     assert first[0] < second[0] < third[0]

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from hoyer_export.report.record import Report, assemble_report, sample_quantiles, without_folders
 from hoyer_export.report.summary import accuracy_interval, cautions, speedup_words, verification_steps
 
-EXAMPLES = ["passed", "failed", "noisy", "unmeasured", "many_groups", "hostile"]
+EXAMPLES = ["passed", "failed", "noisy", "unmeasured", "given", "whole", "many_groups", "hostile"]
 
 REQUIRED = {
     "": "format recipe environment seconds dense sparse slim widths verify latency budget",

@@ -232,6 +232,20 @@ def test_folding_has_no_effect_on_what_a_batch_norm_learns() -> None:
     torch.testing.assert_close(model.eval()(IMAGE), slim.eval()(IMAGE))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_the_error_of_what_is_delivered_holds_the_rounding_of_the_constants(dtype: torch.dtype) -> None:
+    model = two_layers(nn.Conv2d(8, 6, 1)).to(dtype)
+    image = IMAGE.to(dtype)
+    slim = cut(model, trace_channels(model, image), KEEP, image, fold=True)
+    x = torch.cat([image.double(), torch.randn((3, 3, 16, 16), dtype=torch.float64)])
+    before, after = (copy.deepcopy(network).double().eval()(x).detach() for network in (model, slim.model))
+    own = float((before - after).abs().max() / before.abs().max())
+    assert slim.delivered_rel_error == pytest.approx(own, rel=0.2, abs=1e-14)  # on other images
+    rounding = torch.finfo(dtype).eps
+    assert min(rounding / 1e3, 1e-9) < slim.delivered_rel_error < rounding or dtype is torch.float64
+    assert slim.max_rel_error <= 1e-14
+
+
 def test_a_model_in_half_precision_is_folded_to_its_own_rounding() -> None:
     model = two_layers(nn.Conv2d(8, 6, 1)).to(torch.bfloat16)
     slim = cut(model, trace_channels(model, IMAGE.bfloat16()), KEEP, IMAGE.bfloat16(), fold=True)

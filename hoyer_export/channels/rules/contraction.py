@@ -8,7 +8,6 @@ from math import prod
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from hoyer_export.channels.rules.names import named
@@ -273,10 +272,17 @@ def embedding(
     tracer.put(output, {output.ndim - 1: columns})
 
 
-def recurrent(tracer: Tracer, output: Any, *arguments: Any, **options: Any) -> None:
-    """A recurrent layer's gates are stacked in its weights, and its state lives on between steps."""
-    for tensor in tensors_in((arguments, options)):
+def recurrent(tracer: Tracer, output: Any, input: Tensor, *arguments: Any, **options: Any) -> None:
+    """A recurrent layer's gates are stacked in its weights, and its state lives on between steps.
+
+    Every step multiplies each of its matrices once: [G · H, I] and [G · H, H] of every layer and direction.
+    """
+    for tensor in tensors_in((input, arguments, options)):
         tracer.fix_tensor(tensor, "a recurrent layer")
+    steps = input.numel() // input.shape[-1] // tracer.examples_in(input)
+    for weight in tensors_in((arguments, options)):
+        if tracer.is_parameter(weight) and weight.ndim == 2:  # a bias has one dimension
+            tracer.contraction("recurrent", steps, weight, *weight.shape)
 
 
 def _note_reader(tracer: Tracer, weight: Tensor, inputs: AxisLabels, slices: AxisLabels) -> None:
@@ -368,8 +374,8 @@ RULES = {
     **named("scaled_dot_product_attention", attention),
     **named("multi_head_attention_forward", multi_head_attention),
     **named("embedding", embedding),
-    **dict.fromkeys([getattr(torch._VF, name) for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")], recurrent),
+    **named("lstm gru rnn_tanh rnn_relu", recurrent),
     **named("lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell", recurrent),
 }
 # They count MACs also where no channel can go.
-COUNTED = frozenset(function for function, rule in RULES.items() if rule not in (embedding, recurrent))
+COUNTED = frozenset(function for function, rule in RULES.items() if rule is not embedding)

@@ -125,5 +125,5 @@ RULES = {
     **named("logsumexp", logsumexp),
     **named("softmax log_softmax softmin", softmax),
     **named("cumsum cumprod cummax cummin logcumsumexp", ordered),
+    **named("vector_norm norm", vector_norm, spaces=(torch.linalg,)),
 }
-RULES[torch.linalg.vector_norm] = RULES[torch.linalg.norm] = vector_norm

@@ -48,9 +48,9 @@ def as_real(tracer: Tracer, output: Tensor, input: Tensor) -> None:
 
 
 RULES: dict[Callable[..., Any], Rule] = {
-    **{getattr(torch.fft, name): over_last(1) for name in ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft")},
-    **{getattr(torch.fft, name): over_last(2) for name in ("fft2", "ifft2", "rfft2", "irfft2")},
-    **{getattr(torch.fft, name): spectrum for name in ("fftn", "ifftn", "rfftn", "irfftn")},
+    **named("fft ifft rfft irfft hfft ihfft", over_last(1), spaces=(torch.fft,)),
+    **named("fft2 ifft2 rfft2 irfft2", over_last(2), spaces=(torch.fft,)),
+    **named("fftn ifftn rfftn irfftn", spectrum, spaces=(torch.fft,)),
     **getters("real imag", part),
     **named("view_as_complex", as_complex),
     **named("view_as_real", as_real),

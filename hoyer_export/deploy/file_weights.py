@@ -1,0 +1,145 @@
+"""Compare the weights in an ONNX file with the network's, where the outputs do not show them.
+
+A weight that meets activations near zero hardly moves an output, whatever it is. The exporter is a function of the
+network, so that what it writes now is what must be in the file: the same tensors, to rounding.
+"""
+
+import hashlib
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx.external_data_helper import load_external_data_for_model
+from torch import Tensor, nn
+
+from hoyer_export.deploy.export import OPSETS, export_onnx
+from hoyer_export.deploy.macs import count_macs
+from hoyer_export.deploy.onnx_file import read_onnx, tensors_of
+from hoyer_export.deploy.weight_sizes import contraction_weights, plain_sizes
+from hoyer_export.errors import NetworkError
+
+WEIGHT_TOLERANCE = 1e-5
+"""Of the largest value of a tensor: folding a norm into a convolution rounds."""
+_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16)
+
+Weights = dict[str, NDArray[np.generic]]
+
+
+class FileWeights:
+    """The weights of one file beside those of the network that it should hold.
+
+    Args:
+        path: the file.
+        network: float32, in eval mode, on the CPU.
+        inputs: two examples.
+    """
+
+    def __init__(self, path: Path, network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._path = path
+        self._network = network
+        self._inputs = inputs
+        self._written: tuple[Weights, set[tuple[int, ...]]] | None = None
+
+    def wrong_sizes(self) -> int:
+        """Return how many sizes of weights only one of the two has: the file's contractions or those that torch runs.
+
+        Sizes, not weights: the exporter merges a module that is called twice on the same input. Where it writes a
+        weight in another form than torch multiplies with, what counts is what it writes for this network.
+        """
+        in_file = _contraction_sizes(self._path)
+        wrong = in_file ^ contraction_weights(self._network, self._inputs)
+        if wrong and (written := self._export()) is not None:
+            wrong = in_file ^ written[1]
+        return len(wrong)
+
+    def wrong_values(self, sha256: str | None) -> int | None:
+        """Return how many tensors of the file are not what the exporter writes for the network.
+
+        None where the two cannot be compared: another exporter has put the file together.
+
+        Args:
+            sha256: of the file that the exporter wrote for this very network, if known: equal bytes are equal weights.
+        """
+        if sha256 is not None and hashlib.sha256(self._path.read_bytes()).hexdigest() == sha256:
+            return 0
+        weights = _weights(self._path)
+        if _are_state(weights, self._network.state_dict()):
+            return 0
+        written = self._export()
+        return None if written is None else _unmatched(weights, written[0])
+
+    def _export(self) -> tuple[Weights, set[tuple[int, ...]]] | None:
+        """Return the weights, and the sizes of the contractions' weights, of a file that is written now."""
+        if self._written is None:
+            opset = next((it.version for it in read_onnx(self._path).opset_import if it.domain == ""), 0)
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "again.onnx"
+                try:
+                    export_onnx(self._network, self._inputs, path, opset=opset if opset in OPSETS else OPSETS[-1])
+                except NetworkError:  # the file is older than something that stops the exporter now
+                    return None
+                self._written = _weights(path), _contraction_sizes(path)
+        return self._written
+
+
+def _contraction_sizes(path: Path) -> set[tuple[int, ...]]:
+    sizes = set()
+    for node in count_macs(path).nodes:
+        if node.state_shape:  # it stacks its directions, which torch multiplies one by one
+            sizes |= {plain_sizes(node.weight_shape[1:]), plain_sizes(node.state_shape[1:])}
+        elif node.weight_shape:
+            sizes.add(plain_sizes(node.weight_shape))
+    return sizes
+
+
+def _weights(path: Path) -> Weights:
+    """Return every floating-point tensor of the file, by its name or, for a constant without one, by its place."""
+    model = read_onnx(path)
+    load_external_data_for_model(model, str(path.parent))
+    tensors = (tensor for tensor in tensors_of(model.graph) if tensor.data_type in _FLOATS)
+    return {t.name or f"constant {i}": onnx.numpy_helper.to_array(t) for i, t in enumerate(tensors)}
+
+
+def _are_state(weights: Weights, state: Mapping[str, Tensor]) -> bool:
+    """Return whether every tensor is the network's parameter or buffer of that name, as it is or transposed.
+
+    Numbers are no weights but part of the code, whose effect the outputs show. No norm is folded then, and the
+    exporter, which takes its time, need not be asked.
+    """
+    for name, found in weights.items():
+        if found.size > 1 or name in state:
+            if name not in state:
+                return False
+            value = state[name].numpy()
+            if not (_same(found, value) or (value.ndim == 2 and _same(found, value.T))):
+                return False
+    return True
+
+
+def _unmatched(found: Weights, written: Weights) -> int | None:
+    """Return how many tensors of the file have no equal among those that were written; None for other shapes."""
+    if Counter(w.shape for w in found.values()) != Counter(w.shape for w in written.values()):
+        return None
+    wrong = 0
+    left = dict(written)
+    named = {name for name, weight in found.items() if name in left and _same(weight, left[name])}
+    for name in named:
+        del left[name]
+    for name, weight in found.items():
+        if name not in named:
+            match = next((other for other, candidate in left.items() if _same(weight, candidate)), None)
+            wrong += match is None
+            left.pop(match or "", None)
+    return wrong
+
+
+def _same(found: NDArray[np.generic], expected: NDArray[np.generic]) -> bool:
+    if found.shape != expected.shape:
+        return False
+    first, second = found.astype(np.float64), expected.astype(np.float64)
+    limit = WEIGHT_TOLERANCE * np.abs(second).max(initial=0) + float(np.finfo(np.float32).tiny)  # a file may be flushed
+    return bool((np.abs(first - second) <= limit).all())

@@ -1,0 +1,160 @@
+"""How the slim network was made, in sentences that follow the recipe and the record: nothing that was not done."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from hoyer_export.report.number_format import exact, percent, share
+from hoyer_export.report.record import Report
+
+LITTLE_EFFECT = 0.99
+"""Share of the dense MACs at effective widths above which Group-HS has made next to no channel weak."""
+
+
+@dataclass(frozen=True)
+class Making:
+    """What a run did.
+
+    Args:
+        dense_epochs: of the dense network; None where the recipe does not say (a report of somebody else's).
+        weights: file that the dense network started from, if any.
+        sparse_epochs: of the phase for Group-HS; None likewise.
+        strength: of Group-HS; None likewise.
+        finetune_epochs: of the slim network; None likewise.
+        before: channels of all groups.
+        after: those that stay.
+    """
+
+    dense_epochs: int | None
+    weights: str | None
+    sparse_epochs: int | None
+    strength: float | None
+    finetune_epochs: int | None
+    before: int
+    after: int
+
+    @property
+    def group_hs(self) -> bool:
+        """Whether Group-HS took part."""
+        return self.sparse_epochs != 0 and self.strength != 0
+
+    @property
+    def cut(self) -> bool:
+        """Whether a channel was removed."""
+        return self.after < self.before
+
+    @property
+    def trained(self) -> bool:
+        """Whether any phase had an epoch."""
+        return (self.dense_epochs, self.sparse_epochs, self.finetune_epochs) != (0, 0, 0)
+
+
+def making(report: Report) -> Making:
+    """Return what the report's run did."""
+    weights = _key(report, "dense", "weights")
+    strength = _key(report, "sparse", "strength")
+    return Making(
+        dense_epochs=_epochs(report, "dense"),
+        weights=weights if isinstance(weights, str) else None,
+        sparse_epochs=_epochs(report, "sparse"),
+        strength=float(strength) if isinstance(strength, (int, float)) else None,
+        finetune_epochs=_epochs(report, "finetune"),
+        before=sum(group.dense for group in report.widths),
+        after=sum(group.slim for group in report.widths),
+    )
+
+
+def _key(report: Report, table: str, key: str) -> Any:
+    section = report.recipe.get(table)
+    return section.get(key) if isinstance(section, dict) else None
+
+
+def _epochs(report: Report, table: str) -> int | None:
+    epochs = _key(report, table, "epochs")
+    return epochs if isinstance(epochs, int) else None
+
+
+def changed_little(report: Report) -> bool:
+    """Whether Group-HS took part and left next to all MACs at effective widths."""
+    width = report.sparse.effective_width
+    return making(report).group_hs and width is not None and width > LITTLE_EFFECT
+
+
+def little_effect_words(effective_width: float) -> str:
+    """Return that Group-HS changed little, and what to do."""
+    return (
+        f"{share(effective_width)} of the MACs are left at effective widths, so next to no channel is weak enough to "
+        "go without a loss; raise sparse.strength or sparse.epochs"
+    )
+
+
+def how_it_was_made(report: Report) -> tuple[str, ...]:
+    """Return one sentence a phase, plain text."""
+    made = making(report)
+    found = [_dense_words(made), _sparse_words(made), _before_words(report, made), _cut_words(report, made)]
+    if made.finetune_epochs == 0:
+        found.append("The slim network was not trained after the cut.")
+    elif made.finetune_epochs is not None:
+        found.append(f"The slim network then trained for {_counted(made.finetune_epochs)}.")
+    return tuple(sentence for sentence in found if sentence)
+
+
+def _dense_words(made: Making) -> str:
+    if made.weights is None:
+        return "" if not made.dense_epochs else f"The dense network trained for {_counted(made.dense_epochs)}."
+    given = f"The dense network is the given one ({made.weights})"
+    trained = f"trained here for {_counted(made.dense_epochs)}" if made.dense_epochs else "not trained here"
+    return f"{given}, {trained}; this run cannot tell which images it had seen."
+
+
+def _sparse_words(made: Making) -> str:
+    if made.sparse_epochs == 0:
+        return "There was no training with Group-HS."
+    epochs = "" if made.sparse_epochs is None else f" for {_counted(made.sparse_epochs)}"
+    if made.strength == 0:
+        return f"The network trained{epochs} with a Group-HS strength of 0, which is without Group-HS."
+    strength = "" if made.strength is None else f" at strength {made.strength:g}"
+    return f"The network trained with Group-HS{epochs}{strength}, which draws whole channels towards zero."
+
+
+def _before_words(report: Report, made: Making) -> str:
+    accuracy, width = report.sparse.accuracy, report.sparse.effective_width
+    found = [] if accuracy is None else [f"{percent(accuracy)} test accuracy"]
+    if width is not None:
+        little = ": Group-HS made next to no channel weak" if changed_little(report) else ""
+        found.append(f"{share(width)} of the MACs at effective widths{little}")
+    return f"Before the cut: {', '.join(found)}." if found else ""
+
+
+def _cut_words(report: Report, made: Making) -> str:
+    groups = f"{len(report.widths)} group{'' if len(report.widths) == 1 else 's'}"
+    if not made.cut:
+        return f"Nothing was cut: all {exact(made.before)} channels of {groups} stay."
+    blocks = f", {aligned_words(report.align)}" if report.align and report.align > 1 else ""
+    return (
+        f"The channels with the smallest norms in their groups were zeroed and removed: {exact(made.before)} channels "
+        f"in {groups} became {exact(made.after)}{blocks}."
+    )
+
+
+def aligned_words(align: int) -> str:
+    """Return to what widths were rounded up: beside whole blocks of 16, 8 is allowed."""
+    return f"widths rounded up to whole blocks of {align}{' or to 8' if align == 16 else ''}"
+
+
+def _counted(epochs: int) -> str:
+    return f"{epochs:,} epoch{'' if epochs == 1 else 's'}"
+
+
+def stage_seconds(report: Report) -> tuple[tuple[str, float | None], ...]:
+    """Return what each stage took; trainings of no epochs are left out."""
+    made, found = making(report), report.seconds
+    stages = (
+        ("dense training", found.dense, made.dense_epochs),
+        ("Group-HS training" if made.group_hs else "training without Group-HS", found.sparse, made.sparse_epochs),
+        ("cut", found.cut, None),
+        ("fine-tuning", found.finetune, made.finetune_epochs),
+        ("export", found.export, None),
+        ("verify", found.verify, None),
+        ("bench", found.bench, None),
+    )
+    return tuple((name, seconds) for name, seconds, epochs in stages if epochs != 0)

@@ -1,0 +1,70 @@
+"""docs/adding-a-rule.md does what it says: its blocks are run, one after the other, as a reader would."""
+
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import hoyer_export as hx
+from hoyer_export.channels import trace
+from hoyer_export.channels.rules import pointwise
+from hoyer_export.channels.rules.spectral import over_last
+from hoyer_export.channels.tracer import AxisLabels, Tracer
+
+PAGE = (Path(__file__).parents[2] / "docs" / "adding-a-rule.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.fixture
+def followed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Return what is defined after the page's blocks, run where the rule that it adds is missing."""
+    built_in = {function: rule for function, rule in trace.RULES.items() if function is not torch.fft.rfft2}
+    monkeypatch.setattr(trace, "RULES", built_in)
+    torch.manual_seed(0)
+    names: dict[str, Any] = {}
+    for block in BLOCKS:
+        exec(block, names)
+    return names
+
+
+def groups(channels: hx.ChannelMap) -> dict[str, int]:
+    return {group.name: group.width for group in channels.groups}
+
+
+def test_the_page_offers_the_group_that_was_lost(followed: dict[str, Any]) -> None:
+    model, images = followed["model"], followed["images"]
+    before = hx.trace_channels(model, images)
+    assert groups(before) == {"mix": 8}
+    assert {entry.reason for entry in before.unprunable} >= {"unknown op `fft.rfft2`"}
+    assert groups(followed["channels"]) == {"stem": 16, "mix": 8}
+
+
+def test_what_the_page_offers_is_proved(followed: dict[str, Any]) -> None:
+    found = hx.self_test(followed["model"], followed["images"], rules={torch.fft.rfft2: followed["spectrum"]})
+    offered = [(verdict.group, verdict.verdict) for verdict in found.verdicts if verdict.verdict != "unprunable"]
+    assert offered == [("stem", "proved"), ("mix", "proved")]
+
+
+def test_the_rule_on_the_page_says_what_the_built_in_one_says(followed: dict[str, Any]) -> None:
+    model, images = followed["model"], followed["images"]
+    channels = hx.trace_channels(model, images, rules={torch.fft.rfft2: over_last(2)})
+    assert groups(channels) == groups(followed["channels"])
+    reasons = [
+        [(entry.parameter, entry.dim, entry.reason) for entry in it.unprunable]
+        for it in (channels, followed["channels"])
+    ]
+    assert reasons[0] == reasons[1]
+
+
+def test_every_call_in_the_pages_table_exists_with_so_many_arguments() -> None:
+    calls = re.findall(r"^\| `tracer\.(\w+)\((.*?)\)`", PAGE, re.MULTILINE)
+    assert len(calls) >= 10
+    for name, arguments in calls:
+        signature = inspect.signature(getattr(Tracer, name))
+        signature.bind(None, *arguments.replace("*", "").split(", "))
+    assert callable(pointwise.put)
+    assert isinstance(inspect.getattr_static(AxisLabels, "zero"), property)
+    assert callable(AxisLabels.mixed)

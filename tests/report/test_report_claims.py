@@ -1,0 +1,263 @@
+"""Card and page claim what the recipe and the record say was done, and nothing else."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import example_reports
+import pytest
+from test_report_page import Page
+
+from hoyer_export.console import print_benchmark, print_report
+from hoyer_export.deploy.benchmark import BenchmarkRecord, LatencyRecord, Speedup
+from hoyer_export.report.card import render_card
+from hoyer_export.report.page import render_page
+from hoyer_export.report.record import Report, assemble_report
+
+Arguments = dict[str, Any]
+
+
+def changed(change: Callable[[Arguments], object]) -> Report:
+    arguments = example_reports.example_arguments()
+    change(arguments)
+    return assemble_report(**arguments)
+
+
+def told(report: Report) -> dict[str, str]:
+    """Return the words of card and page, markup and folding aside, without the recipe, which lists its keys."""
+    card = re.sub(r"\\(.)", r"\1", " ".join(render_card(report).split()))
+    page = Page(render_page(report, example_reports.example_metrics())).text
+    before, _, rest = card.partition("Recipe, as resolved:")
+    return {"card": before + rest[rest.index("Machine:") :], "page": page.partition("Recipe, as resolved")[0]}
+
+
+def phase(table: str, **keys: object) -> Callable[[Arguments], object]:
+    return lambda arguments: arguments["recipe"][table].update(keys)
+
+
+def effective(width: float, **keys: object) -> Callable[[Arguments], object]:
+    def change(arguments: Arguments) -> None:
+        arguments["sparse"]["effective_width"] = width
+        arguments["recipe"]["sparse"].update(keys)
+
+    return change
+
+
+def nothing_known(arguments: Arguments) -> None:
+    arguments |= {"recipe": {}, "data": None, "input": None, "sparse": {"accuracy": None, "effective_width": None}}
+    arguments["slim"]["onnx_accuracy"] = None
+
+
+CLAIMS: list[tuple[str, Callable[[Arguments], object], list[str], list[str]]] = [
+    (
+        "as it should be",
+        lambda arguments: None,
+        [
+            "The dense network trained for 30 epochs.",
+            "trained with Group-HS for 30 epochs at strength 0.002",
+            "Before the cut: 88.61 % test accuracy, 46.3 % of the MACs at effective widths.",
+            "448 channels in 12 groups became 392, widths rounded up to whole blocks of 8",
+            "The slim network then trained for 15 epochs.",
+        ],
+        ["not trained", "changed little", "Nothing was cut", "no Group-HS"],
+    ),
+    (
+        "no sparse phase",
+        phase("sparse", epochs=0),
+        ["There was no training with Group-HS.", "The slim network then trained for 15 epochs."],
+        ["trained with Group-HS", "Group-HS training", "Pruned with Group-HS", "strength 0.002", "group-hs,"],
+    ),
+    (
+        "strength 0",
+        effective(0.999, strength=0.0),
+        ["trained for 30 epochs with a Group-HS strength of 0, which is without Group-HS."],
+        ["trained with Group-HS", "Group-HS training", "Pruned with Group-HS", "group-hs,", "changed little"],
+    ),
+    (
+        "blocks of 16, of which half a one is allowed",
+        lambda arguments: arguments.update(align=16),
+        ["became 392, widths rounded up to whole blocks of 16 or to 8"],
+        [],
+    ),
+    ("odd widths", lambda arguments: arguments.update(align=1), ["became 392."], ["blocks of 1 ", "rounded up"]),
+    (
+        "no fine-tuning",
+        phase("finetune", epochs=0),
+        ["The slim network was not trained after the cut."],
+        ["then trained", "fine-tuning", "Not trained after the cut"],
+    ),
+    (
+        "a loss without fine-tuning",
+        lambda arguments: (phase("finetune", epochs=0)(arguments), arguments["slim"].update(accuracy=60.0)),
+        ["Not trained after the cut: accuracy is −31.73 points from dense; set finetune.epochs."],
+        [],
+    ),
+    (
+        "a loss with fine-tuning",
+        lambda arguments: arguments["slim"].update(accuracy=60.0),
+        ["−31.73 points"],
+        ["Not trained after the cut"],
+    ),
+    (
+        "one epoch",
+        phase("finetune", epochs=1),
+        ["The slim network then trained for 1 epoch."],
+        ["1 epochs"],
+    ),
+    (
+        "given weights",
+        phase("dense", epochs=0, weights="given.pth"),
+        ["The dense network is the given one (given.pth), not trained here; this run cannot tell which images it had"],
+        ["dense network trained", "dense training"],
+    ),
+    (
+        "given weights, trained further",
+        phase("dense", epochs=3, weights="given.pth"),
+        ["The dense network is the given one (given.pth), trained here for 3 epochs;"],
+        ["not trained here"],
+    ),
+    (
+        "Group-HS without effect",
+        effective(0.9987),
+        [
+            "Group-HS changed little: 99.9 % of the MACs are left at effective widths",
+            "raise sparse.strength or sparse.epochs",
+            "99.9 % of the MACs at effective widths: Group-HS made next to no channel weak.",
+        ],
+        [],
+    ),
+    ("Group-HS with effect", effective(0.9899), ["99.0 % of the MACs at effective widths."], ["changed little"]),
+    (
+        "a threshold",
+        lambda arguments: arguments.update(budget_asked={"threshold": "natural"}),
+        ["udget: none asked; channels below the natural threshold were to go, 49.6 % of the dense MACs left."],
+        ["budget met", "at most"],
+    ),
+    (
+        "a number as threshold",
+        lambda arguments: arguments.update(budget_asked={"threshold": 0.25}),
+        ["channels below 0.25 of the natural threshold were to go"],
+        ["budget met"],
+    ),
+    (
+        "a missed budget",
+        lambda arguments: arguments.update(budget_asked={"macs": 0.4}),
+        ["Budget missed: at most 40.0 % of the dense MACs asked, 49.6 % reached."],
+        ["budget met"],
+    ),
+    (
+        "one class",
+        lambda arguments: arguments["data"].update(classes=1),
+        ["One class: every answer is right, so that accuracy says nothing."],
+        [],
+    ),
+    (
+        "a cut that is not exact",
+        lambda arguments: arguments["cut"].update(max_rel_error=1e-3),
+        ["Verification failed: 1 of 39 steps did not pass, do not ship this file; zeroed = slim network"],
+        ["Passed", "✓ verified"],
+    ),
+    (
+        "a failure that no step owns up to",
+        lambda arguments: arguments["verify"].update(passed=False),
+        ["Verification failed: the run says so, and not which step, do not ship this file."],
+        ["Passed", "✓ verified", "0 of 39"],
+    ),
+    (
+        "nothing but figures",
+        nothing_known,
+        ["The network trained with Group-HS, which", "448 channels in 12 groups became 392"],
+        ["epoch.", "epochs.", "Before the cut:", "onnxruntime | –", "Images:"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "said", "unsaid"), [c[1:] for c in CLAIMS], ids=[c[0] for c in CLAIMS])
+def test_what_was_done_is_said_and_what_was_not_is_not(
+    change: Callable[[Arguments], object], said: list[str], unsaid: list[str]
+) -> None:
+    for where, words in told(changed(change)).items():
+        words = words.replace("**", "")
+        assert [claim for claim in said if claim not in words] == [], where
+        assert [claim for claim in unsaid if claim in words] == [], where
+
+
+def test_a_run_that_cut_nothing_says_so_and_what_to_do() -> None:
+    for words in told(example_reports.whole()).values():
+        words = words.replace("**", "")
+        assert "Nothing was cut: every channel stays; ask for a smaller share, or a larger threshold." in words
+        assert "Nothing was cut: all 448 channels of 12 groups stay." in words
+        assert "Group-HS changed little" in words
+        assert "became" not in words
+        assert "MACs reduction" not in words
+        assert "Pruned" not in words
+
+
+def test_a_run_that_trained_nothing_says_so_in_place_of_curves() -> None:
+    assert "Nothing was trained in this run." in render_page(example_reports.given(), ())
+    assert "there is no metrics.jsonl" in render_page(example_reports.passed(), ())
+
+
+def test_a_noisy_machine_gives_no_interval_anywhere() -> None:
+    report = example_reports.noisy()
+    assert report.latency is not None
+    assert report.latency.speedup.ci95 is None
+    for words in told(report).values():
+        assert "1.08× as fast (the machine was too noisy for an interval)" in words
+        assert "0.91–1.33" not in words
+        assert "95 % interval 0" not in words
+        assert "MACs reduction" not in words
+
+
+def test_an_older_report_with_an_interval_and_noise_is_read_and_shown_without_it() -> None:
+    written = example_reports.passed().model_dump(mode="json")
+    written["latency"] |= {"noise": "too noisy to say: times spread by 12% of their median"}
+    assert written["latency"]["speedup"]["ci95"] == [2.19, 2.24]
+    for words in told(Report.model_validate_json(json.dumps(written))).values():
+        assert "2.21× as fast (the machine was too noisy for an interval)" in words
+        assert "2.19–2.24" not in words
+
+
+def test_a_mean_of_cpu_time_is_not_set_against_medians() -> None:
+    arguments = example_reports.example_arguments()
+    for file in ("dense_ms", "slim_ms"):
+        arguments["latency"][file]["cpu"] = arguments["latency"][file].pop("cpu_p50")
+    html = render_page(assemble_report(**arguments), ())
+    assert 'CPU time, mean</th><td class="num">4.24 ms</td><td class="num slim">1.92 ms</td><td></td>' in html
+    medians = render_page(example_reports.passed(), ())
+    assert (
+        'CPU time, p50</th><td class="num">4.24 ms</td><td class="num slim">1.92 ms</td><td class="num">2.21×'
+        in medians
+    )
+
+
+def test_cpu_time_of_several_threads_is_explained() -> None:
+    arguments = example_reports.example_arguments()
+    arguments["latency"]["threads"] = 2
+    words = told(assemble_report(**arguments))["page"]
+    assert "CPU time is the sum over all threads" in words
+    assert "CPU time is the sum" not in told(example_reports.passed())["page"]
+
+
+def test_the_terminal_gives_no_interval_either(capsys: pytest.CaptureFixture[str]) -> None:
+    print_report(example_reports.noisy(), Path("run"))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "speed: 1.08× as fast (the machine was too noisy for an interval)" in said
+    assert "Noisy machine: too noisy to say: times spread by 41% of their median" in said
+    print_report(example_reports.passed(), Path("run"))
+    assert "2.21× as fast (95 % interval 2.19–2.24)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("ci95", "noisy", "within"), [((1.45, 1.49), None, "1.47× (1.45–1.49)"), (None, "busy", "1.47× (too noisy)")]
+)
+def test_the_table_of_a_measurement_gives_an_interval_where_there_is_one(
+    ci95: tuple[float, float] | None, noisy: str | None, within: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = tuple(LatencyRecord(name, 1, 1, 1, 1, 10, 1, 1, ()) for name in ("a.onnx", "b.onnx"))
+    print_benchmark(BenchmarkRecord(files, (Speedup(1.47, ci95),), 1, 1, noisy))
+    said = capsys.readouterr().out
+    assert within in said
+    assert ("warning: busy" in said) == (noisy is not None)

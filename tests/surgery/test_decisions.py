@@ -1,0 +1,251 @@
+"""A network that returns decisions is proved by what it decides from; a tie that rounding turns over is no error."""
+
+import copy
+from collections.abc import Callable
+
+import networks
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from test_exactness import random_keep
+from torch import Tensor, nn
+
+from hoyer_export.channels.trace import trace_channels
+from hoyer_export.errors import CutRefused
+from hoyer_export.surgery.cut import cut
+from hoyer_export.surgery.decisions import Decision, Decisions, difference, evidence_difference
+from hoyer_export.surgery.self_test import self_test
+from hoyer_export.surgery.zero import zero_
+
+IMAGE = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+KEEP = {"a": torch.arange(3), "b": torch.arange(4)}
+
+
+def boxes_of(y: Tensor) -> Tensor:
+    """Four numbers of each example as a box."""
+    corner = y[:, :2].sigmoid()
+    return torch.cat([corner, corner + 0.2 + y[:, 2:4].sigmoid()], 1)
+
+
+def score_filter(y: Tensor) -> tuple[Tensor, Tensor]:
+    keep = y[:, 4] > 100  # nothing is ever that sure
+    return boxes_of(y)[keep], y[:, 4][keep]
+
+
+def count_above(y: Tensor) -> Tensor:
+    total = 0
+    for row in y:
+        if float(row.detach().sum()) > 1000:
+            total += 1
+    return torch.tensor(total)
+
+
+def places_of_maxima(y: Tensor) -> Tensor:
+    image = y.repeat(1, 4)[:, None, :, None].expand(-1, 1, 24, 24)
+    return F.max_pool2d(image, 8, return_indices=True)[1]
+
+
+def in_numpy(y: Tensor) -> Tensor:
+    return torch.from_numpy(np.argmax(y.detach().numpy(), 1))
+
+
+LAST: dict[str, Callable[[Tensor], object]] = {
+    "argmax": lambda y: y.argmax(1),
+    "topk indices": lambda y: y.topk(2, 1).indices,
+    "a mask": lambda y: y > 1000,
+    "sort order": lambda y: y.argsort(1),
+    "maximum's index": lambda y: {"label": y.max(1).indices},
+    "a score filter": score_filter,
+    "NMS": lambda y: torchvision.ops.nms(boxes_of(y), y[:, 4].sigmoid(), 0.5),
+    "8-bit numbers": lambda y: (y.sigmoid() * 0.01).mul(255).to(torch.uint8),
+    "rounded": lambda y: (y * 1e-4).round(),
+    "sign": lambda y: (y - 1000).sign(),
+    "in place": lambda y: y.clone().gt_(1000),
+    "one hot": lambda y: F.one_hot(y.argmax(1), 6),
+    "a code book": lambda y: torch.arange(6.0).to(y)[(y[:, :, None] - 1e3).abs().argmin(1)],
+    "drawn": lambda y: torch.multinomial((y / 100).softmax(1), 1),
+    "numbers in Python": count_above,
+    "numbers in numpy": in_numpy,
+    "places of maxima": places_of_maxima,
+    "a plain if": lambda y: torch.zeros(1) if bool((y.mean() > 1e6).item()) else torch.ones(1),
+}  # fmt: skip
+
+
+def verdicts(model: nn.Module) -> dict[str, str]:
+    return {v.group: v.verdict for v in self_test(model, IMAGE).verdicts if v.verdict != "unprunable"}
+
+
+def deciding(last: Callable[[Tensor], object], hidden: bool) -> networks.Net:
+    """A chain a → b → fc that returns a decision; with ``hidden`` its logits hang on the width of b."""
+    torch.manual_seed(0)
+    model = networks.Net(
+        lambda n, x: last(n.fc(n.b(n.a(x).relu()).relu().mean((2, 3))) * (n.b.out_channels**-0.5 if hidden else 1.0)),
+        a=networks.conv(3, 8), b=networks.conv(8, 10), fc=nn.Linear(10, 6),
+    )  # fmt: skip
+    return networks.unsettled(model)
+
+
+@pytest.mark.parametrize("name", LAST)
+def test_a_hidden_width_shows_in_front_of_the_last_decision(name: str) -> None:
+    model = deciding(LAST[name], hidden=True)
+    channels = trace_channels(model, IMAGE)
+    zero_(model, channels, KEEP)
+    with pytest.raises(CutRefused, match=r"what it decides from \(`\w+`\) differs by .*depends on its width"):
+        cut(model, channels, KEEP, IMAGE)
+    found = verdicts(deciding(LAST[name], hidden=True))
+    assert (found["a"], found["b"]) == ("proved", "refuted")
+
+
+@pytest.mark.parametrize("name", LAST)
+def test_a_right_cut_in_front_of_a_decision_is_accepted(name: str) -> None:
+    model = deciding(LAST[name], hidden=False)
+    assert set(verdicts(model).values()) == {"proved"}
+    channels = trace_channels(model, IMAGE)
+    zero_(model, channels, KEEP)
+    slim = cut(model, channels, KEEP, IMAGE)
+    assert slim.max_rel_error <= 1e-9
+    assert slim.model.b.out_channels == 4
+
+
+THRESHOLDS: dict[str, Callable[[networks.Net, Tensor], Tensor]] = {
+    "a threshold": lambda n, y: y > 100 + 1.0 / n.b.out_channels,
+    "k": lambda n, y: y.topk(2 if n.b.out_channels > 5 else 1, 1).indices[:, 0],
+    "a number of an integer": lambda n, y: y.argmax(1) // (6 + n.b.out_channels),
+    "a bound of an integer": lambda n, y: y.argmax(1).clamp(max=6 + n.b.out_channels),
+    "an overlap": lambda n, y: torchvision.ops.nms(boxes_of(y), y[:, 4], 0.999 - 0.001 * n.b.out_channels),
+}
+
+
+@pytest.mark.parametrize("name", THRESHOLDS)
+def test_a_decision_by_a_number_made_from_the_width_is_refused(name: str) -> None:
+    torch.manual_seed(0)
+    model = networks.unsettled(networks.Net(
+        lambda n, x: THRESHOLDS[name](n, n.fc(n.b(n.a(x).relu()).relu().mean((2, 3)))),
+        a=networks.conv(3, 8), b=networks.conv(8, 10), fc=nn.Linear(10, 6),
+    ))  # fmt: skip
+    channels = trace_channels(model, IMAGE)
+    zero_(model, channels, KEEP)
+    with pytest.raises(CutRefused, match=r"decides \(`\w+`\) by other numbers"):
+        cut(model, channels, KEEP, IMAGE)
+
+
+def test_a_tie_that_rounding_turns_over_is_no_error() -> None:
+    class Tied(nn.Module):
+        """Two heads of the same sum, in another order: which of both is larger is a matter of the last bit."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.fc = networks.conv(3, 64), nn.Linear(64, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x).relu().mean((2, 3))
+            first, second = self.fc(y), (y[:, None] * self.fc.weight).sum(2) + self.fc.bias
+            order = torch.stack([first[:, 0], second[:, 0]], 1).argsort(1)
+            return torch.tensor([1.0, 100.0]).to(y)[order] + first.sum(1, keepdim=True)
+
+    torch.manual_seed(0)
+    model = Tied()
+    keep = {"a": torch.randperm(64)[:29].sort().values}
+    images = torch.randn(64, 3, 8, 8)
+    channels = trace_channels(model, images)
+    zero_(model, channels, keep)
+    slim = cut(model, channels, keep, images)
+    first, second = copy.deepcopy(model).double(), copy.deepcopy(slim.model).double()
+    assert not torch.allclose(first(images.double()), second(images.double()))  # the orders do differ
+    assert slim.max_rel_error <= 1e-9
+
+
+def test_an_output_that_never_changes_proves_nothing() -> None:
+    torch.manual_seed(0)
+    model = networks.Net(lambda n, x: n.fc(n.a(x).mean((2, 3))).clamp(0, 0), a=networks.conv(3, 8), fc=nn.Linear(8, 5))
+    channels = trace_channels(model, IMAGE)
+    zero_(model, channels, {"a": torch.arange(3)})
+    with pytest.raises(CutRefused, match="nothing was proved"):
+        cut(model, channels, {"a": torch.arange(3)}, IMAGE)
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_head_of_zeros_is_proved_by_other_weights(hidden: bool) -> None:
+    model = deciding(lambda y: y, hidden)
+    nn.init.zeros_(model.fc.weight)
+    channels = trace_channels(model, IMAGE)
+    zero_(model, channels, KEEP)
+    if hidden:
+        with pytest.raises(CutRefused, match="depends on its width"):
+            cut(model, channels, KEEP, IMAGE)
+    else:
+        assert cut(model, channels, KEEP, IMAGE).model.a.out_channels == 3
+
+
+def test_a_detector_whose_boxes_reorder_is_cut() -> None:
+    torch.manual_seed(0)
+    model = torchvision.models.detection.ssdlite320_mobilenet_v3_large(
+        weights=None, weights_backbone=None, num_classes=5
+    )
+    networks.unsettled(model)
+    image = torch.rand(1, 3, 96, 96)
+    channels = trace_channels(model, image)
+    keep = random_keep(channels, 0)
+    zero_(model, channels, keep)
+    assert cut(model, channels, keep, image).max_rel_error <= 1e-9
+
+
+T = torch.tensor
+
+
+@pytest.mark.parametrize(
+    ("expected", "found", "error"),
+    [
+        (T([1.0, 2.0]), T([1.0, 2.5]), 0.25),
+        (T([1.0, float("inf")]), T([1.0, float("inf")]), 0.0),
+        (T([1.0, float("inf")]), T([1.0, -float("inf")]), float("inf")),
+        (T([1.0, float("nan")]), T([1.0, float("nan")]), 0.0),
+        (T([1.0, float("nan")]), T([1.0, 0.0]), float("inf")),
+        (T([1.0, 0.0]), T([1.0, float("nan")]), float("inf")),
+        (T([float("inf")]), T([0.0]), float("inf")),
+        (T([1, 2]), T([1, 2]), 0.0),
+        (T([1, 2]), T([1, 3]), float("inf")),
+        (T([1.0]), T([1.0, 1.0]), float("inf")),
+        (torch.zeros(0, 4), torch.zeros(0, 4), 0.0),
+        (torch.zeros(0, 4), torch.zeros(1, 4), float("inf")),
+        (T([3 + 4j]), T([3 + 5j]), 0.25),
+    ],
+)
+def test_a_difference_is_relative_to_the_largest_number(expected: Tensor, found: Tensor, error: float) -> None:
+    assert difference(expected, found) == error
+
+
+GRID = torch.arange(24.0).reshape(2, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("found", "error"),
+    [
+        (GRID, 0.0),
+        (GRID[:, [0, 2]], 0.0),
+        (GRID[:, [3]], 0.0),
+        (GRID[:, [2, 0]], 9 / 23),  # another order; at 1: the row at 0 is 3 · (1 to 3) away, and 3 is the nearest
+        (GRID[:, [0, 2]] + 23, 17 / 23),
+        (GRID[:, [1, 1, 2]], 3 / 23),
+        (GRID[:1, :2], 0.0),  # two axes: what is made of them is compared
+        (GRID[..., None], float("inf")),
+        (torch.cat([GRID, GRID]), float("inf")),
+        (GRID[:, :0], 0.0),
+    ],
+)
+def test_what_is_left_of_a_cut_tensor_are_some_of_its_slices(found: Tensor, error: float) -> None:
+    assert evidence_difference(GRID, found) == pytest.approx(error)
+
+
+def test_decisions_of_a_part_that_is_gone_are_skipped_and_others_are_not() -> None:
+    first, second = (Decision("gt", (0,), (T([x]),), (T([x > 0]),)) for x in (1.0, -2.0))
+    following = Decisions(followed=[first, second])
+    assert following.note(Decision("gt", (0,), (T([-2.0]),), (T([False]),))) is second
+    with pytest.raises(CutRefused, match="`gt`"):
+        following.note(Decision("gt", (0,), (T([1.0]),), (T([True]),)))
+    with pytest.raises(CutRefused, match="other numbers: 1 instead of 0"):
+        Decisions(followed=[first]).note(Decision("gt", (1,), (T([1.0]),), (T([True]),)))
+    with pytest.raises(CutRefused, match="does not make"):
+        Decisions(followed=[first]).note(Decision("lt", (0,), (T([1.0]),), (T([True]),)))
