@@ -128,7 +128,7 @@ def run(
     _loading("torch")
     from hoyer_export.console import print_report
     from hoyer_export.live import progress
-    from hoyer_export.pipeline.chain import run_recipe
+    from hoyer_export.run.chain import run_recipe
 
     try:
         with progress() as shown:
@@ -146,7 +146,7 @@ def _where_it_stands(out: Path) -> str:
     """Return e.g. `` in sparse, epoch 13 of 30``; nothing where no run has begun."""
     if not (out / "recipe.toml").is_file():
         return ""
-    from hoyer_export.pipeline.standing import standing
+    from hoyer_export.run.standing import standing
     from hoyer_export.run_folder import RunFolder
 
     try:
@@ -197,7 +197,7 @@ def inspect(
         resolved = load_recipe(recipe, overrides)
     _loading("torch")
     from hoyer_export.console import print_inspection
-    from hoyer_export.pipeline.inspecting import inspect_network, inspect_recipe
+    from hoyer_export.run.inspecting import inspect_network, inspect_recipe
 
     if resolved is not None:
         found = inspect_recipe(
@@ -290,7 +290,7 @@ def cut(
     from hoyer_export.console import print_cut
     from hoyer_export.data import load_data
     from hoyer_export.live import progress
-    from hoyer_export.pipeline.cutting import cut_network
+    from hoyer_export.run.cutting import cut_network
 
     side = shape[1] if shape is not None and data == "imagefolder" else None
     images = None
@@ -327,7 +327,7 @@ def _cut_run(run_dir: Path, allow_import: list[str], as_json: bool) -> None:
     _loading("torch")
     from hoyer_export.console import print_cut_stage
     from hoyer_export.live import progress
-    from hoyer_export.pipeline.chain import cut_run
+    from hoyer_export.run.chain import cut_run
 
     with progress() as shown:
         found = cut_run(run_dir, allow_import=allow_import, progress=shown)
@@ -340,7 +340,7 @@ def export(run_dir: RunDir, allow_import: AllowImport = [], as_json: Json = Fals
     _loading("torch")
     from hoyer_export.console import print_exports
     from hoyer_export.live import progress
-    from hoyer_export.pipeline.chain import export_run
+    from hoyer_export.run.chain import export_run
 
     with progress() as shown:
         found = export_run(run_dir, allow_import=allow_import, progress=shown)
@@ -353,7 +353,7 @@ def verify(run_dir: RunDir, allow_import: AllowImport = [], as_json: Json = Fals
     _loading("torch")
     from hoyer_export.console import print_verification
     from hoyer_export.live import progress
-    from hoyer_export.pipeline.chain import verify_run
+    from hoyer_export.run.chain import verify_run
 
     with progress() as shown:
         found = verify_run(run_dir, allow_import=allow_import, progress=shown)
@@ -366,7 +366,7 @@ def verify(run_dir: RunDir, allow_import: AllowImport = [], as_json: Json = Fals
 def report(run_dir: RunDir, as_json: Json = False) -> None:
     """Write report.json, report.html and card.md again from a run's records."""
     from hoyer_export.console import print_report
-    from hoyer_export.pipeline.reporting import report_run
+    from hoyer_export.run.reporting import report_run
 
     found = report_run(run_dir)
     _print_json(found.model_dump(mode="json", exclude_unset=True)) if as_json else print_report(found, run_dir)

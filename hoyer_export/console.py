@@ -25,8 +25,8 @@ from hoyer_export.report.number_format import (
 if TYPE_CHECKING:
     from hoyer_export.deploy.benchmark import BenchmarkRecord
     from hoyer_export.deploy.macs import MacsRecord
-    from hoyer_export.pipeline.cut_report import CutReport, Moved
-    from hoyer_export.pipeline.inspecting import GroupCost, Inspection
+    from hoyer_export.run.cut_report import CutReport, Moved
+    from hoyer_export.run.inspecting import GroupCost, Inspection
     from hoyer_export.report.record import Report
     from hoyer_export.surgery.self_test import Verdict
 

@@ -14,7 +14,7 @@ from rich.progress import Progress as Bars
 from hoyer_export.report.number_format import duration, percent, share
 
 if TYPE_CHECKING:
-    from hoyer_export.pipeline.progress import Progress
+    from hoyer_export.run.progress import Progress
     from hoyer_export.sparsify.training import EpochRecord, StepProgress
 
 

@@ -15,8 +15,8 @@ from hoyer_export import cli, console
 from hoyer_export.deploy import macs as macs_module
 from hoyer_export.deploy.export import export_onnx
 from hoyer_export.errors import FileError, HoyerExportError, NetworkError, VerificationFailed
-from hoyer_export.pipeline import chain, inspecting
-from hoyer_export.pipeline.inspecting import GroupCost
+from hoyer_export.run import chain, inspecting
+from hoyer_export.run.inspecting import GroupCost
 
 RECIPE = '[network]\nname = "cifar_resnet20"\n[data]\nname = "digits"\n[cut]\nmacs = 0.5\nalign = 4\n'
 

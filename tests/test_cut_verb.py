@@ -15,7 +15,7 @@ from hoyer_export.data import load_data
 from hoyer_export.deploy.macs import count_macs
 from hoyer_export.deploy.verify import verify_onnx
 from hoyer_export.networks import build_network
-from hoyer_export.pipeline import cutting
+from hoyer_export.run import cutting
 from hoyer_export.sparsify.training import evaluate_accuracy
 from hoyer_export.surgery import selection
 from hoyer_export.surgery.slim_file import load_slim

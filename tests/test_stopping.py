@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hoyer_export import cli, run_folder
-from hoyer_export.pipeline import chain
+from hoyer_export.run import chain
 from hoyer_export.stopping import Stop, interrupted, stopped_by_signals
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs signals")

@@ -26,10 +26,10 @@ from hoyer_export.deploy.macs import count_macs
 from hoyer_export.deploy.verify import verify_onnx
 from hoyer_export.errors import DataError, NetworkError
 from hoyer_export.networks import build_network, default_input_shape, is_function_name
-from hoyer_export.pipeline.cut_report import CutReport, FileFigures, Moved
-from hoyer_export.pipeline.inputs import check_output, proved_channels, two_images
-from hoyer_export.pipeline.phases import widths_text
-from hoyer_export.pipeline.progress import Progress
+from hoyer_export.run.cut_report import CutReport, FileFigures, Moved
+from hoyer_export.run.inputs import check_output, proved_channels, two_images
+from hoyer_export.run.phases import widths_text
+from hoyer_export.run.progress import Progress
 from hoyer_export.run_folder import RunFolder, claimed, whole_folder, write_whole
 from hoyer_export.surgery.cut import SlimModel, as_slim, cut
 from hoyer_export.surgery.dead_blocks import remove_dead_blocks

@@ -19,7 +19,7 @@ from hoyer_export.deploy.weight_sizes import TorchMacs, torch_macs
 from hoyer_export.errors import DataError, NetworkError, RecipeError
 from hoyer_export.modes import kept_modes
 from hoyer_export.networks import build_network, is_function_name
-from hoyer_export.pipeline.progress import Progress
+from hoyer_export.run.progress import Progress
 from hoyer_export.recipe import Recipe, left_open, resolved
 from hoyer_export.report.number_format import share
 from hoyer_export.surgery.selection import least_keep

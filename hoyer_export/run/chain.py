@@ -9,12 +9,12 @@ import torch
 
 from hoyer_export.environment import environment_record
 from hoyer_export.errors import FileError, RecipeError
-from hoyer_export.pipeline.inputs import Inputs, check_budget, check_device, check_export, load_inputs
-from hoyer_export.pipeline.phases import cut_again, cut_and_finetune, train_dense, train_sparse
-from hoyer_export.pipeline.progress import Progress
-from hoyer_export.pipeline.reporting import write_run_report
-from hoyer_export.pipeline.shipping import bench_files, export_files, verify_files
-from hoyer_export.pipeline.standing import standing
+from hoyer_export.run.inputs import Inputs, check_budget, check_device, check_export, load_inputs
+from hoyer_export.run.phases import cut_again, cut_and_finetune, train_dense, train_sparse
+from hoyer_export.run.progress import Progress
+from hoyer_export.run.reporting import write_run_report
+from hoyer_export.run.shipping import bench_files, export_files, verify_files
+from hoyer_export.run.standing import standing
 from hoyer_export.recipe import Recipe, changed_keys, dump_recipe, load_recipe
 from hoyer_export.report.files import read_report
 from hoyer_export.report.record import Report

@@ -12,7 +12,7 @@ from hoyer_export.channels.cost import dense_macs, macs_of_keep, params_of_keep
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.errors import NetworkError
 from hoyer_export.networks import build_network, default_input_shape
-from hoyer_export.pipeline.inputs import (
+from hoyer_export.run.inputs import (
     build_dense,
     load_recipe_data,
     macs_in_torch,

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from hoyer_export.channels.norms import channel_norms
 from hoyer_export.data.splits import batch_indices
-from hoyer_export.pipeline.inputs import Inputs
-from hoyer_export.pipeline.progress import Progress
+from hoyer_export.run.inputs import Inputs
+from hoyer_export.run.progress import Progress
 from hoyer_export.recipe import Phase
 from hoyer_export.report.making import LITTLE_EFFECT, little_effect_words
 from hoyer_export.report.metrics import read_metrics

@@ -1,6 +1,6 @@
 """Where a run stands: the stage, and the epoch, that it goes on with."""
 
-from hoyer_export.pipeline.reporting import STAGES
+from hoyer_export.run.reporting import STAGES
 from hoyer_export.recipe import load_recipe
 from hoyer_export.run_folder import RunFolder, read_stages
 from hoyer_export.sparsify.checkpoint import epochs_done

@@ -14,9 +14,9 @@ from hoyer_export.deploy.export import ExportRecord, export_onnx
 from hoyer_export.deploy.macs import count_macs
 from hoyer_export.deploy.verify import Check, verify_onnx
 from hoyer_export.environment import EnvironmentRecord
-from hoyer_export.pipeline.inputs import Inputs, macs_in_torch
-from hoyer_export.pipeline.phases import EVALUATION_BATCH
-from hoyer_export.pipeline.progress import Progress
+from hoyer_export.run.inputs import Inputs, macs_in_torch
+from hoyer_export.run.phases import EVALUATION_BATCH
+from hoyer_export.run.progress import Progress
 from hoyer_export.report.record import sample_quantiles
 from hoyer_export.run_folder import RunFolder, read_stages, write_stage
 from hoyer_export.sparsify.training import evaluate_accuracy
