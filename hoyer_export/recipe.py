@@ -5,7 +5,7 @@ not converted (``epochs = "3"`` is a string, and wrong).
 """
 
 import tomllib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -228,20 +228,16 @@ def left_open(recipe: Recipe, keys: Iterable[str]) -> list[str]:
     return [key for key in keys if given.get(key) is None]
 
 
-def changed_keys(old: Recipe, new: Recipe, settled: Collection[str] = ()) -> list[str]:
-    """Return one ``section.key: old → new`` for every value that differs.
+def reopened(recipe: Recipe, begun: Recipe, settled: Iterable[str]) -> Recipe:
+    """Return a recipe to go on with: what it leaves open is as it was settled when the run was begun.
 
     Args:
-        old: of a run.
-        new: to go on with.
-        settled: keys that ``old`` was given by ``resolved``: ``new`` may leave them open as well.
+        recipe: as given now.
+        begun: of the run, resolved.
+        settled: keys of it that ``resolved`` gave a value.
     """
-    before, after = _flat(old.model_dump()), _flat(new.model_dump())
-    return [
-        f"{key}: {_show(before.get(key))} → {_show(after.get(key))}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not (key in settled and after.get(key) is None)
-    ]
+    before = _flat(begun.model_dump())
+    return resolved(recipe, {key: before[key] for key in settled if before.get(key) is not None})
 
 
 def _flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -70,6 +70,10 @@ class RunFolder:
         return self.path / "stages.json"
 
     @property
+    def channels(self) -> Path:
+        return self.path / "channels.json"
+
+    @property
     def checkpoint(self) -> Path:
         return self.path / "checkpoint"
 
@@ -278,32 +282,3 @@ def _clear(out: Path) -> None:
                 part.unlink()
             elif part.name.startswith(_ASIDE):  # only a folder that has our name goes with all that is in it
                 shutil.rmtree(part)
-
-
-def read_stages(folder: RunFolder) -> dict[str, dict[str, Any]]:
-    """Return what the finished stages found out: stage → record; empty before the first.
-
-    Raises:
-        FileError: the file is damaged.
-    """
-    if not folder.stages.exists():
-        return {}
-    try:
-        stages = json.loads(folder.stages.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FileError(f"{folder.stages} is damaged ({error}); start again in another folder") from error
-    if not isinstance(stages, dict) or not all(isinstance(record, dict) for record in stages.values()):
-        raise FileError(f"{folder.stages} is damaged (not an object of objects); start again in another folder")
-    return stages
-
-
-def write_stage(folder: RunFolder, stage: str, record: Mapping[str, Any]) -> None:
-    """Keep what a finished stage found out (numbers, strings, lists and dicts of them)."""
-    stages = read_stages(folder) | {stage: dict(record)}
-    write_whole(folder.stages, json.dumps(stages, indent=1, allow_nan=False) + "\n")
-
-
-def drop_stages(folder: RunFolder, *stages: str) -> None:
-    """Forget what these stages found out, because it holds no longer."""
-    kept = {stage: record for stage, record in read_stages(folder).items() if stage not in stages}
-    write_whole(folder.stages, json.dumps(kept, indent=1, allow_nan=False) + "\n")

@@ -41,6 +41,11 @@ _DEFAULTS = {
 }
 
 
+def augments(name: str) -> bool:
+    """Return whether the training images of a data set are augmented unless that is said."""
+    return _DEFAULTS[name].augment
+
+
 def load_data(
     name: str,
     *,

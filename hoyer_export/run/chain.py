@@ -1,45 +1,62 @@
-"""The chain on one screen: data to report, and the same stages one at a time from a run's files."""
+"""The chain on one screen: a recipe to a report, and one stage of a run again from its files."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from hoyer_export.environment import environment_record
-from hoyer_export.errors import FileError, RecipeError
-from hoyer_export.run.inputs import Inputs, check_budget, check_device, check_export, load_inputs
-from hoyer_export.run.phases import cut_again, cut_and_finetune, train_dense, train_sparse
-from hoyer_export.run.progress import Progress
-from hoyer_export.run.reporting import write_run_report
-from hoyer_export.run.shipping import bench_files, export_files, verify_files
-from hoyer_export.run.standing import standing
-from hoyer_export.recipe import Recipe, changed_keys, dump_recipe, load_recipe
+from hoyer_export.errors import RecipeError
+from hoyer_export.recipe import Recipe, dump_recipe, load_recipe, reopened
+from hoyer_export.record import Record
 from hoyer_export.report.files import read_report
 from hoyer_export.report.record import Report
-from hoyer_export.run_folder import (
-    RunFolder,
-    claimed,
-    drop_stages,
-    opened,
-    read_stages,
-    write_stage,
-    write_whole,
+from hoyer_export.run.cut import CUT
+from hoyer_export.run.inputs import CHECK, INPUTS
+from hoyer_export.run.job import Job
+from hoyer_export.run.progress import Progress
+from hoyer_export.run.records import ExportsRecord, ReportRecord, VerifiedRecord
+from hoyer_export.run.reporting import write_run_report
+from hoyer_export.run.ship import BENCH, EXPORT, VERIFY
+from hoyer_export.run.stage import Stage, do, do_all, forget, is_done, record_of
+from hoyer_export.run.train import DENSE, FINETUNE, SPARSE, phase_checkpoint
+from hoyer_export.run_folder import RunFolder, claimed, opened, write_whole
+from hoyer_export.sparsify.checkpoint import epochs_done
+
+
+
+def _report(job: Job) -> ReportRecord:
+    write_run_report(job.recipe, job.folder)
+    return ReportRecord()
+
+
+REPORT = Stage(
+    name="report",
+    record=ReportRecord,
+    run=_report,
+    needs=("verify", "bench"),
+    leaves=lambda folder: (folder.report,),
 )
-from hoyer_export.surgery.cut import SlimModel
-from hoyer_export.surgery.slim_file import load_slim
+STAGES: tuple[Stage[Record], ...] = (INPUTS, CHECK, DENSE, SPARSE, CUT, FINETUNE, EXPORT, VERIFY, BENCH, REPORT)
 
 
 def run_recipe(
-    recipe: Recipe, out: Path, *, resume: bool = False, allow_import: Sequence[str] = (), progress: Progress
+    recipe: Recipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    redo_from: str | None = None,
+    allow_import: Sequence[str] = (),
+    progress: Progress,
 ) -> Report:
     """Run the whole chain into the folder ``out``; every stage that is already done is taken from its files.
 
     Args:
         recipe: as given; what it leaves open is settled by machine and data, and written into the folder's recipe.toml.
-        out: absent or empty; with ``resume`` also the folder of an earlier run of the same recipe.
-        resume: go on from the last whole epoch; a finished run is left untouched.
+        out: absent or empty; with ``resume`` also the folder of an earlier run.
+        resume: go on from the last whole epoch; what hangs on a key that changed is done again, a finished run of the
+            same recipe is left untouched.
+        redo_from: name of the stage from which on all is done again; without it nothing is trained twice.
         allow_import: packages that may be imported for a network ``package.module:function``.
         progress: is told what happens.
 
@@ -49,88 +66,93 @@ def run_recipe(
     Raises:
         HoyerExportError: an input is wrong (nothing has been written then), or training diverged, or a file is damaged.
     """
-    with claimed(out, resume=resume) as begun:
-        folder = RunFolder(out)
-        if begun:
-            recipe = _begun_with(recipe, folder)
-            if "report" in read_stages(folder) and folder.report.is_file():
+    if redo_from is not None and redo_from not in (names := [stage.name for stage in STAGES]):
+        raise RecipeError(f"--redo-from {redo_from}: expected one of {', '.join(names)}")
+    with claimed(out, resume=resume or redo_from is not None) as begun, torch_threads(recipe.threads):
+        job = Job(recipe, RunFolder(out), progress, allow_import)
+        if begun and is_done(INPUTS, job.folder):
+            job.recipe = reopened(recipe, load_recipe(job.folder.recipe), record_of(INPUTS, job.folder).settled)
+            forget(STAGES, job, redo_from)
+            write_whole(job.folder.recipe, dump_recipe(job.recipe))
+            if all(is_done(stage, job.folder) for stage in STAGES):
                 progress.note(f"{out} is finished; nothing to do")
                 return read_report(out)
-            progress.headline(f"going on with {standing(folder)}")
-        return _run(recipe, folder, begun, allow_import, progress)
+            progress.headline(f"going on with {standing(job)}")
+        else:
+            _begin(job)
+        do_all(STAGES, job)
+        if job.folder.checkpoint.is_dir():
+            for file in job.folder.checkpoint.iterdir():
+                file.unlink()
+            job.folder.checkpoint.rmdir()
+    return read_report(out)
 
 
-def _run(recipe: Recipe, folder: RunFolder, begun: bool, allow_import: Sequence[str], progress: Progress) -> Report:
-    environment = environment_record()
-    with torch_threads(recipe.threads):
-        inputs = load_inputs(recipe, allow_import=allow_import, progress=progress)
-        inputs.data.check_readable()
-        if not begun or "inputs" not in read_stages(folder):
-            check_device(inputs)
-            check_export(inputs)
-            check_budget(inputs, progress)
-        _begin(folder, inputs)
-        train_dense(inputs, folder, progress)
-        train_sparse(inputs, folder, progress)
-        slim = cut_and_finetune(inputs, folder, progress)
-        export_files(inputs, slim, folder, progress)
-        verify_files(inputs, slim, folder, progress)
-        bench_files(inputs, folder, environment, progress)
-    report = write_run_report(inputs.recipe, folder)
-    if folder.checkpoint.is_dir() and not any(folder.checkpoint.iterdir()):
-        folder.checkpoint.rmdir()
-    return report
+def _begin(job: Job) -> None:
+    """Look at everything that can be looked at before training; leave nothing behind where something is wrong."""
+    job.progress.headline(f"{job.recipe.network.name} on {job.recipe.data.name}")
+    folder = job.folder
+    write_whole(folder.recipe, dump_recipe(job.recipe))
+    try:
+        do(INPUTS, job)
+        write_whole(folder.recipe, dump_recipe(job.recipe))
+        do(CHECK, job)
+    except BaseException:
+        for file in (folder.recipe, folder.stages, folder.channels):
+            file.unlink(missing_ok=True)
+        raise
 
 
-def cut_run(path: Path, *, allow_import: Sequence[str] = (), progress: Progress) -> dict[str, Any]:
-    """Select and cut again from the sparse weights of the run in ``path``, and return the figures.
+def standing(job: Job) -> str:
+    """Return what a run goes on with, e.g. ``sparse, epoch 13 of 30``.
 
-    A slim network that comes out with the same channels stays as it is, fine-tuned or not; another one replaces it, and
-    has yet to be fine-tuned and shipped.
+    Raises:
+        FileError: a file of the run is damaged.
     """
-    with opened(path) as folder:
-        inputs = _open_inputs(folder, "sparse", allow_import, progress)
-        with torch_threads(inputs.recipe.threads):
-            found = cut_again(inputs, folder, progress)
-    if not found["changed"]:
-        progress.note("the same channels stay as before; slim.safetensors is left as it is")
-    else:
-        progress.note(
-            f"slim.safetensors is cut and not fine-tuned yet; go on with  hoyer-export run RECIPE --out {path} --resume"
-        )
-    return found
+    stage = next(stage for stage in STAGES if not is_done(stage, job.folder)).name
+    epochs = getattr(getattr(job.recipe, stage, None), "epochs", 0)
+    if not epochs:
+        return stage
+    whole = epochs_done(phase_checkpoint(job.folder, stage))
+    return f"{stage}, epoch {whole + 1} of {epochs}" if whole < epochs else f"{stage}, after its {epochs} epochs"
 
 
-def export_run(path: Path, *, allow_import: Sequence[str] = (), progress: Progress) -> dict[str, Any]:
-    """Write the ONNX files of the run in ``path`` again, and return their figures.
+def export_run(path: Path, *, allow_import: Sequence[str] = (), progress: Progress) -> ExportsRecord:
+    """Write the ONNX files of the run in ``path`` again.
 
     The same network gives the same bytes. Where they differ (another version of torch), what was verified and measured
     holds no longer and is forgotten.
     """
-    with opened(path) as folder:
-        inputs, slim = _open_slim(folder, "finetune", allow_import, progress)
-        before = read_stages(folder).get("export")
-        after = export_files(inputs, slim, folder, progress, again=True)
-        changed = before is not None and _hashes(before) != _hashes(after)
-        if changed:
-            drop_stages(folder, "verify", "bench", "report")
-    if changed:
-        progress.note(f"the files have changed; verify and measure them: hoyer-export run RECIPE --out {path} --resume")
+    with _opened(path, FINETUNE, allow_import, progress) as job:
+        before = record_of(EXPORT, job.folder) if is_done(EXPORT, job.folder) else None
+        after = do(EXPORT, job)
+        if before is not None and (before.dense, before.slim) != (after.dense, after.slim):
+            forget(STAGES, job, VERIFY.name)
+            forget(STAGES, job, BENCH.name)
+            progress.note(
+                f"the files have changed; verify and measure them: hoyer-export run RECIPE --out {path} --resume"
+            )
     return after
 
 
-def verify_run(path: Path, *, allow_import: Sequence[str] = (), progress: Progress) -> dict[str, Any]:
-    """Verify slim.onnx of the run in ``path`` again, and return every check; a finished run's report follows."""
-    with opened(path) as folder:
-        inputs, slim = _open_slim(folder, "export", allow_import, progress)
-        found = verify_files(inputs, slim, folder, progress, again=True)
-        if "report" in read_stages(folder):
-            write_run_report(inputs.recipe, folder)
+def verify_run(path: Path, *, allow_import: Sequence[str] = (), progress: Progress) -> VerifiedRecord:
+    """Verify slim.onnx of the run in ``path`` again; a finished run's report follows."""
+    with _opened(path, EXPORT, allow_import, progress) as job:
+        finished = is_done(REPORT, job.folder)
+        found = do(VERIFY, job)
+        if finished:
+            do(REPORT, job)
     return found
 
 
-def _hashes(exported: dict[str, Any]) -> list[str]:
-    return [exported[file]["onnx_sha256"] for file in ("dense", "slim")]
+@contextmanager
+def _opened(path: Path, needed: Stage[Record], allow_import: Sequence[str], progress: Progress) -> Iterator[Job]:
+    """Yield the job of a run that has come so far."""
+    with opened(path) as folder:
+        record_of(needed, folder)
+        job = Job(load_recipe(folder.recipe), folder, progress, allow_import)
+        with torch_threads(job.recipe.threads):
+            yield job
 
 
 @contextmanager
@@ -142,53 +164,3 @@ def torch_threads(threads: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _open_slim(
-    folder: RunFolder, needed: str, allow_import: Sequence[str], progress: Progress
-) -> tuple[Inputs, SlimModel]:
-    inputs = _open_inputs(folder, needed, allow_import, progress)
-    return inputs, load_slim(folder.slim_weights, into=inputs.network)
-
-
-def _open_inputs(folder: RunFolder, needed: str, allow_import: Sequence[str], progress: Progress) -> Inputs:
-    if needed not in read_stages(folder):
-        raise FileError(
-            f"{folder.path} has not come that far (no record of {needed}); go on with  hoyer-export run RECIPE "
-            f"--out {folder.path} --resume"
-        )
-    recipe = load_recipe(folder.recipe)
-    return load_inputs(recipe, allow_import=allow_import, progress=progress, pretrained=False)
-
-
-def _begun_with(recipe: Recipe, folder: RunFolder) -> Recipe:
-    """Return the recipe of the run in the folder, resolved; ``recipe`` must be the same, but may leave that open."""
-    inputs = read_stages(folder).get("inputs")
-    if inputs is None:  # it ended before anything was done
-        return recipe
-    begun = load_recipe(folder.recipe)
-    changed = changed_keys(begun, recipe, inputs.get("settled", ()))
-    if changed:
-        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
-        raise RecipeError(
-            f"{folder.path} holds the run of another recipe, {changed[0]}{more}; give another --out, "
-            f"or the recipe it was begun with"
-        )
-    return begun
-
-
-def _begin(folder: RunFolder, inputs: Inputs) -> None:
-    """Write what the run is before its first stage."""
-    before = read_stages(folder).get("inputs")
-    if before is None:
-        write_whole(folder.recipe, dump_recipe(inputs.recipe))
-    folder.checkpoint.mkdir(exist_ok=True)
-    data = inputs.data
-    images = {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)}
-    record = {
-        "data": {"name": data.name, "classes": data.classes, "images": images},
-        "input": {"shape": list(data.input_shape), "mean": list(data.mean), "std": list(data.std)},
-        # Of the recipe as it was first given: who goes on with the run may leave the same keys open.
-        "settled": list(inputs.settled) if before is None else before.get("settled", []),
-    }
-    write_stage(folder, "inputs", record)

@@ -12,13 +12,8 @@ from hoyer_export.channels.cost import dense_macs, macs_of_keep, params_of_keep
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.errors import NetworkError
 from hoyer_export.networks import build_network, default_input_shape
-from hoyer_export.run.inputs import (
-    build_dense,
-    load_recipe_data,
-    macs_in_torch,
-    told_to_network,
-    two_images,
-)
+from hoyer_export.run.inputs import macs_in_torch
+from hoyer_export.run.job import Job
 from hoyer_export.recipe import Recipe
 from hoyer_export.surgery.selection import least_keep
 from hoyer_export.surgery.self_test import Verdict, self_test

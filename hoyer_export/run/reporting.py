@@ -1,19 +1,16 @@
 """The last stage: the records of a run become report.json, card.md and report.html. Needs no torch."""
 
 from pathlib import Path
-from typing import Any
 
 from hoyer_export.environment import OWN
-from hoyer_export.errors import FileError
 from hoyer_export.lock import only_writer
 from hoyer_export.recipe import Recipe, load_recipe
 from hoyer_export.report.files import read_report, write_report
 from hoyer_export.report.metrics import read_metrics
 from hoyer_export.report.record import Report, assemble_report
-from hoyer_export.run_folder import RunFolder, opened, read_stages, write_stage
-
-STAGES = ("inputs", "dense", "sparse", "cut", "finetune", "export", "verify", "bench")
-"""What a report is put together from."""
+from hoyer_export.run import records
+from hoyer_export.run.log import read_found
+from hoyer_export.run_folder import RunFolder, opened
 
 
 def report_run(path: Path) -> Report:
@@ -33,46 +30,36 @@ def report_run(path: Path) -> Report:
 
 def write_run_report(recipe: Recipe, folder: RunFolder) -> Report:
     """Put the records of all stages together, and write report.json, card.md and report.html."""
-    stages = read_stages(folder)
-    missing = [stage for stage in STAGES if stage not in stages]
-    if missing:
-        raise FileError(
-            f"{folder.path} has no record of {', '.join(missing)} yet; finish the run first: "
-            "hoyer-export run RECIPE --out DIR --resume"
-        )
-    try:
-        report = _assemble(recipe, stages)
-    except (KeyError, TypeError, ValueError) as error:
-        raise FileError(
-            f"{folder.stages} is damaged ({type(error).__name__}: {' '.join(str(error).split())[:200]}); "
-            "start again in another folder"
-        ) from error
-    write_report(folder.path, report, read_metrics(folder.path))
-    write_stage(folder, "report", {})
-    return report
-
-
-def _assemble(recipe: Recipe, stages: dict[str, dict[str, Any]]) -> Report:
-    accuracy = stages["verify"]["accuracy"]
-    bench = dict(stages["bench"])
-    environment, _ = bench.pop("environment"), bench.pop("seconds")
-    return assemble_report(
+    inputs = read_found(folder, "inputs", records.InputsRecord)
+    dense, sparse, finetune = (
+        read_found(folder, phase, records.PhaseRecord) for phase in ("dense", "sparse", "finetune")
+    )
+    cut = read_found(folder, "cut", records.CutRecord)
+    exported = read_found(folder, "export", records.ExportsRecord)
+    verified = read_found(folder, "verify", records.VerifiedRecord)
+    measured = read_found(folder, "bench", records.MeasuredRecord)
+    stages = {"dense": dense, "sparse": sparse, "cut": cut, "finetune": finetune, "export": exported}
+    stages |= {"verify": verified, "bench": measured}
+    accuracy = verified.accuracy
+    report = assemble_report(
         network=recipe.network.name,
-        data=stages["inputs"]["data"],
-        input=stages["inputs"]["input"],
+        data={"name": inputs.data, "classes": inputs.classes, "images": inputs.images.model_dump()},
+        input={"shape": inputs.shape, "mean": inputs.mean, "std": inputs.std},
         # Nobody can tell whether given weights saw these images; training images are what weights are trained on.
         validation=None if recipe.dense.weights is None else "may have been seen in training",
         recipe=recipe.model_dump(mode="json", exclude_none=True),
-        environment=environment,
-        seconds={stage: record["seconds"] for stage, record in stages.items() if "seconds" in record},
-        dense=stages["export"]["dense"] | {"accuracy": accuracy["dense"]},
-        sparse={"accuracy": accuracy["sparse"], "effective_width": stages["sparse"]["effective_width"]},
-        slim=stages["export"]["slim"] | {"accuracy": accuracy["slim"], "onnx_accuracy": accuracy["slim_onnx"]},
+        environment=measured.environment.model_dump(),
+        seconds={stage: record.seconds for stage, record in stages.items()},
+        dense=exported.dense.model_dump() | {"accuracy": accuracy.dense},
+        sparse={"accuracy": accuracy.sparse, "effective_width": sparse.effective_macs},
+        slim=exported.slim.model_dump() | {"accuracy": accuracy.slim, "onnx_accuracy": accuracy.slim_onnx},
         align=recipe.cut.align,
-        widths=stages["cut"]["widths"],
-        cut={key: stages["cut"][key] for key in ("dtype", "max_rel_error")},
-        verify={key: stages["verify"][key] for key in ("passed", "checks", "onnx")},
-        latency=bench,
+        widths=[width.model_dump() for width in cut.widths],
+        cut={"dtype": cut.dtype, "max_rel_error": cut.max_rel_error},
+        verify=verified.model_dump(include={"passed", "checks", "onnx"}),
+        latency=measured.model_dump(exclude={"seconds", "environment"}),
         budget_asked=recipe.cut.asked(),
-        tool_version=environment["versions"].get(OWN, "unknown"),
+        tool_version=measured.environment.versions.get(OWN, "unknown"),
     )
+    write_report(folder.path, report, read_metrics(folder.path))
+    return report

@@ -1,0 +1,95 @@
+"""The stage that cuts: select, zero, take out, and prove."""
+
+import copy
+import json
+import time
+from pathlib import Path
+
+from torch import Tensor
+
+from hoyer_export.channels.norms import channel_norms
+from hoyer_export.report.number_format import share
+from hoyer_export.report.sections import GroupWidth
+from hoyer_export.run.job import Job
+from hoyer_export.run.records import CutRecord
+from hoyer_export.run.stage import Stage
+from hoyer_export.run_folder import RunFolder, write_whole
+from hoyer_export.sparsify.group_hs import ALIVE
+from hoyer_export.sparsify.penalties import natural_threshold
+from hoyer_export.surgery.cut import SlimModel, cut
+from hoyer_export.surgery.selection import Selection, select_channels
+from hoyer_export.surgery.slim_file import save_slim
+from hoyer_export.surgery.zero import named_tensors, zero_
+
+
+def cut_sparse(job: Job) -> CutRecord:
+    """Select, zero and cut, and write the slim network, which is not trained yet, and widths.json."""
+    recipe, started, network = job.recipe, time.perf_counter(), job.sparse()
+    asked = " ".join(f"{key} = {value}" for key, value in recipe.cut.asked().items())
+    job.progress.headline(f"cut: {asked}, align = {recipe.cut.align}")
+    chosen = select_channels(
+        job.channels,
+        network,
+        macs=recipe.cut.macs,
+        params=recipe.cut.params,
+        threshold=recipe.cut.threshold,
+        align=recipe.cut.align,
+    )
+    if chosen.warning:
+        job.progress.note(chosen.warning)
+    norms = channel_norms(job.channels, named_tensors(network))
+    zeroed = copy.deepcopy(network)
+    zero_(zeroed, job.channels, chosen.keep)
+    slim = cut(zeroed, job.channels, chosen.keep, job.example)
+    assert slim.max_rel_error is not None
+    stay, alive = (share(macs / chosen.dense_macs) for macs in (chosen.macs, chosen.alive_macs))
+    agreement = f"zeroed and slim agree to {slim.max_rel_error:.1e}"
+    job.progress.note(f"{stay} of the MACs stay, {alive} before alignment; {agreement}")
+    job.folder.checkpoint.mkdir(exist_ok=True)
+    write_slim(slim, cut_weights(job.folder), job)
+    write_whole(job.folder.widths, widths_text(chosen))
+    return CutRecord(
+        seconds=time.perf_counter() - started,
+        dtype="float64",
+        max_rel_error=slim.max_rel_error,
+        widths=tuple(
+            GroupWidth(
+                group=group.name,
+                dense=group.width,
+                alive=_alive(norms[group.name]),
+                slim=len(chosen.keep[group.name]),
+            )
+            for group in job.channels.groups
+        ),
+    )
+
+
+def cut_weights(folder: RunFolder) -> Path:
+    """Return where the slim network stands until it is fine-tuned."""
+    return folder.checkpoint / "cut.safetensors"
+
+
+def write_slim(slim: SlimModel, path: Path, job: Job) -> None:
+    """Write the slim network with its plan, and what is needed to build it."""
+    name = job.recipe.network.name
+    save_slim(slim, path, network=name, in_channels=job.in_channels, classes=job.classes)
+
+
+def widths_text(chosen: Selection) -> str:
+    """Return what widths.json holds: group → kept indices."""
+    return json.dumps({name: indices.tolist() for name, indices in sorted(chosen.keep.items())}) + "\n"
+
+
+def _alive(norms: Tensor) -> int:
+    """Return how many channels are at least a tenth of their group's natural threshold, whatever the cut is."""
+    return int(((norms >= ALIVE * natural_threshold(norms)) & (norms > 0)).sum())
+
+
+CUT = Stage(
+    name="cut",
+    record=CutRecord,
+    run=cut_sparse,
+    reads=("cut",),
+    needs=("sparse", "check"),
+    leaves=lambda folder: (cut_weights(folder), folder.widths),
+)

@@ -1,0 +1,131 @@
+"""What the stages of a run share: the recipe, the folder, and what is made from them when a stage asks for it."""
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hoyer_export.channels.channel_map import ChannelMap
+from hoyer_export.data import DataSplits, load_data
+from hoyer_export.environment import EnvironmentRecord, environment_record
+from hoyer_export.errors import DataError
+from hoyer_export.networks import build_network, is_function_name
+from hoyer_export.recipe import Recipe
+from hoyer_export.run.channel_file import read_channels
+from hoyer_export.run.progress import Progress
+from hoyer_export.run_folder import RunFolder
+from hoyer_export.surgery.cut import SlimModel
+from hoyer_export.surgery.slim_file import load_slim
+from hoyer_export.weights import load_weights
+
+
+@dataclass
+class Job:
+    """One run. Every call of ``network``, ``dense``, ``sparse`` and ``slim`` returns a model of its own.
+
+    Args:
+        recipe: what is asked for; resolved once the inputs have been looked at.
+        folder: where the files are.
+        progress: is told what happens.
+        allow_import: packages that may be imported for a network ``package.module:function``.
+        environment: the machine as the run found it.
+    """
+
+    recipe: Recipe
+    folder: RunFolder
+    progress: Progress
+    allow_import: Sequence[str] = ()
+    environment: EnvironmentRecord = field(default_factory=environment_record)
+
+    @cached_property
+    def data(self) -> DataSplits:
+        """The three splits; DataError where they are missing, damaged, or do not fit the network."""
+        table = self.recipe.data
+        data = load_data(
+            table.name,
+            root=None if table.root is None else Path(table.root),
+            validation=table.validation,
+            seed=self.recipe.seed,
+            mean=table.mean,
+            std=table.std,
+            augment=table.augment,
+            image_size=table.image_size,
+            workers=table.workers,
+        )
+        told = self.recipe.network
+        if told.in_channels not in (None, data.input_shape[0]):
+            raise DataError(
+                f"network.in_channels is {told.in_channels}, but the images of {data.name} have {data.input_shape[0]};"
+                " leave the key out"
+            )
+        if told.classes is not None and told.classes < data.classes:
+            raise DataError(
+                f"network.classes is {told.classes}, but {data.name} has {data.classes} classes; leave the key out"
+            )
+        return data
+
+    @cached_property
+    def example(self) -> Tensor:
+        """Two validation images, float32 [2, C, H, W], normalised: one alone could not be told from a constant."""
+        images = next(iter(self.data.validation.batches(2)))[0]
+        if len(images) < 2:
+            raise DataError(
+                f"the validation split of {self.data.name} holds a single image; expected at least 2: give it more"
+            )
+        return images
+
+    @property
+    def in_channels(self) -> int | None:
+        """What the network is built with; None where it is not told, for a user's own function may not take it."""
+        own = is_function_name(self.recipe.network.name)
+        return self.recipe.network.in_channels if own else self.data.input_shape[0]
+
+    @property
+    def classes(self) -> int | None:
+        """What the network is built with; None where it is not told."""
+        told = self.recipe.network.classes
+        return told if is_function_name(self.recipe.network.name) else told or self.data.classes
+
+    @property
+    def device(self) -> torch.device:
+        """Where training runs."""
+        return torch.device(self.recipe.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    @cached_property
+    def channels(self) -> ChannelMap:
+        """What lives or dies together in the network, as far as the self-test did not refute it."""
+        return read_channels(self.folder.channels)
+
+    def network(self) -> nn.Module:
+        """Return the untrained dense network; the recipe's seed decides its weights."""
+        torch.manual_seed(self.recipe.seed)
+        name, packages = self.recipe.network.name, self.allow_import
+        return build_network(name, in_channels=self.in_channels, classes=self.classes, allow_import=packages)
+
+    def given(self) -> nn.Module:
+        """Return the dense network that training starts from: with the recipe's weights where it names a file."""
+        weights = self.recipe.dense.weights
+        return self._with(None if weights is None else Path(weights))
+
+    def dense(self) -> nn.Module:
+        """Return the trained dense network."""
+        return self._with(self.folder.dense_weights)
+
+    def sparse(self) -> nn.Module:
+        """Return the network as Group-HS left it."""
+        return self._with(self.folder.sparse_weights)
+
+    def slim(self, path: Path | None = None) -> SlimModel:
+        """Return the slim network: of slim.safetensors, or of another file with a plan."""
+        return load_slim(path or self.folder.slim_weights, into=self.network())
+
+    def _with(self, weights: Path | None) -> nn.Module:
+        network = self.network()
+        if weights is not None:
+            load_weights(network, weights)
+        return network

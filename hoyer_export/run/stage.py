@@ -1,0 +1,138 @@
+"""A run is a list of stages, and one loop does them.
+
+A stage says which keys of the recipe it reads and which stages it needs, and everything else follows: what is done is
+taken from the folder; where a key changes, the stages that read it are done again, and those that need them; what is
+trained already is done again only where that is asked for.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from pydantic import JsonValue
+
+from hoyer_export.errors import RecipeError
+from hoyer_export.record import Record
+from hoyer_export.run.job import Job
+from hoyer_export.run.log import Entry, is_found, read_found, read_log, write_log
+from hoyer_export.run_folder import RunFolder
+
+R = TypeVar("R", bound=Record)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(Generic[R]):
+    """One step from recipe to report.
+
+    Args:
+        name: of the stage.
+        record: class of what it finds.
+        run: does it: leaves its files in the job's folder, and returns what it found.
+        reads: keys of the recipe on which the result hangs: ``"bench"`` is a whole table, ``"cut.macs"`` one key.
+        needs: names of the stages whose files or records it works from.
+        leaves: files that the stages which need it work from: where one is gone, and is wanted, it is done again.
+        trains: whether it takes so long that it is never done again without being asked for.
+    """
+
+    name: str
+    record: type[R]
+    run: Callable[[Job], R]
+    reads: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    leaves: Callable[[RunFolder], tuple[Path, ...]] = lambda folder: ()
+    trains: bool = False
+
+    def values(self, job: Job) -> dict[str, JsonValue]:
+        """Return the values of the keys that it reads."""
+        tables = job.recipe.model_dump(mode="json")
+        found: dict[str, JsonValue] = {}
+        for key in self.reads:
+            table, _, name = key.partition(".")
+            value = tables[table][name] if name else tables[table]
+            found |= {f"{key}.{inner}": it for inner, it in value.items()} if isinstance(value, dict) else {key: value}
+        return found
+
+
+def record_of(stage: Stage[R], folder: RunFolder) -> R:
+    """Return what a stage found; FileError where it is not done, or stages.json is damaged."""
+    return read_found(folder, stage.name, stage.record)
+
+
+def is_done(stage: Stage[Record], folder: RunFolder) -> bool:
+    """Return whether a stage is done."""
+    return is_found(folder, stage.name)
+
+
+def do(stage: Stage[R], job: Job) -> R:
+    """Do one stage, again if it is done already, and keep what it found."""
+    log = read_log(job.folder)
+    entry = Entry(read=stage.values(job))
+    if stage.name not in log:  # begun: from now on a change of what it reads is noticed
+        write_log(job.folder, log | {stage.name: entry})
+    found = stage.run(job)
+    kept = Entry(read=stage.values(job), found=found.model_dump(mode="json"))
+    write_log(job.folder, read_log(job.folder) | {stage.name: kept})
+    return found
+
+
+def do_all(stages: Sequence[Stage[Record]], job: Job) -> None:
+    """Do every stage that is not done, in order, and before it those that it needs and whose files are gone."""
+    by_name = {stage.name: stage for stage in stages}
+
+    def with_files(stage: Stage[Record]) -> None:
+        for need in (by_name[name] for name in stage.needs):
+            if not all(file.exists() for file in need.leaves(job.folder)):
+                with_files(need)
+        do(stage, job)
+
+    for stage in stages:
+        if not is_done(stage, job.folder):
+            with_files(stage)
+
+
+def forget(stages: Sequence[Stage[Record]], job: Job, redo_from: str | None) -> None:
+    """Forget what holds no longer: stages that read what changed, those named, and those that need one of them.
+
+    Args:
+        stages: of the run, in order.
+        job: with the recipe to go on with.
+        redo_from: name of a stage that is to be done again although nothing changed.
+
+    Raises:
+        RecipeError: a stage that is trained already would have to be trained again, and nobody asked for that.
+    """
+    log = read_log(job.folder)
+    changes = {stage.name: list(_changes(log[stage.name].read, stage.values(job))) for stage in stages if stage.name in log}
+    stale: list[Stage[Record]] = []
+    for stage in stages:
+        again = stage.name == redo_from or any(stage.name in log and need.name in stage.needs for need in stale)
+        if again or changes.get(stage.name):
+            stale.append(stage)
+    named = [stage.name for stage in stages]
+    asked = [] if redo_from is None else named[named.index(redo_from) :]
+    changed = [change for found in changes.values() for change in found]
+    for stage in stale:
+        if stage.trains and stage.name in log and stage.name not in asked:
+            more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+            raise RecipeError(
+                f"{job.folder.path} holds a run with {changed[0]}{more}, and {stage.name} is trained already; give another "
+                f"--out, the recipe it was begun with, or --redo-from {stale[0].name}"
+            )
+    gone = [stage.name for stage in stale if stage.name in log]
+    if not gone:
+        return
+    write_log(job.folder, {name: entry for name, entry in log.items() if name not in gone})
+    for name in gone:
+        (job.folder.checkpoint / f"{name}.safetensors").unlink(missing_ok=True)
+    why = f"{', '.join(change.partition(':')[0] for change in changed)} changed: " if changed else ""
+    rest = "; all else stays" if len(gone) < len(log) else ""
+    job.progress.note(f"{why}{' and '.join(filter(None, [', '.join(gone[:-1]), gone[-1]]))} "
+                      f"{'is' if len(gone) == 1 else 'are'} done again{rest}")
+
+
+def _changes(before: dict[str, JsonValue], after: dict[str, JsonValue]) -> Iterator[str]:
+    for key in before.keys() | after.keys():
+        if before.get(key) != after.get(key):
+            yield f"{key}: {json.dumps(before.get(key))} → {json.dumps(after.get(key))}"

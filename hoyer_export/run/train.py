@@ -1,0 +1,153 @@
+"""The stages that train: dense, sparse, and the slim network's fine-tuning; each goes on from its checkpoint."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from hoyer_export.data.splits import batch_indices
+from hoyer_export.recipe import Phase
+from hoyer_export.report.making import LITTLE_EFFECT, little_effect_words
+from hoyer_export.report.metrics import read_metrics
+from hoyer_export.run.cut import cut_weights, write_slim
+from hoyer_export.run.job import Job
+from hoyer_export.run.records import PhaseRecord
+from hoyer_export.run.stage import Stage
+from hoyer_export.run_folder import RunFolder, write_whole
+from hoyer_export.sparsify.group_hs import GroupHS, macs_shares
+from hoyer_export.sparsify.training import EpochRecord, evaluate_accuracy, train
+
+PHASES = ("dense", "sparse", "finetune")
+EVALUATION_BATCH = 500
+
+
+def train_dense(job: Job) -> PhaseRecord:
+    """Train the dense network, and write dense.safetensors."""
+    table = job.recipe.dense
+    job.progress.headline(f"dense: {_epochs(table)}" + (f" from {table.weights}" if table.weights else ""))
+    network = job.given()
+    seconds = _train(job, network, table, "dense")
+    save_weights(network, job.folder.dense_weights, job)
+    return PhaseRecord(seconds=seconds)
+
+
+def train_sparse(job: Job) -> PhaseRecord:
+    """Train the network with Group-HS, and write sparse.safetensors."""
+    table = job.recipe.sparse
+    group_hs = f"Group-HS, strength {table.strength:g} ({table.scale})" if table.epochs else "no Group-HS"
+    job.progress.headline(f"sparse: {_epochs(table)}, {group_hs}")
+    network = job.dense()
+    regulariser = GroupHS(job.channels, network, table.strength, scale=table.scale, max_rate=table.max_rate)
+    seconds = _train(job, network, table, "sparse", regulariser)
+    save_weights(network, job.folder.sparse_weights, job)
+    effective = macs_shares(job.channels, network).effective
+    if table.epochs and table.strength and effective > LITTLE_EFFECT:
+        job.progress.note(f"Group-HS changed little: {little_effect_words(effective)}")
+    return PhaseRecord(seconds=seconds, effective_macs=effective)
+
+
+def finetune(job: Job) -> PhaseRecord:
+    """Train the slim network, and write slim.safetensors."""
+    table = job.recipe.finetune
+    job.progress.headline(f"fine-tune: {_epochs(table)} of the slim network")
+    slim = job.slim(cut_weights(job.folder))
+    seconds = _train(job, slim.model, table, "finetune")
+    write_slim(slim, job.folder.slim_weights, job)
+    return PhaseRecord(seconds=seconds)
+
+
+def save_weights(model: nn.Module, path: Path, job: Job) -> None:
+    """Write a network's weights, with what is needed to build it in the metadata."""
+    built = {"name": job.recipe.network.name, "in_channels": job.in_channels, "classes": job.classes}
+    # One key: safetensors writes several in random order, and the same run must leave the same bytes.
+    metadata = {"hoyer_export.network": json.dumps(built)}
+    # A copy each: safetensors refuses tensors that share memory, as tied weights do.
+    weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    write_whole(path, safetensors.torch.save(weights, metadata))
+
+
+def _train(job: Job, model: nn.Module, table: Phase, phase: str, regulariser: GroupHS | None = None) -> float:
+    """Train one phase in place, from its checkpoint if there is one, and return its wall seconds."""
+    recipe, data, device = job.recipe, job.data, job.device
+    # The order of the images is a function of (seed, epoch): every phase continues the count.
+    first = {"dense": 0, "sparse": recipe.dense.epochs, "finetune": recipe.dense.epochs + recipe.sparse.epochs}[phase]
+    earlier = [line for line in read_metrics(job.folder.path) if PHASES.index(line.phase) < PHASES.index(phase)]
+    before = "".join(line.model_dump_json() + "\n" for line in earlier)
+
+    def batches(epoch: int) -> Iterable[tuple[Tensor, Tensor]]:
+        return data.train.batches(table.batch_size, epoch=first + epoch, device=device, shuffle=True, augment=True)
+
+    def on_epoch(history: tuple[EpochRecord, ...]) -> None:
+        # The whole history of the phase: lines of epochs after the checkpoint go with the rest.
+        write_whole(job.folder.metrics, before + "".join(json.dumps(asdict(epoch)) + "\n" for epoch in history))
+        job.progress.epoch(history[-1], table.epochs)
+
+    job.folder.checkpoint.mkdir(exist_ok=True)
+    record = train(
+        model,
+        batches,
+        phase=phase,
+        steps_per_epoch=len(batch_indices(len(data.train), table.batch_size, torch.Generator())),
+        epochs=table.epochs,
+        lr=table.lr,
+        optimizer=table.optimizer,
+        momentum=table.momentum,
+        weight_decay=table.weight_decay,
+        warmup_epochs=table.warmup,
+        label_smoothing=table.label_smoothing,
+        precision=table.precision,
+        channels_last=True,
+        device=device,
+        seed=recipe.seed,
+        regulariser=regulariser,
+        channels=None if phase == "finetune" else job.channels,
+        evaluate=lambda network: evaluate_accuracy(network, data.validation.batches(EVALUATION_BATCH, device=device)),
+        on_epoch=on_epoch,
+        progress=job.progress.step,
+        checkpoint=phase_checkpoint(job.folder, phase),
+    )
+    # What comes next must not depend on whether the weights come from here or from a file.
+    model.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return record.seconds
+
+
+def phase_checkpoint(folder: RunFolder, phase: str) -> Path:
+    """Return where a phase keeps its last whole epoch."""
+    return folder.checkpoint / f"{phase}.safetensors"
+
+
+def _epochs(table: Phase) -> str:
+    return f"{table.epochs} epoch{'' if table.epochs == 1 else 's'}"
+
+
+DENSE = Stage(
+    name="dense",
+    record=PhaseRecord,
+    run=train_dense,
+    reads=("dense",),
+    needs=("inputs",),
+    leaves=lambda folder: (folder.dense_weights,),
+    trains=True,
+)
+SPARSE = Stage(
+    name="sparse",
+    record=PhaseRecord,
+    run=train_sparse,
+    reads=("sparse",),
+    needs=("dense",),
+    leaves=lambda folder: (folder.sparse_weights,),
+    trains=True,
+)
+FINETUNE = Stage(
+    name="finetune",
+    record=PhaseRecord,
+    run=finetune,
+    reads=("finetune",),
+    needs=("cut",),
+    leaves=lambda folder: (folder.slim_weights,),
+    trains=True,
+)
