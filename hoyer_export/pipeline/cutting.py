@@ -280,7 +280,8 @@ def _figures(file: str, model: nn.Module, path: Path, dense: _Dense, data: DataS
     if data is not None:
         facts |= {"data": data.name, "mean": json.dumps(data.mean), "std": json.dumps(data.std)}
     exported = export_onnx(model, dense.example, path, metadata=facts)
-    found = verify_onnx(path, model, dense.example, labelled=None if data is None else data.test.batches(BATCH))
+    labelled = None if data is None else data.test.batches(BATCH)
+    found = verify_onnx(path, model, dense.example, labelled=labelled, sha256=exported.sha256)
     error = max(check.value for check in found.checks if check.name.startswith("outputs"))
     counted = count_macs(path)
     return FileFigures(
@@ -289,6 +290,7 @@ def _figures(file: str, model: nn.Module, path: Path, dense: _Dense, data: DataS
         uncounted=counted.uncounted,
         onnx_bytes=exported.size_bytes,
         max_error=error if isfinite(error) else None,
+        left_open=sum(int(check.value) for check in found.checks if check.name == "inputs left open"),
         failed=tuple(check.name for check in found.checks if not check.passed),
         accuracy=found.torch_accuracy,
     )
