@@ -207,7 +207,8 @@ class _Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _variance(self, name: str, args: Any, kwargs: Any, output: Any) -> Any:
         """Let the mean be off: Σ (x - m - e)² / n = var + e²."""
         values, means = output if isinstance(output, tuple) else (output, None)
-        mean = args[0].mean(args[1] if len(args) > 1 else None, kwargs.get("keepdim", False))
+        dims = args[1] if len(args) > 1 else kwargs.get("dim")
+        mean = args[0].mean(dims, values.ndim == args[0].ndim)
         error = self._off(mean.clone(), _units(args[0], mean)) - mean
         values = (values**2 + error**2).sqrt() if name.startswith("std") else values + error**2
         return values if means is None else (values, means + error)
