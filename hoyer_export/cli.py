@@ -114,8 +114,14 @@ def run(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Absent or empty, else --resume is needed.")],
     overrides: Overrides = [],  # noqa: B006  (typer copies it)
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last whole epoch of the same recipe.")
+        bool, typer.Option("--resume", help="Go on from the last whole epoch; redo what hangs on a changed key.")
     ] = False,
+    redo_from: Annotated[
+        str | None,
+        typer.Option(
+            "--redo-from", metavar="STAGE", help="Do this stage of a run and all after it again, training too."
+        ),
+    ] = None,
     allow_import: AllowImport = [],  # noqa: B006
     as_json: Json = False,
 ) -> None:
@@ -124,6 +130,7 @@ def run(
     from hoyer_export.run_folder import check_free
 
     resolved = load_recipe(recipe, overrides)
+    resume = resume or redo_from is not None
     check_free(out, resume=resume)
     _loading("torch")
     from hoyer_export.console import print_report
@@ -132,7 +139,9 @@ def run(
 
     try:
         with progress() as shown:
-            report = run_recipe(resolved, out, resume=resume, allow_import=allow_import, progress=shown)
+            report = run_recipe(
+                resolved, out, resume=resume, redo_from=redo_from, allow_import=allow_import, progress=shown
+            )
     except (KeyboardInterrupt, CannotWrite) as error:
         where, again = _where_it_stands(out), f"the same command{'' if resume else ' and --resume'}"
         if isinstance(error, CannotWrite):
@@ -146,7 +155,7 @@ def _where_it_stands(out: Path) -> str:
     """Return e.g. `` in sparse, epoch 13 of 30``; nothing where no run has begun."""
     if not (out / "recipe.toml").is_file():
         return ""
-    from hoyer_export.run.standing import standing
+    from hoyer_export.run.chain import standing
     from hoyer_export.run_folder import RunFolder
 
     try:
@@ -222,10 +231,8 @@ def inspect(
 @app.command()
 def cut(
     context: typer.Context,
-    run_dir: Annotated[
-        Path | None, typer.Argument(metavar="DIR", help="A run's folder: redo its cut.", show_default=False)
-    ] = None,
-    network: Annotated[str | None, typer.Option(metavar="NAME", help="Cut this network instead.")] = None,
+    network: Annotated[str, typer.Option(metavar="NAME", help="torchvision:resnet18, package.module:function, ...")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Absent or empty.")],
     weights: Annotated[Path | None, typer.Option(metavar="FILE", help=".safetensors, or .pth; else random.")] = None,
     input_shape: Annotated[
         str | None, typer.Option("--input", metavar="CxHxW", help="Shape of one image, e.g. 3x224x224.")
@@ -257,20 +264,10 @@ def cut(
     seed: Annotated[
         int, typer.Option(min=0, max=arguments.SEED, help="Of random weights, and of which images calibrate.")
     ] = 0,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Absent or empty.")] = None,
     allow_import: AllowImport = [],  # noqa: B006
     as_json: Json = False,
 ) -> None:
-    """Cut a network of your own, untrained by us, to a verified ONNX file; or redo the cut of a run."""
-    if (run_dir is None) == (network is None):
-        raise typer.BadParameter("give either the DIR of a run or --network NAME", param_hint="DIR")
-    if run_dir is not None:
-        others = {parameter.name for parameter in context.command.params} - {"run_dir", "allow_import", "as_json"}
-        arguments.refuse(context, others, "only together with --network")
-        _cut_run(run_dir, allow_import, as_json)
-        return
-    if out is None:
-        raise typer.BadParameter("is needed with --network", param_hint="--out")
+    """Cut a network of your own, untrained by us, to a verified ONNX file."""
     arguments.check_method(method, {"--macs": macs, "--params": params, "--threshold": threshold}, data, dead_first)
     arguments.check_share("--macs", macs)
     arguments.check_share("--params", params)
@@ -296,7 +293,6 @@ def cut(
     images = None
     if data is not None:
         images = load_data(data, root=data_root, seed=seed, mean=means, std=stds, image_size=side)
-    assert network is not None
     with progress() as shown:
         found = cut_network(
             network,
@@ -323,17 +319,6 @@ def cut(
         raise typer.Exit(3)
 
 
-def _cut_run(run_dir: Path, allow_import: list[str], as_json: bool) -> None:
-    _loading("torch")
-    from hoyer_export.console import print_cut_stage
-    from hoyer_export.live import progress
-    from hoyer_export.run.chain import cut_run
-
-    with progress() as shown:
-        found = cut_run(run_dir, allow_import=allow_import, progress=shown)
-    _print_json(found) if as_json else print_cut_stage(found, run_dir)
-
-
 @app.command()
 def export(run_dir: RunDir, allow_import: AllowImport = [], as_json: Json = False) -> None:  # noqa: B006
     """Write dense.onnx and slim.onnx again from a run's weights."""
@@ -344,7 +329,7 @@ def export(run_dir: RunDir, allow_import: AllowImport = [], as_json: Json = Fals
 
     with progress() as shown:
         found = export_run(run_dir, allow_import=allow_import, progress=shown)
-    _print_json(found) if as_json else print_exports(found, run_dir)
+    _print_json(found.model_dump(mode="json")) if as_json else print_exports(found, run_dir)
 
 
 @app.command()
@@ -357,8 +342,8 @@ def verify(run_dir: RunDir, allow_import: AllowImport = [], as_json: Json = Fals
 
     with progress() as shown:
         found = verify_run(run_dir, allow_import=allow_import, progress=shown)
-    _print_json(found) if as_json else print_verification(found)
-    if not found["passed"]:
+    _print_json(found.model_dump(mode="json")) if as_json else print_verification(found)
+    if not found.passed:
         raise typer.Exit(3)
 
 

@@ -1,9 +1,8 @@
 """The answer of every verb as people see it: a table and a few lines."""
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -25,9 +24,10 @@ from hoyer_export.report.number_format import (
 if TYPE_CHECKING:
     from hoyer_export.deploy.benchmark import BenchmarkRecord
     from hoyer_export.deploy.macs import MacsRecord
+    from hoyer_export.report.record import Report
     from hoyer_export.run.cut_report import CutReport, Moved
     from hoyer_export.run.inspecting import GroupCost, Inspection
-    from hoyer_export.report.record import Report
+    from hoyer_export.run.records import ExportsRecord, VerifiedRecord
     from hoyer_export.surgery.self_test import Verdict
 
 PLAIN_WIDTH = 120  # of a table that no terminal limits
@@ -225,7 +225,10 @@ def print_cut(found: "CutReport", folder: Path) -> None:
         if figures.failed:
             console.print(_plain(f"{name}: NOT VERIFIED, do not ship it: {', '.join(figures.failed)} failed, {error}"))
         else:
-            console.print(_plain(f"{name}: verified, {error}"))
+            left_open = (
+                f" ({figures.left_open} comparisons left open: torch rounds as much)" if figures.left_open else ""
+            )
+            console.print(_plain(f"{name}: verified, {error}{left_open}"))
     cautions = [found.warning] if found.warning else []
     if found.uncounted:
         nodes = ", ".join(f"{count} × {op}" for op, count in found.uncounted.items())
@@ -261,52 +264,33 @@ def _moved_words(moved: "Moved") -> str:
     return f"zeroing moved outputs by up to {small(moved.max_change)} on {images}; they reach {small(moved.max_output)}"
 
 
-def print_cut_stage(found: Mapping[str, Any], folder: Path) -> None:
-    """Print every group's widths after the cut stage of a run."""
-    table = Table()
-    for column in ("group", "dense", "alive", "slim"):
-        table.add_column(column, justify="left" if column == "group" else "right")
-    for row in found["widths"]:
-        table.add_row(escape(row["group"]), *(str(row[key]) for key in ("dense", "alive", "slim")))
-    console = _console()
-    console.print(table)
-    stay, alive = (share(found[key] / found["dense_macs"]) for key in ("macs", "alive_macs"))
-    agree = small(found["max_rel_error"])
-    console.print(_plain(f"{stay} of the MACs stay, {alive} before alignment; zeroed and slim agree to {agree}"))
-    console.print(_plain(f"{'written' if found['changed'] else 'unchanged'}: {folder}/slim.safetensors, widths.json"))
-    if found["changed"]:
-        again = f"hoyer-export run {folder}/recipe.toml --out {folder} --resume"
-        console.print(_plain(f"next, for slim.onnx, report and card are not of this cut yet: {again}"))
-
-
-def print_exports(found: Mapping[str, Any], folder: Path) -> None:
+def print_exports(found: "ExportsRecord", folder: Path) -> None:
     """Print the figures of both files."""
     table = Table()
     for column in ("file", "params", "MACs", "bytes", "sha256"):
         table.add_column(column, justify="left" if column in ("file", "sha256") else "right")
-    for name in ("dense", "slim"):
-        figures = found[name]
-        macs, params = exact(figures["macs"]), exact(figures["params"])
-        row = (f"{folder}/{name}.onnx", params, macs, exact(figures["onnx_bytes"]), figures["onnx_sha256"][:12])
+    for name, file in (("dense", found.dense), ("slim", found.slim)):
+        figures = exact(file.params), exact(file.macs), exact(file.onnx_bytes), file.onnx_sha256[:12]
+        row = (f"{folder}/{name}.onnx", *figures)
         table.add_row(*map(escape, row))
     _console().print(table)
 
 
-def print_verification(found: Mapping[str, Any]) -> None:
+def print_verification(found: "VerifiedRecord") -> None:
     """Print every check with its value and tolerance."""
+    from hoyer_export.report.summary import value_words
+
     table = Table()
     for column in ("check", "value", "tolerance", ""):
         table.add_column(column, justify="right" if column in ("value", "tolerance") else "left")
-    for check in found["checks"]:
-        table.add_row(
-            escape(check["name"]), small(check["value"]), small(check["tolerance"]), _verdict(check["passed"])
-        )
+    for check in found.checks:
+        table.add_row(escape(check.name), value_words(check.value), small(check.tolerance), _verdict(check.passed))
     console = _console()
     console.print(table)
-    accuracy = found["accuracy"]
     names = {"dense": "dense", "sparse": "sparse", "slim": "slim", "slim_onnx": "slim.onnx"}
-    console.print(_plain("test accuracy: " + ", ".join(f"{names[key]} {percent(accuracy[key])}" for key in names)))
-    console.print(_plain("verified" if found["passed"] else "VERIFICATION FAILED: do not ship this file"))
+    accuracies = found.accuracy.model_dump()
+    console.print(_plain("test accuracy: " + ", ".join(f"{names[key]} {percent(accuracies[key])}" for key in names)))
+    console.print(_plain("verified" if found.passed else "VERIFICATION FAILED: do not ship this file"))
 
 
 def print_macs(found: "MacsRecord") -> None:

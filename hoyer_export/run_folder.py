@@ -4,15 +4,13 @@ A file is written under a temporary name beside the target, flushed to disk and 
 out is kept in ``stages.json``, so that a later stage can start from the folder alone.
 """
 
-import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hoyer_export.errors import CannotWrite, FileError, cannot_write
 from hoyer_export.lock import LOCK, check_unused, only_writer

@@ -15,10 +15,10 @@ from safetensors import safe_open
 
 from hoyer_export.deploy.macs import count_macs
 from hoyer_export.errors import DataError, FileError, HoyerExportError, NetworkError, RecipeError
+from hoyer_export.recipe import Recipe, load_recipe
 from hoyer_export.run import chain, inputs, phases
 from hoyer_export.run.chain import cut_run, export_run, run_recipe, verify_run
 from hoyer_export.run.reporting import report_run
-from hoyer_export.recipe import Recipe, load_recipe
 from hoyer_export.run_folder import RunFolder, drop_stages, read_stages
 from hoyer_export.sparsify.training import EpochRecord, StepProgress
 from hoyer_export.surgery.slim_file import load_slim

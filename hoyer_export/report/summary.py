@@ -64,10 +64,11 @@ def _steps(report: Report) -> Iterator[Step]:
 def _step(stage: str, name: str, value: float | bool | str | None, tolerance: float | None, passed: bool) -> Step:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     ratio = float(value) / tolerance if is_number and value is not None and tolerance else None
-    return Step(stage, name, _value_words(value), "" if tolerance is None else small(tolerance), ratio, passed)
+    return Step(stage, name, value_words(value), "" if tolerance is None else small(tolerance), ratio, passed)
 
 
-def _value_words(value: float | bool | str | None) -> str:
+def value_words(value: float | bool | str | None) -> str:
+    """Return what a step found, as text."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return value if isinstance(value, str) else small(value)

@@ -24,7 +24,6 @@ from hoyer_export.run_folder import RunFolder, claimed, opened, write_whole
 from hoyer_export.sparsify.checkpoint import epochs_done
 
 
-
 def _report(job: Job) -> ReportRecord:
     write_run_report(job.recipe, job.folder)
     return ReportRecord()
@@ -77,7 +76,7 @@ def run_recipe(
             if all(is_done(stage, job.folder) for stage in STAGES):
                 progress.note(f"{out} is finished; nothing to do")
                 return read_report(out)
-            progress.headline(f"going on with {standing(job)}")
+            progress.headline(f"going on with {standing(job.folder)}")
         else:
             _begin(job)
         do_all(STAGES, job)
@@ -103,17 +102,17 @@ def _begin(job: Job) -> None:
         raise
 
 
-def standing(job: Job) -> str:
+def standing(folder: RunFolder) -> str:
     """Return what a run goes on with, e.g. ``sparse, epoch 13 of 30``.
 
     Raises:
         FileError: a file of the run is damaged.
     """
-    stage = next(stage for stage in STAGES if not is_done(stage, job.folder)).name
-    epochs = getattr(getattr(job.recipe, stage, None), "epochs", 0)
+    stage = next((stage for stage in STAGES if not is_done(stage, folder)), REPORT).name
+    epochs = getattr(getattr(load_recipe(folder.recipe), stage, None), "epochs", 0)
     if not epochs:
         return stage
-    whole = epochs_done(phase_checkpoint(job.folder, stage))
+    whole = epochs_done(phase_checkpoint(folder, stage))
     return f"{stage}, epoch {whole + 1} of {epochs}" if whole < epochs else f"{stage}, after its {epochs} epochs"
 
 
@@ -139,6 +138,7 @@ def verify_run(path: Path, *, allow_import: Sequence[str] = (), progress: Progre
     """Verify slim.onnx of the run in ``path`` again; a finished run's report follows."""
     with _opened(path, EXPORT, allow_import, progress) as job:
         finished = is_done(REPORT, job.folder)
+        job.trusts_files = False
         found = do(VERIFY, job)
         if finished:
             do(REPORT, job)

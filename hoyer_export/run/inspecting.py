@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,11 @@ from hoyer_export.channels.cost import dense_macs, macs_of_keep, params_of_keep
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.errors import NetworkError
 from hoyer_export.networks import build_network, default_input_shape
+from hoyer_export.recipe import Recipe
 from hoyer_export.run.inputs import macs_in_torch
 from hoyer_export.run.job import Job
-from hoyer_export.recipe import Recipe
+from hoyer_export.run.progress import Silent
+from hoyer_export.run_folder import RunFolder
 from hoyer_export.surgery.selection import least_keep
 from hoyer_export.surgery.self_test import Verdict, self_test
 from hoyer_export.surgery.torch_pruning_baseline import CrossCheck, cross_check
@@ -100,12 +103,10 @@ def inspect_recipe(
     allow_import: Sequence[str] = (),
 ) -> Inspection:
     """Inspect the network of a recipe on its data; ``macs`` and ``align`` are the recipe's where not given."""
-    data = load_recipe_data(recipe)
-    network = build_dense(recipe, *told_to_network(recipe, data), allow_import)
-    example = two_images(data)
+    job = Job(recipe, RunFolder(Path()), Silent(), allow_import)  # nothing is written
     macs = recipe.cut.macs if macs is None else macs
     align = recipe.cut.align if align is None else align
-    return _inspect(recipe.network.name, network, example, macs, align, prove, second_opinion)
+    return _inspect(recipe.network.name, job.network(), job.example, macs, align, prove, second_opinion)
 
 
 def inspect_network(

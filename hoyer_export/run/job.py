@@ -1,9 +1,7 @@
 """What the stages of a run share: the recipe, the folder, and what is made from them when a stage asks for it."""
 
-import copy
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -34,6 +32,7 @@ class Job:
         progress: is told what happens.
         allow_import: packages that may be imported for a network ``package.module:function``.
         environment: the machine as the run found it.
+        trusts_files: the weights in a file need not be compared where it is, to the byte, what the export wrote.
     """
 
     recipe: Recipe
@@ -41,6 +40,7 @@ class Job:
     progress: Progress
     allow_import: Sequence[str] = ()
     environment: EnvironmentRecord = field(default_factory=environment_record)
+    trusts_files: bool = True
 
     @cached_property
     def data(self) -> DataSplits:
@@ -71,13 +71,8 @@ class Job:
 
     @cached_property
     def example(self) -> Tensor:
-        """Two validation images, float32 [2, C, H, W], normalised: one alone could not be told from a constant."""
-        images = next(iter(self.data.validation.batches(2)))[0]
-        if len(images) < 2:
-            raise DataError(
-                f"the validation split of {self.data.name} holds a single image; expected at least 2: give it more"
-            )
-        return images
+        """Two validation images."""
+        return two_images(self.data)
 
     @property
     def in_channels(self) -> int | None:
@@ -129,3 +124,15 @@ class Job:
         if weights is not None:
             load_weights(network, weights)
         return network
+
+
+def two_images(data: DataSplits) -> Tensor:
+    """Return two validation images, float32 [2, C, H, W]: with one alone, a batch could not be told from a constant.
+
+    Raises:
+        DataError: there is only one.
+    """
+    images = next(iter(data.validation.batches(2)))[0]
+    if len(images) < 2:
+        raise DataError(f"the validation split of {data.name} holds a single image; expected at least 2: give it more")
+    return images

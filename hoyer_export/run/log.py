@@ -33,7 +33,9 @@ def read_log(folder: RunFolder) -> dict[str, Entry]:
     except FileNotFoundError:
         return {}
     except ValidationError as error:
-        raise FileError(f"{folder.stages} is damaged: {first_complaint(error)}; start again in another folder") from None
+        raise FileError(
+            f"{folder.stages} is damaged: {first_complaint(error)}; start again in another folder"
+        ) from None
 
 
 def write_log(folder: RunFolder, log: dict[str, Entry]) -> None:

@@ -19,3 +19,19 @@ class Progress(Protocol):
 
     def epoch(self, epoch: EpochRecord, epochs: int) -> None:
         """An epoch of ``epochs`` is whole."""
+
+
+class Silent:
+    """Nobody watches."""
+
+    def headline(self, text: str) -> None:
+        """Say nothing."""
+
+    def note(self, text: str) -> None:
+        """Say nothing."""
+
+    def step(self, step: StepProgress) -> None:
+        """Say nothing."""
+
+    def epoch(self, epoch: EpochRecord, epochs: int) -> None:
+        """Say nothing."""

@@ -105,7 +105,7 @@ class MeasuredRecord(Record):
     slim_ms: LatencyMs
     speedup: Speedup
     blocked_convs: BlockedConvsOfBoth
-    block: int
+    block: int | None
     noise: str | None
 
 

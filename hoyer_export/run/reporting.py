@@ -38,8 +38,8 @@ def write_run_report(recipe: Recipe, folder: RunFolder) -> Report:
     exported = read_found(folder, "export", records.ExportsRecord)
     verified = read_found(folder, "verify", records.VerifiedRecord)
     measured = read_found(folder, "bench", records.MeasuredRecord)
-    stages = {"dense": dense, "sparse": sparse, "cut": cut, "finetune": finetune, "export": exported}
-    stages |= {"verify": verified, "bench": measured}
+    seconds = {"dense": dense.seconds, "sparse": sparse.seconds, "cut": cut.seconds, "finetune": finetune.seconds}
+    seconds |= {"export": exported.seconds, "verify": verified.seconds, "bench": measured.seconds}
     accuracy = verified.accuracy
     report = assemble_report(
         network=recipe.network.name,
@@ -49,7 +49,7 @@ def write_run_report(recipe: Recipe, folder: RunFolder) -> Report:
         validation=None if recipe.dense.weights is None else "may have been seen in training",
         recipe=recipe.model_dump(mode="json", exclude_none=True),
         environment=measured.environment.model_dump(),
-        seconds={stage: record.seconds for stage, record in stages.items()},
+        seconds=seconds,
         dense=exported.dense.model_dump() | {"accuracy": accuracy.dense},
         sparse={"accuracy": accuracy.sparse, "effective_width": sparse.effective_macs},
         slim=exported.slim.model_dump() | {"accuracy": accuracy.slim, "onnx_accuracy": accuracy.slim_onnx},

@@ -20,7 +20,7 @@ from hoyer_export.report.sections import OnnxComparison as OnnxSection
 from hoyer_export.run.inputs import macs_in_torch
 from hoyer_export.run.job import Job
 from hoyer_export.run.records import Accuracies, ExportsRecord, FileRecord, MeasuredRecord, VerifiedRecord
-from hoyer_export.run.stage import Stage
+from hoyer_export.run.stage import Stage, record_of
 from hoyer_export.run.train import EVALUATION_BATCH
 from hoyer_export.sparsify.training import evaluate_accuracy
 
@@ -68,6 +68,7 @@ def verify_files(job: Job) -> VerifiedRecord:
         next(job.data.validation.batches(max(batches)))[0],
         batches=batches,
         labelled=job.data.test.batches(EVALUATION_BATCH),
+        sha256=record_of(EXPORT, job.folder).slim.onnx_sha256 if job.trusts_files else None,
     )
     checks = [*found.checks, *_same_macs(slim, job)]
     return VerifiedRecord(

@@ -20,10 +20,11 @@ from hoyer_export.run.log import Entry, is_found, read_found, read_log, write_lo
 from hoyer_export.run_folder import RunFolder
 
 R = TypeVar("R", bound=Record)
+R_co = TypeVar("R_co", bound=Record, covariant=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage(Generic[R]):
+class Stage(Generic[R_co]):
     """One step from recipe to report.
 
     Args:
@@ -37,8 +38,8 @@ class Stage(Generic[R]):
     """
 
     name: str
-    record: type[R]
-    run: Callable[[Job], R]
+    record: type[R_co]
+    run: Callable[[Job], R_co]
     reads: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     leaves: Callable[[RunFolder], tuple[Path, ...]] = lambda folder: ()
@@ -104,7 +105,9 @@ def forget(stages: Sequence[Stage[Record]], job: Job, redo_from: str | None) -> 
         RecipeError: a stage that is trained already would have to be trained again, and nobody asked for that.
     """
     log = read_log(job.folder)
-    changes = {stage.name: list(_changes(log[stage.name].read, stage.values(job))) for stage in stages if stage.name in log}
+    changes = {
+        stage.name: list(_changes(log[stage.name].read, stage.values(job))) for stage in stages if stage.name in log
+    }
     stale: list[Stage[Record]] = []
     for stage in stages:
         again = stage.name == redo_from or any(stage.name in log and need.name in stage.needs for need in stale)
@@ -112,13 +115,13 @@ def forget(stages: Sequence[Stage[Record]], job: Job, redo_from: str | None) -> 
             stale.append(stage)
     named = [stage.name for stage in stages]
     asked = [] if redo_from is None else named[named.index(redo_from) :]
-    changed = [change for found in changes.values() for change in found]
+    changed = list(dict.fromkeys(change for found in changes.values() for change in found))
     for stage in stale:
         if stage.trains and stage.name in log and stage.name not in asked:
             more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
             raise RecipeError(
-                f"{job.folder.path} holds a run with {changed[0]}{more}, and {stage.name} is trained already; give another "
-                f"--out, the recipe it was begun with, or --redo-from {stale[0].name}"
+                f"{job.folder.path} holds a run with {changed[0]}{more}, and {stage.name} is trained already; give "
+                f"another --out, the recipe it was begun with, or --redo-from {stage.name}"
             )
     gone = [stage.name for stage in stale if stage.name in log]
     if not gone:
@@ -128,8 +131,10 @@ def forget(stages: Sequence[Stage[Record]], job: Job, redo_from: str | None) -> 
         (job.folder.checkpoint / f"{name}.safetensors").unlink(missing_ok=True)
     why = f"{', '.join(change.partition(':')[0] for change in changed)} changed: " if changed else ""
     rest = "; all else stays" if len(gone) < len(log) else ""
-    job.progress.note(f"{why}{' and '.join(filter(None, [', '.join(gone[:-1]), gone[-1]]))} "
-                      f"{'is' if len(gone) == 1 else 'are'} done again{rest}")
+    job.progress.note(
+        f"{why}{' and '.join(filter(None, [', '.join(gone[:-1]), gone[-1]]))} "
+        f"{'is' if len(gone) == 1 else 'are'} done again{rest}"
+    )
 
 
 def _changes(before: dict[str, JsonValue], after: dict[str, JsonValue]) -> Iterator[str]:
