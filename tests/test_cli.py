@@ -271,27 +271,6 @@ def test_a_mistake_is_one_line_on_stderr_and_exits_1(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_cut_of_a_run_prints_its_widths(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    widths = [{"group": "conv1", "dense": 20, "alive": 7, "slim": 8}]
-    found = {"changed": True, "macs": 25, "dense_macs": 100, "alive_macs": 20, "max_rel_error": 3e-16, "widths": widths}
-
-    def cut_run(path: Path, **options: object) -> dict[str, object]:
-        assert path == tmp_path
-        return found
-
-    monkeypatch.setattr(chain, "cut_run", cut_run)
-    code, out, _ = call("cut", str(tmp_path))
-    assert code == 0
-    assert "│ conv1 │    20 │     7 │    8 │" in out
-    assert "25.0 % of the MACs stay, 20.0 % before alignment; zeroed and slim agree to 3e-16" in out
-    again = f"hoyer-export run {tmp_path}/recipe.toml --out {tmp_path} --resume"
-    assert again in " ".join(out.split())
-    code, out, _ = call("cut", str(tmp_path), "--json")
-    assert json.loads(out) == found
-    found["changed"] = False
-    assert "--resume" not in call("cut", str(tmp_path))[1]
-
-
 @pytest.mark.parametrize(
     ("error", "code"), [(HoyerExportError("x"), 1), (FileError("x"), 1), (VerificationFailed("x"), 3)]
 )

@@ -14,7 +14,8 @@ from hoyer_export.deploy.export import export_onnx
 from hoyer_export.deploy.verify import verify_onnx
 from hoyer_export.errors import DataError
 from hoyer_export.modes import kept_modes
-from hoyer_export.run.inputs import check_output, two_images
+from hoyer_export.run.inputs import check_output
+from hoyer_export.run.job import two_images
 from hoyer_export.sparsify.training import evaluate_accuracy, train
 from hoyer_export.surgery.cut import cut
 from hoyer_export.surgery.dead_blocks import remove_dead_blocks

@@ -16,11 +16,15 @@ from safetensors import safe_open
 from hoyer_export.deploy.macs import count_macs
 from hoyer_export.errors import DataError, FileError, HoyerExportError, NetworkError, RecipeError
 from hoyer_export.recipe import Recipe, load_recipe
-from hoyer_export.run import chain, inputs, phases
-from hoyer_export.run.chain import cut_run, export_run, run_recipe, verify_run
+from hoyer_export.run import inputs, train
+from hoyer_export.run.chain import EXPORT, STAGES, export_run, run_recipe, verify_run
+from hoyer_export.run.job import Job
+from hoyer_export.run.log import read_log, write_log
+from hoyer_export.run.progress import Silent
 from hoyer_export.run.reporting import report_run
-from hoyer_export.run_folder import RunFolder, drop_stages, read_stages
-from hoyer_export.sparsify.training import EpochRecord, StepProgress
+from hoyer_export.run.stage import record_of
+from hoyer_export.run_folder import RunFolder
+from hoyer_export.sparsify.training import EpochRecord
 from hoyer_export.surgery.slim_file import load_slim
 
 NETWORK = """
@@ -75,7 +79,7 @@ min_seconds = 0.2
 """
 DENSE_MACS = 64 * 8 * 9 + 16 * 16 * 8 * 9 + 16 * 10
 FILES = {
-    *("recipe.toml", "metrics.jsonl", "stages.json", "dense.safetensors", "sparse.safetensors", "slim.safetensors"),
+    *("recipe.toml", "metrics.jsonl", "stages.json", "channels.json", "dense.safetensors", "sparse.safetensors", "slim.safetensors"),
     *("widths.json", "dense.onnx", "slim.onnx", "report.json", "report.html", "card.md"),
 }
 # What depends on the clock and the machine.
@@ -84,22 +88,6 @@ MEASURED = ("seconds", "latency", "environment", "created")
 
 class Stop(Exception):
     """Stands for a power cut."""
-
-
-class Silent:
-    """Watches nothing."""
-
-    def headline(self, text: str) -> None:
-        """Ignore it."""
-
-    def note(self, text: str) -> None:
-        """Ignore it."""
-
-    def step(self, step: StepProgress) -> None:
-        """Ignore it."""
-
-    def epoch(self, epoch: EpochRecord, epochs: int) -> None:
-        """Ignore it."""
 
 
 class StopAfter(Silent):
@@ -289,8 +277,10 @@ def test_the_resolved_recipe_alone_makes_the_same_run_again(finished: Path, tmp_
 
 def test_what_a_known_network_is_built_with_is_in_the_resolved_recipe(home: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(inputs, "proved_channels", lambda *_: None)
-    found = inputs.load_inputs(recipe(home, "network.name=cifar_resnet20"), allow_import=[], progress=Silent())
-    assert (found.recipe.network.in_channels, found.recipe.network.classes) == (1, 10)
+    monkeypatch.setattr(inputs, "write_channels", lambda *_: None)
+    job = Job(recipe(home, "network.name=cifar_resnet20"), RunFolder(home), Silent())
+    inputs.look_at_inputs(job)
+    assert (job.recipe.network.in_channels, job.recipe.network.classes) == (1, 10)
 
 
 def test_resume_takes_the_recipe_as_given_and_as_resolved_and_none_that_opens_what_was_set(
@@ -304,16 +294,16 @@ def test_resume_takes_the_recipe_as_given_and_as_resolved_and_none_that_opens_wh
     for again in (given, written):
         with pytest.raises(Stop):
             run_recipe(again, out, resume=True, allow_import=["tiny_nets"], progress=StopAfter(epoch=("dense", 1)))
-    with pytest.raises(RecipeError, match=r"another recipe, data\.augment: true → nothing; give"):
+    with pytest.raises(RecipeError, match=r"a run with data\.augment: true → null, and dense is trained"):
         run(out, resume=True)
-    with pytest.raises(RecipeError, match=r"another recipe, data\.image_size: 8 → 9; give"):
+    with pytest.raises(RecipeError, match=r"a run with data\.image_size: 8 → 9, and dense is trained"):
         run(out, "data.augment=true", "data.image_size=9", resume=True)
 
 
 def test_a_run_that_ended_before_it_wrote_down_what_it_is_begins_anew(
     run: Runner, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(chain, "check_export", lambda inputs: None)
+    monkeypatch.setattr(inputs, "check_export", lambda job: None)
     out = tmp_path / "out"
     with pytest.raises(Stop):
         run(out, progress=StopAfter(headline="dense"))
@@ -400,7 +390,10 @@ def test_a_finished_run_is_left_untouched(copied: Path, run: Runner) -> None:
 
 def test_resume_refuses_another_recipe_and_names_the_difference(copied: Path, run: Runner) -> None:
     before = contents(copied)
-    with pytest.raises(RecipeError, match=r"another recipe, dense\.lr: 0\.1 → 0\.2"):
+    with pytest.raises(
+        RecipeError,
+        match=r"a run with dense\.lr: 0\.1 → 0\.2, and dense is trained already; give .* or --redo-from dense",
+    ):
         run(copied, "dense.lr=0.2", resume=True)
     assert contents(copied) == before
 
@@ -493,8 +486,8 @@ def test_params_and_thresholds_cut_too(override: str, finished: Path, run: Runne
     epochs = ["dense.epochs=0", "sparse.epochs=0", "finetune.epochs=0"]
     with pytest.raises(Stop):
         run(out, f"dense.weights={weights}", *epochs, override, progress=StopAfter(headline="verify"))
-    exported = read_stages(RunFolder(out))["export"]
-    share = exported["slim"]["params"] / exported["dense"]["params"]
+    exported = record_of(EXPORT, RunFolder(out))
+    share = exported.slim.params / exported.dense.params
     assert share <= 0.5 if "params" in override else share < 1
 
 
@@ -509,8 +502,8 @@ def test_params_and_thresholds_cut_too(override: str, finished: Path, run: Runne
 def test_what_group_hs_did_is_said_while_it_trains(
     epochs: int, strength: float, said: list[str], finished: Path, run: Runner, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(chain, "check_export", lambda inputs: None)
-    monkeypatch.setattr(phases, "LITTLE_EFFECT", 0.0)  # however much of this tiny network is effective
+    monkeypatch.setattr(inputs, "check_export", lambda job: None)
+    monkeypatch.setattr(train, "LITTLE_EFFECT", 0.0)  # however much of this tiny network is effective
     heard = ListeningUntil("cut")
     given = [f"dense.weights={finished / 'dense.safetensors'}", "dense.epochs=0"]
     with pytest.raises(Stop):
@@ -525,73 +518,103 @@ def test_a_training_that_diverges_is_said_with_its_phase(run: Runner, tmp_path: 
 
 
 def test_verify_again_passes_and_a_perturbed_file_fails_and_stays_failed(copied: Path, home: Path) -> None:
-    assert verify_run(copied, allow_import=["tiny_nets"], progress=Silent())["passed"] is True
+    assert verify_run(copied, allow_import=["tiny_nets"], progress=Silent()).passed is True
     model = onnx.load(copied / "slim.onnx")
     weight = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 4)
     values = onnx.numpy_helper.to_array(weight).copy()
     values.flat[0] += 0.1
     weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
     onnx.save(model, copied / "slim.onnx")
-    assert verify_run(copied, allow_import=["tiny_nets"], progress=Silent())["passed"] is False
+    assert verify_run(copied, allow_import=["tiny_nets"], progress=Silent()).passed is False
     assert report_of(copied)["verify"]["passed"] is False
     export_run(copied, allow_import=["tiny_nets"], progress=Silent())
-    assert verify_run(copied, allow_import=["tiny_nets"], progress=Silent())["passed"] is True
+    assert verify_run(copied, allow_import=["tiny_nets"], progress=Silent()).passed is True
 
 
 def test_a_truncated_onnx_file_is_named_and_loses_no_record(copied: Path, home: Path) -> None:
     path = copied / "slim.onnx"
-    before = read_stages(RunFolder(copied))
+    before = read_log(RunFolder(copied))
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(FileError, match=r"slim\.onnx"):
         verify_run(copied, allow_import=["tiny_nets"], progress=Silent())
-    assert read_stages(RunFolder(copied)) == before
+    assert read_log(RunFolder(copied)) == before
 
 
-def test_cut_again_leaves_a_run_alone_whose_channels_stay_the_same(copied: Path) -> None:
-    before = contents(copied)
-    said = Listening()
-    found = cut_run(copied, allow_import=["tiny_nets"], progress=said)
-    assert found["changed"] is False
-    assert contents(copied) == before
-    assert "the same channels stay as before" in said.said[-1]
+def test_another_bench_is_done_again_and_all_else_stays(copied: Path, run: Runner) -> None:
+    before, said = contents(copied), Listening()
+    run(copied, "bench.batch_size=2", resume=True, progress=said)
+    assert said.said[0] == "bench.batch_size changed: bench and report are done again; all else stays"
+    assert [
+        line for line in said.said if line.startswith(("dense", "sparse", "cut", "fine-tune", "export", "verify"))
+    ] == []
+    assert report_of(copied)["latency"]["batch_size"] == 2
+    changed = {name for name, content in contents(copied).items() if content != before.get(name)}
+    assert changed == {"recipe.toml", "stages.json", "report.json", "report.html", "card.md"}
 
 
-def test_cut_again_with_another_budget_starts_over_from_the_sparse_weights(
-    copied: Path, home: Path, run: Runner
+def test_another_budget_trains_the_slim_network_again_only_where_that_is_asked_for(
+    copied: Path, run: Runner, home: Path, tmp_path: Path
 ) -> None:
     before = contents(copied)
-    (copied / "recipe.toml").write_text((copied / "recipe.toml").read_text().replace("macs = 0.5", "macs = 0.3"))
-    found = cut_run(copied, allow_import=["tiny_nets"], progress=Silent())
-    assert found["changed"] is True
-    assert found["macs"] <= 0.3 * found["dense_macs"] == 0.3 * DENSE_MACS
-    stages = read_stages(RunFolder(copied))
-    assert stages.keys() == {"inputs", "dense", "sparse", "cut"}
-    assert {row["group"]: row["slim"] for row in stages["cut"]["widths"]} == {
-        name: len(kept) for name, kept in json.loads((copied / "widths.json").read_text()).items()
-    }
+    with pytest.raises(RecipeError, match=r"cut\.macs: 0\.5 → 0\.3, and finetune is trained .* --redo-from finetune$"):
+        run(copied, "cut.macs=0.3", resume=True)
+    assert contents(copied) == before
+    again = recipe(home, "cut.macs=0.3")
+    said = Listening()
+    run_recipe(again, copied, redo_from="finetune", allow_import=["tiny_nets"], progress=said)
+    first = "cut.macs changed: check, cut, finetune, export, verify, bench and report are done again; all else stays"
+    assert said.said[0] == first
     for name in ("dense.safetensors", "sparse.safetensors"):
         assert (copied / name).read_bytes() == before[name]
-    # What is left to do is what a run with that budget would do from there.
-    run(copied, "cut.macs=0.3", resume=True)
-    assert report_of(copied)["budget"]["met"] is True
-    assert report_of(copied)["slim"]["macs"] == found["macs"]
+    assert report_of(copied)["slim"]["macs"] <= 0.3 * DENSE_MACS
+    # It is what a run with that budget would have made.
+    run_recipe(again, tmp_path / "other", allow_import=["tiny_nets"], progress=Silent())
+    for name in ("slim.safetensors", "slim.onnx", "widths.json", "recipe.toml"):
+        assert (copied / name).read_bytes() == (tmp_path / "other" / name).read_bytes(), name
 
 
-def test_cut_again_forgets_the_checkpoint_of_another_fine_tuning(run: Runner, tmp_path: Path) -> None:
+def test_a_stage_is_done_again_without_a_change_where_it_is_named(copied: Path, home: Path) -> None:
+    before, said = contents(copied), Listening()
+    run_recipe(recipe(home), copied, redo_from="finetune", allow_import=["tiny_nets"], progress=said)
+    assert said.said[0] == "finetune, export, verify, bench and report are done again; all else stays"
+    assert any(line.startswith("cut: ") for line in said.said)  # whose network is kept only until it is fine-tuned
+    for name in ("slim.safetensors", "slim.onnx", "widths.json"):
+        assert (copied / name).read_bytes() == before[name]
+    with pytest.raises(RecipeError, match="--redo-from fine: expected one of inputs, check, dense"):
+        run_recipe(recipe(home), copied, redo_from="fine", allow_import=["tiny_nets"], progress=Silent())
+
+
+def test_another_budget_forgets_the_checkpoint_of_another_fine_tuning(run: Runner, tmp_path: Path, home: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(Stop):
         run(out, progress=StopAfter(epoch=("finetune", 0)))
     assert (out / "checkpoint" / "finetune.safetensors").exists()
-    (out / "recipe.toml").write_text((out / "recipe.toml").read_text().replace("macs = 0.5", "macs = 0.3"))
-    assert cut_run(out, allow_import=["tiny_nets"], progress=Silent())["changed"] is True
-    assert not (out / "checkpoint" / "finetune.safetensors").exists()
-    run(out, "cut.macs=0.3", resume=True)
+    with pytest.raises(RecipeError, match="finetune is trained already"):
+        run(out, "cut.macs=0.3", resume=True)
+    run_recipe(recipe(home, "cut.macs=0.3"), out, redo_from="finetune", allow_import=["tiny_nets"], progress=Silent())
+    assert report_of(out)["slim"]["macs"] <= 0.3 * DENSE_MACS
 
 
-def test_cut_again_needs_sparse_weights(copied: Path) -> None:
-    drop_stages(RunFolder(copied), "sparse")
-    with pytest.raises(FileError, match="no record of sparse"):
-        cut_run(copied, allow_import=["tiny_nets"], progress=Silent())
+def test_every_key_of_a_recipe_is_read_by_one_stage() -> None:
+    read = [key for stage in STAGES for key in stage.reads]
+    assert sorted(read) == sorted([*Recipe.model_fields, "export"])  # which ``check`` tries out before training
+    names = [stage.name for stage in STAGES]
+    for at, stage in enumerate(STAGES):
+        assert all(names.index(need) < at for need in stage.needs)
+
+
+def test_the_self_test_and_the_trace_are_not_paid_for_again(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(inputs, "self_test", never)
+    export_run(copied, allow_import=["tiny_nets"], progress=Silent())
+    verify_run(copied, allow_import=["tiny_nets"], progress=Silent())
+
+
+def forget(folder: Path, *stages: str) -> None:
+    log = read_log(RunFolder(folder))
+    write_log(RunFolder(folder), {name: entry for name, entry in log.items() if name not in stages})
 
 
 def test_what_the_self_test_refutes_is_said_and_left_whole(run: Runner, tmp_path: Path) -> None:
@@ -609,7 +632,7 @@ def test_export_again_writes_the_same_bytes_and_forgets_nothing(copied: Path, ho
     (copied / "slim.onnx").unlink()
     export_run(copied, allow_import=["tiny_nets"], progress=Silent())
     assert (copied / "slim.onnx").read_bytes() == before["slim.onnx"]
-    assert "report" in read_stages(RunFolder(copied))
+    assert read_log(RunFolder(copied)).keys() == {stage.name for stage in STAGES}
 
 
 def test_report_again_writes_the_same_report(copied: Path) -> None:
@@ -624,8 +647,8 @@ def test_report_again_writes_the_same_report(copied: Path) -> None:
 
 
 def test_a_stage_that_has_nothing_to_start_from_says_what_to_do(copied: Path) -> None:
-    drop_stages(RunFolder(copied), "finetune", "export", "report")
-    with pytest.raises(FileError, match="no record of finetune, export yet"):
+    forget(copied, "finetune", "export", "report")
+    with pytest.raises(FileError, match="no record of finetune"):
         report_run(copied)
     for again in (export_run, verify_run):
         with pytest.raises(FileError, match="has not come that far"):
@@ -634,7 +657,7 @@ def test_a_stage_that_has_nothing_to_start_from_says_what_to_do(copied: Path) ->
 
 def test_damaged_records_are_named(copied: Path) -> None:
     stages = json.loads((copied / "stages.json").read_text())
-    del stages["verify"]["accuracy"]
+    del stages["verify"]["found"]["accuracy"]
     (copied / "stages.json").write_text(json.dumps(stages))
     with pytest.raises(FileError, match=r"stages\.json is damaged"):
         report_run(copied)
