@@ -4,15 +4,21 @@ A **channel** is the set of parameter slices that must be removed together. A **
 that touch the same members; a **member** is one dimension of one parameter or buffer.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from math import prod
 
 import torch
 from torch import Tensor
 
+from hoyer_export.tensors import TensorRecord
 
-@dataclass(frozen=True)
-class Member:
+SHOWN = 20
+"""How many lines of a table are shown where a record is printed."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Member(TensorRecord):
     """One dimension of one parameter or buffer, and whose channel each of its indices is.
 
     Args:
@@ -28,6 +34,7 @@ class Member:
     parameter: str
     dim: int
     owner: Tensor
+    _: KW_ONLY
     is_weight: bool = False
     reads: bool = False
 
@@ -48,11 +55,12 @@ class ChannelGroup:
     name: str
     width: int
     members: tuple[Member, ...]
+    _: KW_ONLY
     only_read: bool = False
 
 
-@dataclass(frozen=True)
-class Unprunable:
+@dataclass(frozen=True, eq=False, repr=False)
+class Unprunable(TensorRecord):
     """Indices of one parameter dimension that cannot be removed exactly, and why."""
 
     parameter: str
@@ -61,9 +69,9 @@ class Unprunable:
     reason: str
 
 
-@dataclass(frozen=True)
-class Axis:
-    """One axis of a contraction: how many of its positions belong to nobody, and how many to each group's channels.
+@dataclass(frozen=True, eq=False, repr=False)
+class Axis(TensorRecord):
+    """One axis of a contraction: how many of its positions belong to no channel, and how many to each group's channels.
 
     Args:
         fixed: positions that are always there.
@@ -72,6 +80,14 @@ class Axis:
 
     fixed: int
     counts: dict[str, Tensor] = field(default_factory=dict)
+
+    def size(self, shares: Mapping[str, Tensor]) -> float:
+        """Return the number of positions when channel k of group g counts ``shares[g][k]``; a group left out, 1."""
+        size = float(self.fixed)
+        for name, counts in self.counts.items():
+            share = shares.get(name)
+            size += float(counts.sum()) if share is None else float(counts.double() @ share.double().cpu())
+        return size
 
 
 @dataclass(frozen=True)
@@ -88,8 +104,12 @@ class Contraction:
     constant: int
     axes: tuple[Axis, ...]
 
+    def macs(self, shares: Mapping[str, Tensor]) -> float:
+        """Return the MACs of one example at shares as for ``Axis.size``."""
+        return self.constant * prod(axis.size(shares) for axis in self.axes)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class SizeAttribute:
     """A size that a module keeps in an attribute and that has to follow the cut: ``self.num_heads``, ``self.split[1]``.
 
@@ -110,7 +130,7 @@ class SizeAttribute:
     times: int = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, kw_only=True)
 class ChannelMap:
     """What lives or dies together in one network.
 
@@ -136,6 +156,33 @@ class ChannelMap:
             if group.name == name:
                 return group
         raise KeyError(name)
+
+    def __repr__(self) -> str:
+        """Return a table of the groups, with the MACs of the layers that write or read each, and of what must stay."""
+        dense = sum(contraction.macs({}) for contraction in self.contractions)
+        carried: dict[str, float] = {}
+        for contraction in self.contractions:
+            for name in {name: None for axis in contraction.axes for name in axis.counts}:
+                gone = {name: torch.zeros(self.group(name).width)}
+                carried[name] = carried.get(name, 0) + contraction.macs({}) - contraction.macs(gone)
+        rows = [f"  {g.name:<32} {g.width:>5} {carried.get(g.name, 0) / max(dense, 1):>7.1%}" for g in self.groups]
+        reasons: dict[str, int] = {}
+        for entry in self.unprunable:
+            reasons[entry.reason] = reasons.get(entry.reason, 0) + len(entry.indices)
+        stay = [f"  {reasons[reason]:>6}  {reason}" for reason in sorted(reasons, key=lambda reason: -reasons[reason])]
+        return "\n".join(
+            [
+                f"ChannelMap: {len(rows)} groups of {sum(g.width for g in self.groups)} channels, {dense:,.0f} MACs",
+                *_head(["  group                            width    MACs", *rows] if rows else []),
+                *_head(["unprunable slices, by reason:", *stay] if stay else []),
+            ]
+        )
+
+
+def _head(lines: list[str]) -> list[str]:
+    """Return a title and the first lines of a table, and how many more there are."""
+    more = len(lines) - 1 - SHOWN
+    return [*lines[: SHOWN + 1], f"  ... and {more} more"] if more > 0 else lines
 
 
 def removed_channels(group: ChannelGroup, keep: Tensor) -> Tensor:

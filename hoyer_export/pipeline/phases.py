@@ -27,7 +27,8 @@ from hoyer_export.sparsify.training import EpochRecord, evaluate_accuracy, train
 from hoyer_export.surgery.cut import SlimModel, cut
 from hoyer_export.surgery.selection import Selection, select_channels
 from hoyer_export.surgery.slim_file import load_slim, save_slim
-from hoyer_export.surgery.zero import named_tensors, zero_
+from hoyer_export.surgery.zero import zero_
+from hoyer_export.tensors import named_tensors
 from hoyer_export.weights import load_weights
 
 PHASES = ("dense", "sparse", "finetune")
