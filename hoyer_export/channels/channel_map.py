@@ -130,7 +130,7 @@ class SizeAttribute:
     times: int = 1
 
 
-@dataclass(frozen=True, repr=False, kw_only=True)
+@dataclass(frozen=True, repr=False)
 class ChannelMap:
     """What lives or dies together in one network.
 
@@ -147,6 +147,7 @@ class ChannelMap:
     unprunable: tuple[Unprunable, ...]
     contractions: tuple[Contraction, ...]
     shapes: dict[str, tuple[int, ...]]
+    _: KW_ONLY
     buffers: frozenset[str] = frozenset()
     attributes: tuple[SizeAttribute, ...] = ()
 

@@ -78,7 +78,7 @@ class RuleMode(TorchFunctionMode):
                 new = self.tracer.union_find.new_for_none
                 axes = {a: AxisLabels(new(size), None) for a, size in enumerate(tensor.shape) if size in lengths}
                 self.tracer.put(tensor, axes)
-                self.tracer.fix(tensor, reason)
+                self.tracer.fix(tensor, reason, dims=axes)
 
     def _apply(
         self, rule: Rule, func: Any, output: Any, arguments: tuple[Any, Any], known: list[Tensor], results: list[Tensor]

@@ -13,30 +13,15 @@ ALONG = "pooled along the channels"
 
 
 @rule(
-    "max_pool1d max_pool1d_with_indices avg_pool1d lp_pool1d adaptive_avg_pool1d adaptive_max_pool1d"
-    " adaptive_max_pool1d_with_indices"
+    "max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices avg_pool1d"
+    " avg_pool2d avg_pool3d lp_pool1d lp_pool2d lp_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d"
+    " adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d adaptive_max_pool1d_with_indices"
+    " adaptive_max_pool2d_with_indices adaptive_max_pool3d_with_indices fractional_max_pool2d fractional_max_pool3d"
+    " fractional_max_pool2d_with_indices fractional_max_pool3d_with_indices"
 )
-def pool1d(tracer: Tracer, output: Any, input: Tensor, *_: Any, **__: Any) -> None:
-    """Mixes positions along the last axis, each channel apart."""
-    _pool(tracer, output, input, 1)
-
-
-@rule(
-    "max_pool2d max_pool2d_with_indices avg_pool2d lp_pool2d adaptive_avg_pool2d adaptive_max_pool2d"
-    " adaptive_max_pool2d_with_indices fractional_max_pool2d fractional_max_pool2d_with_indices"
-)
-def pool2d(tracer: Tracer, output: Any, input: Tensor, *_: Any, **__: Any) -> None:
-    """Mixes positions along the last two axes."""
-    _pool(tracer, output, input, 2)
-
-
-@rule(
-    "max_pool3d max_pool3d_with_indices avg_pool3d lp_pool3d adaptive_avg_pool3d adaptive_max_pool3d"
-    " adaptive_max_pool3d_with_indices fractional_max_pool3d fractional_max_pool3d_with_indices"
-)
-def pool3d(tracer: Tracer, output: Any, input: Tensor, *_: Any, **__: Any) -> None:
-    """Mixes positions along the last three axes."""
-    _pool(tracer, output, input, 3)
+def pool(tracer: Tracer, output: Any, input: Tensor, *_: Any, **__: Any) -> None:
+    """Pooling mixes positions along the last one, two or three axes, each channel apart."""
+    _pool(tracer, output, input, int(tracer.operation.__name__.partition("pool")[2][0]))
 
 
 @rule("interpolate upsample upsample_nearest upsample_bilinear grid_sample")

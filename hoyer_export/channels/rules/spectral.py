@@ -8,28 +8,16 @@ from hoyer_export.channels.labels import Tracer
 from hoyer_export.channels.rule import rule
 
 
-@rule("fftn ifftn rfftn irfftn")
-def spectrum(tracer: Tracer, output: Tensor, input: Tensor, s: Any = None, dim: Any = None, norm: Any = None) -> None:
+@rule("fft ifft rfft irfft hfft ihfft fft2 ifft2 rfft2 irfft2 fftn ifftn rfftn irfftn")
+def spectrum(tracer: Tracer, output: Tensor, input: Tensor, *arguments: Any, **options: Any) -> None:
     """A transform along some axes: channels along one of them are mixed, those along others stay apart, 0 stays 0."""
     axes = dict(tracer.axes(input))
-    transformed = range(input.ndim) if dim is None else [dim] if isinstance(dim, int) else list(dim)
-    for axis in {position % input.ndim for position in transformed} & axes.keys():
+    dim: Any = options.get("dim", arguments[1] if len(arguments) > 1 else None)
+    if dim is None:  # as many of the last axes as the name says
+        dim = {"2": (-2, -1), "n": range(input.ndim)}.get(tracer.operation.__name__[-1], -1)
+    for axis in {position % input.ndim for position in ([dim] if isinstance(dim, int) else dim)} & axes.keys():
         tracer.fix(axes.pop(axis), "a Fourier transform over the channels")
     tracer.put(output, {axis: side.mixed() for axis, side in axes.items()})
-
-
-@rule("fft ifft rfft irfft hfft ihfft")
-def spectrum1d(tracer: Tracer, output: Tensor, input: Tensor, n: Any = None, dim: Any = -1, norm: Any = None) -> None:
-    """A transform along one axis."""
-    spectrum(tracer, output, input, n, dim)
-
-
-@rule("fft2 ifft2 rfft2 irfft2")
-def spectrum2d(
-    tracer: Tracer, output: Tensor, input: Tensor, s: Any = None, dim: Any = (-2, -1), norm: Any = None
-) -> None:
-    """A transform along two axes."""
-    spectrum(tracer, output, input, s, dim)
 
 
 @rule("real imag")
