@@ -109,7 +109,7 @@ class Contraction:
         return self.constant * prod(axis.size(shares) for axis in self.axes)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class SizeAttribute:
     """A size that a module keeps in an attribute and that has to follow the cut: ``self.num_heads``, ``self.split[1]``.
 
@@ -127,6 +127,7 @@ class SizeAttribute:
     index: int | None
     dense: int
     axis: Axis
+    _: KW_ONLY
     times: int = 1
 
 

@@ -107,7 +107,8 @@ def channel_map(
 
 def _touched(number_of: Vector, vectors: list[Vector]) -> list[int]:
     """Return the distinct numbers that some labels have, but for -1."""
-    return sorted({number for vector in vectors for number in number_of[vector].tolist()} - {-1})
+    numbers = _distinct(number_of[np.concatenate([np.zeros(0, np.int64), *vectors])])
+    return numbers[numbers >= 0].tolist()
 
 
 def _group(slots: list[Slot], slot_of: Vector, components: Components, weights: set[str]) -> _Grouping:

@@ -184,11 +184,12 @@ class Tracer:
             self.union_find.fix(what.labels, reason)
             return
         axes = self.axes(what) if dims is None else self.known_axes(what)
-        for axis in list(axes) if dims is None else [dim % what.ndim for dim in dims]:
+        chosen = list(axes) if dims is None else [dim % what.ndim for dim in dims]
+        for axis in chosen:
             if axis in axes:
                 self.union_find.fix(axes[axis].labels, reason)
-            elif what in self._names:
-                self._fixed_dims.setdefault((self._names[what], axis), reason)
+        if name := self._names.get(what):
+            self._fixed_dims |= {(name, axis): reason for axis in chosen if axis not in axes}
 
     def reads(self, slices: AxisLabels) -> None:
         """Note that slices of a weight multiply the channels' activations: zero slices silence a channel."""
