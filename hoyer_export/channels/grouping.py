@@ -4,12 +4,13 @@ A component that is not fixed is a channel; channels that touch the same members
 whole arrays: a network has 10⁵ labels and more.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import nn
 
 from hoyer_export.channels.attributes import Attribute
 from hoyer_export.channels.channel_map import (
@@ -23,6 +24,7 @@ from hoyer_export.channels.channel_map import (
 )
 from hoyer_export.channels.labels import Tracer
 from hoyer_export.channels.union_find import Components, Slot, Vector
+from hoyer_export.tensors import named_tensors
 
 ONLY_CHANNEL = "the only channel of its group"
 NO_WEIGHT = "no convolution, linear layer or matrix product reads or writes it"
@@ -57,14 +59,10 @@ class _Grouping:
 
 
 def channel_map(
-    tracer: Tracer,
-    attributes: Sequence[Attribute],
-    components: Components,
-    parameters: Mapping[str, Tensor],
-    buffers: Mapping[str, Tensor],
+    tracer: Tracer, attributes: Sequence[Attribute], components: Components, model: nn.Module
 ) -> ChannelMap:
-    """Return the channel map of a finished trace of a model with these parameters and buffers."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in {**parameters, **buffers}.items()}
+    """Return the channel map of a finished trace of a model."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
     slots = tracer.union_find.slots
     slot_of = np.full(tracer.union_find.count, -1)
     for number, slot in enumerate(slots):
@@ -93,7 +91,7 @@ def channel_map(
             for traced in tracer.contractions
         ),
         shapes=shapes,
-        buffers=frozenset(buffers),
+        buffers=frozenset(name for name, _ in model.named_buffers()),
         attributes=tuple(
             SizeAttribute(
                 module=it.module, attribute=it.name, index=it.index, dense=it.dense,
@@ -108,7 +106,7 @@ def channel_map(
 def _touched(number_of: Vector, vectors: list[Vector]) -> list[int]:
     """Return the distinct numbers that some labels have, but for -1."""
     numbers = _distinct(number_of[np.concatenate([np.zeros(0, np.int64), *vectors])])
-    return numbers[numbers >= 0].tolist()
+    return [int(number) for number in numbers if number >= 0]
 
 
 def _group(slots: list[Slot], slot_of: Vector, components: Components, weights: set[str]) -> _Grouping:
@@ -155,12 +153,8 @@ def _distinct(numbers: Vector) -> Vector:
 def _name(slot: Slot, taken: list[str]) -> str:
     """Return the first module whose output the channels are; the parameter's name where that is taken."""
     module = slot.parameter.rpartition(".")[0] or slot.parameter
-    name = module if module not in taken else slot.parameter
-    number = 2
-    while name in taken:
-        name = f"{slot.parameter}#{number}"
-        number += 1
-    return name
+    names = chain((module, slot.parameter), (f"{slot.parameter}#{number}" for number in count(2)))
+    return next(name for name in names if name not in taken)
 
 
 def _unprunable(slots: list[Slot], components: Components, found: _Grouping) -> Iterator[Unprunable]:

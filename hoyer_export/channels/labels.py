@@ -74,22 +74,13 @@ class Tracer:
     Args:
         model: the model that runs; its parameters and buffers are what is labelled.
         batch_size: number of examples that run at once; MACs are counted for one.
-
-    Attributes:
-        union_find: what is declared of the labels.
-        operation: the function or method whose rule is at work.
-        modules: names and modules that are running, the innermost last.
-        contractions: what costs MACs.
-        weights: labels of what is contracted with activations.
-        readers: labels of slices of weights that multiply the channels' activations.
-        summed: labels of channels whose activations are summed with no weight in between.
     """
 
     def __init__(self, model: nn.Module, batch_size: int) -> None:
         self.union_find = UnionFind()
         self.batch_size = batch_size
-        self.operation: Any = None
-        self.modules: list[tuple[str, nn.Module]] = []
+        self.operation: Any = None  # whose rule is at work
+        self.modules: list[tuple[str, nn.Module]] = []  # that are running, the innermost last
         self.contractions: list[LabelledContraction] = []
         self.weights: list[Vector] = []
         self.readers: list[Vector] = []

@@ -76,23 +76,16 @@ class Size(int):
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Size) and other.tracer is not self.tracer:  # of a trace before, out of some cache
             other = plain(other)
-        if isinstance(other, Size) and int.__eq__(self, other):
-            return self._stays_equal(other)
         if isinstance(other, Size):
+            first, second = sorted((self, other), key=lambda size: isinstance(size, AttributeSize))
+            if int.__eq__(self, other) and isinstance(first, AxisSize) and first.is_whole:
+                second.tie(first.origin)  # two sizes that the code found equal are kept equal
+                return True
             other._fixed("==")
         return int.__eq__(self._fixed("=="), plain(other))
 
     def __ne__(self, other: object) -> bool:
         return not self == other
-
-    def _stays_equal(self, other: "Size") -> bool:
-        """Keep two sizes equal that the code found equal, as far as both can change."""
-        first, second = sorted((self, other), key=lambda size: isinstance(size, AttributeSize))
-        if isinstance(first, AxisSize) and first.is_whole:
-            second.tie(first.origin)
-        else:
-            first._fixed("=="), second._fixed("==")
-        return True
 
     def __hash__(self) -> int:
         """A key of a cache may outlive the trace, and what the cache holds was not computed before our eyes."""

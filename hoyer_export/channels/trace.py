@@ -9,8 +9,7 @@ import copy
 import gc
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -101,14 +100,8 @@ def _copied(model: nn.Module) -> nn.Module:
         ) from error
 
 
-@dataclass(frozen=True)
-class _Trace:
-    """One traced run.
-
-    Args:
-        channels: what it found.
-        better: attributes that should rather be followed, because what was to shrink instead cannot.
-    """
+class _Trace(NamedTuple):
+    """What one run found, and attributes that should rather be followed, as what was to shrink instead cannot."""
 
     channels: ChannelMap
     better: frozenset[str]
@@ -118,7 +111,6 @@ def _trace(
     traced: nn.Module, inputs: tuple[Tensor, ...], rules: Mapping[Function, Rule | None], preferred: frozenset[str]
 ) -> _Trace:
     """Run a model with labels, once, or twice where some modules run only in training."""
-    parameters, buffers = dict(traced.named_parameters()), dict(traced.named_buffers())
     tracer = Tracer(traced, batch_size=inputs[0].shape[0] if inputs[0].ndim else 1)
 
     def watched(attribute: Attribute) -> int:
@@ -153,7 +145,7 @@ def _trace(
         and not attribute.is_fixed
         and all((components.reason_of(labels) >= 0).all() for labels in attribute.passed_over)
     }
-    return _Trace(channel_map(tracer, attributes, components, parameters, buffers), frozenset(better) - preferred)
+    return _Trace(channel_map(tracer, attributes, components, traced), frozenset(better) - preferred)
 
 
 def _run(calls: RuleMode, traced: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -56,7 +56,7 @@ SAYS_WHY = {
     # What an unknown op returns has one label along an axis: whatever meets it is the only channel of its group.
     "self.tracer.fix(tensor, reason, dims=axes)",
     "shapes.length",
-    "attention.multi_head_attention",
+    "products.multi_head_attention",
     "contraction.recurrent",
 }
 # No operation that has a rule gets here; they wait for one that does.

@@ -9,7 +9,6 @@ from types import ModuleType
 
 from hoyer_export.channels.rule import Function, Rule
 from hoyer_export.channels.rules import (
-    attention,
     contraction,
     indexing,
     joining,
@@ -27,7 +26,7 @@ from hoyer_export.errors import HoyerExportError
 
 MODULES: tuple[ModuleType, ...] = (
     shapes, movement, indexing, reshaping, joining, pointwise, reduction,
-    contraction, products, attention, normalisation, pooling, spectral,
+    contraction, products, normalisation, pooling, spectral,
 )  # fmt: skip
 Rules = Mapping[Function, Rule | Function | None] | Iterable[Rule] | Rule
 """Rules of one's own: for each operation a rule (None makes it unknown), or rules that know their operations."""

@@ -54,7 +54,7 @@ def _address(tracer: Tracer, input: Tensor, index: Any) -> None:
                 if isinstance(item, slice):
                     _slice(tracer, side, item)
                 elif isinstance(item, int) and not isinstance(item, bool | Size):
-                    _pick(tracer, side, item)
+                    tracer.fix(side[: item + 1] if item >= 0 else side[item:], LITERAL)
                 else:  # a list, a tensor of positions, a mask
                     tracer.fix(side, LITERAL)
         axis += _axes_taken(item)
@@ -89,16 +89,10 @@ def _bound(tracer: Tracer, side: AxisLabels, bound: Any, step: int) -> None:
         tracer.fix(side[: bound // step * step], LITERAL)
 
 
-def _pick(tracer: Tracer, side: AxisLabels, position: int) -> None:
-    tracer.fix(side[: position + 1] if position >= 0 else side[position:], LITERAL)
-
-
 @rule("select", in_place=False)
 def select(tracer: Tracer, output: Tensor, input: Tensor, dim: int, index: int) -> None:
     """One position of an axis."""
-    if (axis := dim % input.ndim) in tracer.axes(input):
-        _pick(tracer, tracer.axis(input, axis), index)
-    move(tracer, output, input, lambda numbers: numbers.select(dim, index))
+    getitem(tracer, output, input, (slice(None),) * (dim % input.ndim) + (index,))
 
 
 @rule("narrow", in_place=False, takes_sizes=True)
