@@ -4,6 +4,7 @@ A **channel** is the set of parameter slices that must be removed together. A **
 that touch the same members; a **member** is one dimension of one parameter or buffer.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from math import prod
@@ -159,26 +160,23 @@ class ChannelMap:
                 return group
         raise KeyError(name)
 
+    def macs(self, shares: Mapping[str, Tensor]) -> float:
+        """Return the MACs of one example at shares as for ``Axis.size``."""
+        return sum(contraction.macs(shares) for contraction in self.contractions)
+
     def __repr__(self) -> str:
         """Return a table of the groups, with the MACs of the layers that write or read each, and of what must stay."""
-        dense = sum(contraction.macs({}) for contraction in self.contractions)
-        carried: dict[str, float] = {}
-        for contraction in self.contractions:
-            for name in {name: None for axis in contraction.axes for name in axis.counts}:
-                gone = {name: torch.zeros(self.group(name).width)}
-                carried[name] = carried.get(name, 0) + contraction.macs({}) - contraction.macs(gone)
-        rows = [f"  {g.name:<32} {g.width:>5} {carried.get(g.name, 0) / max(dense, 1):>7.1%}" for g in self.groups]
-        reasons: dict[str, int] = {}
+        dense, total = self.macs({}), sum(group.width for group in self.groups)
+        lines = [f"ChannelMap: {len(self.groups)} groups of {total} channels, {dense:,.0f} MACs"]
+        without = (self.macs({group.name: torch.zeros(group.width)}) for group in self.groups)
+        shares = [(dense - macs) / max(dense, 1) for macs in without]
+        rows = [f"  {g.name:<32} {g.width:>5} {share:>7.1%}" for g, share in zip(self.groups, shares, strict=True)]
+        reasons: Counter[str] = Counter()
         for entry in self.unprunable:
-            reasons[entry.reason] = reasons.get(entry.reason, 0) + len(entry.indices)
-        stay = [f"  {reasons[reason]:>6}  {reason}" for reason in sorted(reasons, key=lambda reason: -reasons[reason])]
-        return "\n".join(
-            [
-                f"ChannelMap: {len(rows)} groups of {sum(g.width for g in self.groups)} channels, {dense:,.0f} MACs",
-                *_head(["  group                            width    MACs", *rows] if rows else []),
-                *_head(["unprunable slices, by reason:", *stay] if stay else []),
-            ]
-        )
+            reasons[entry.reason] += len(entry.indices)
+        stay = [f"  {count:>6}  {reason}" for reason, count in reasons.most_common()]
+        lines += _head([f"  {'group':<32} width    MACs", *rows]) if rows else []
+        return "\n".join(lines + (_head(["unprunable slices, by reason:", *stay]) if stay else []))
 
 
 def _head(lines: list[str]) -> list[str]:

@@ -20,7 +20,7 @@ def macs_at(channels: ChannelMap, shares: Mapping[str, Tensor]) -> float:
         channels: the channel map.
         shares: group name → [width], each entry between 0 (gone) and 1 (there); a group not named is whole.
     """
-    return sum(contraction.macs(shares) for contraction in channels.contractions)
+    return channels.macs(shares)
 
 
 def macs_of_keep(channels: ChannelMap, keep: Mapping[str, Tensor]) -> int:

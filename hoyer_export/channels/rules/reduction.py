@@ -20,22 +20,14 @@ def total(tracer: Tracer, output: Tensor, input: Tensor, dim: Any = None, keepdi
     _reduce(tracer, output, input, other.get("axis", dim), keepdim, reason, zero_vanishes=True)
 
 
-@rule("norm frobenius_norm")
+@rule("norm frobenius_norm vector_norm", spaces=(torch, Tensor, torch.linalg))
 def norm(
     tracer: Tracer, output: Tensor, input: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False, **options: Any
 ) -> None:
-    """(Σ |x|ᵖ)^(1/p) does not miss a channel that is exactly zero, for p > 0."""
+    """(Σ |x|ᵖ)^(1/p) does not miss a channel that is exactly zero, for p > 0; ``torch.linalg`` calls p ``ord``."""
     order = options.get("ord", p)
     positive = order in (None, "fro") or (isinstance(order, int | float) and order > 0)
     _reduce(tracer, output, input, dim, keepdim, "a norm over channels of which a zeroed one is not zero", positive)
-
-
-@rule("vector_norm norm", spaces=(torch.linalg,))
-def vector_norm(
-    tracer: Tracer, output: Tensor, x: Tensor, ord: Any = 2, dim: Any = None, keepdim: bool = False, **_: Any
-) -> None:
-    """``torch.linalg``'s spelling of the same."""
-    norm(tracer, output, x, ord, dim, keepdim)
 
 
 @rule("mean nanmean amax amin aminmax max min median nanmedian mode prod argmax argmin all any count_nonzero")
