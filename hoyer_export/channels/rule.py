@@ -82,9 +82,13 @@ def rule(
             absent += [] if known else [name]
         if not isinstance(operation, str):
             found.append(operation)
-    return lambda function: Rule(
-        function, tuple(dict.fromkeys(found)), tuple(absent), takes_sizes, reads_shape, counts, makes_rows
-    )
+
+    def decorated(function: Function) -> Rule:
+        function = function.function if isinstance(function, Rule) else function
+        names = tuple(dict.fromkeys(found)), tuple(absent)
+        return Rule(function, *names, takes_sizes, reads_shape, counts, makes_rows)
+
+    return decorated
 
 
 @cache

@@ -61,6 +61,12 @@ def test_a_rule_is_called_like_its_function() -> None:
     assert rule(torch.sinc)(lambda *arguments, **options: (arguments, options))(1, 2, three=3) == ((1, 2), {"three": 3})
 
 
+def test_a_rule_serves_another_operation_too() -> None:
+    again = rule(torch.sinc)(hx.rules.elementwise)
+    assert again.function is hx.rules.elementwise.function
+    assert again.operations == (torch.sinc,)
+
+
 def test_rules_of_ones_own_come_as_rules_or_by_operation_and_go_before_the_built_in_ones() -> None:
     one, other = rule(torch.sinc)(nothing), rule("relu")(nothing)
     assert rule_table(None) == BUILT_IN
