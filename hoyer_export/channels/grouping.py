@@ -32,14 +32,7 @@ NO_WEIGHT = "no convolution, linear layer or matrix product reads or writes it"
 
 @dataclass(frozen=True, eq=False)
 class _Grouping:
-    """Every label's channel.
-
-    Args:
-        names: of the groups.
-        widths: of the groups.
-        group: int64 [labels], the group that each label lies in, -1 for none.
-        channel: int64 [labels], the channel in it.
-    """
+    """Every label's group, -1 for none, and channel in it, int64 [labels]; the groups' names and widths."""
 
     names: list[str]
     widths: list[int]

@@ -116,16 +116,10 @@ def pointwise(
     unknown: Callable[[Sides], float | None] = lambda sides: None,
     operation: Function | None = None,
 ) -> None:
-    """Put labels on what an operation makes of one or more operands, position by position, with broadcasting.
+    """Put labels on what an operation (the one whose rule is at work) makes of its operands, with broadcasting.
 
-    Args:
-        tracer: of the run.
-        output: what the operation returned.
-        arguments: its positional arguments.
-        options: its named arguments.
-        unknown: what it makes of a zeroed channel where the rest of one operand is not known, or one operand is spread
-            over the channels: the number, None where nobody knows, NaN where it may be infinite.
-        operation: what it was; None for the one whose rule is at work.
+    ``unknown`` says what it makes of a zeroed channel where the rest of one operand is not known, or one operand is
+    spread over the channels: the number, None where nobody knows, NaN where it may be infinite.
     """
     operation = operation or tracer.operation
     operands, results = list(tensors_in((arguments, options))), list(tensors_in(output))
@@ -148,12 +142,7 @@ def pointwise(
 
 
 def unite_operands(tracer: Tracer, operands: list[Tensor], output: Tensor, axis: int) -> Sides:
-    """Unite the operands of a broadcast along one axis of its output.
-
-    Returns:
-        Position among the operands → labels, of those that have the output's length there and are not spread over
-        it; nothing where no channels lie.
-    """
+    """Unite the operands of a broadcast along one axis of its output; return nothing where no channels lie."""
     places: dict[int, int] = {}
     for number, operand in enumerate(operands):
         mine = axis - output.ndim + operand.ndim  # axes are aligned from the right

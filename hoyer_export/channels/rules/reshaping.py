@@ -135,12 +135,7 @@ def repeat_interleave(tracer: Tracer, output: Tensor, input: Tensor, repeats: An
 
 
 def axis_of_length(length: int, rest: float | None = None) -> AxisLabels | None:
-    """Return the labels of a new axis that was given the length of one with channels: it has the same and shrinks too.
-
-    Args:
-        length: None of the labels where it is a plain number.
-        rest: what all its positions hold; None for copies of a number, which no zeroed channel changes.
-    """
+    """Return the labels of a new axis that was given the length of one with channels: it has the same, and shrinks."""
     if isinstance(length, AxisSize) and length.is_whole:
         axis = length.origin.resting(rest)
         length.tie(axis)
