@@ -182,10 +182,7 @@ def test_cut_ends_with_verified_files_within_the_budget(kind: str, call, home: P
     torch.manual_seed(0)
     model = build_network(name, allow_import=["end_to_end_nets"])
     torch.save((model.bfloat16() if kind == "bfloat16" else model).state_dict(), home / "w.pth")
-    if kind == "image_folder":
-        data = ("--data", "imagefolder", "--data-root", "pictures")
-    else:
-        data = ("--data", "digits")
+    data = ("--data", "imagefolder", "--data-root", "pictures") if kind == "image_folder" else ("--data", "digits")
     code, out, err = call(
         *("cut", "--network", name, "--weights", "w.pth", "--macs", str(KINDS[kind]), "--align", "4", *data),
         *("--out", "out", "--json"),
