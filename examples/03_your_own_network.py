@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import hoyer_export as hx
-from hoyer_export.channels.rules.pointwise import elementwise
 
 
 class SmallU(nn.Module):
@@ -62,7 +61,7 @@ def main() -> None:
     print("as it is:")
     show(hx.self_test(model, images))
     print("with a rule for torch.sinc, position by position:")
-    found = hx.self_test(model, images, rules={torch.sinc: elementwise(torch.sinc)})
+    found = hx.self_test(model, images, rules={torch.sinc: hx.rules.elementwise})
     show(found)
 
     chosen = hx.select_channels(found.channels, model, macs=0.5, align=4)

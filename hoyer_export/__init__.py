@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hoyer_export import rules as rules
     from hoyer_export.channels.channel_map import ChannelGroup, ChannelMap, Member, Unprunable
     from hoyer_export.channels.trace import trace_channels
     from hoyer_export.deploy.benchmark import BenchmarkRecord, benchmark
@@ -70,6 +71,7 @@ __all__ = [
     "gather_inputs",
     "load_slim",
     "remove_dead_blocks",
+    "rules",
     "save_slim",
     "select_channels",
     "self_test",
@@ -112,6 +114,7 @@ _HOME = {
     "gather_inputs": "surgery.gather",
     "load_slim": "surgery.slim_file",
     "remove_dead_blocks": "surgery.dead_blocks",
+    "rules": "rules",
     "save_slim": "surgery.slim_file",
     "select_channels": "surgery.selection",
     "self_test": "surgery.self_test",
@@ -127,7 +130,8 @@ def __getattr__(name: str) -> Any:
         return import_module("hoyer_export.environment").own_version()
     if name not in _HOME:
         raise AttributeError(f"module 'hoyer_export' has no attribute {name!r}")
-    return getattr(import_module(f"hoyer_export.{_HOME[name]}"), name)
+    home = import_module(f"hoyer_export.{_HOME[name]}")
+    return home if _HOME[name] == name else getattr(home, name)
 
 
 def __dir__() -> list[str]:

@@ -227,6 +227,7 @@ NETWORKS: dict[str, Callable[[], Net]] = {
     "added through a view": behind(added_through_a_view),
     "reciprocal": behind(lambda n, y: 1 / y),
     "log": behind(lambda n, y: y.abs().log()),
+    "distance": behind(lambda n, y: n.b(torch.log1p(0.5 + (y - 0.5).pow(2))), b=conv(12, 6)),
     "contiguous": behind(lambda n, y: y.contiguous()),
     "copied": behind(lambda n, y: torch.empty_like(y).copy_(y)),
     "dropout": behind(lambda n, y: F.dropout(y, 0.5, n.training)),

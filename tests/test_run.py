@@ -79,7 +79,15 @@ min_seconds = 0.2
 """
 DENSE_MACS = 64 * 8 * 9 + 16 * 16 * 8 * 9 + 16 * 10
 FILES = {
-    *("recipe.toml", "metrics.jsonl", "stages.json", "channels.json", "dense.safetensors", "sparse.safetensors", "slim.safetensors"),
+    *(
+        "recipe.toml",
+        "metrics.jsonl",
+        "stages.json",
+        "channels.json",
+        "dense.safetensors",
+        "sparse.safetensors",
+        "slim.safetensors",
+    ),
     *("widths.json", "dense.onnx", "slim.onnx", "report.json", "report.html", "card.md"),
 }
 # What depends on the clock and the machine.

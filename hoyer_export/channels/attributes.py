@@ -5,18 +5,18 @@ every int in an attribute of the user's own modules is replaced by one that note
 that it does is give axes their lengths, the cut writes the new length into the attribute.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
-from hoyer_export.channels.labels import Labels, Vector
+from hoyer_export.channels.union_find import UnionFind, Vector
 
 _NORMALISATIONS = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
 
 
-@dataclass
+@dataclass(eq=False)
 class Attribute:
     """One size in one attribute, and what it was used for while the model ran.
 
@@ -26,8 +26,8 @@ class Attribute:
         index: position in it, where it is a list or tuple.
         dense: the size.
         uses: (labels of an axis, times, over): the axis has ``dense · times // over`` positions.
-        is_literal: something depends on the number that the cut cannot see to.
-        declined: labels of axes that could have followed the attribute, but another length followed the cut instead.
+        is_fixed: something depends on the number that the cut cannot see to.
+        passed_over: labels of axes that could have followed the attribute, but another length follows the cut instead.
         is_preferred: those axes are to follow the attribute.
     """
 
@@ -36,27 +36,27 @@ class Attribute:
     index: int | None
     dense: int
     uses: list[tuple[Vector, int, int]] = field(default_factory=list)
-    is_literal: bool = False
-    declined: list[Vector] = field(default_factory=list)
+    is_fixed: bool = False
+    passed_over: list[Vector] = field(default_factory=list)
     is_preferred: bool = False
 
     @property
     def axis(self) -> tuple[Vector, int] | None:
         """The labels of an axis, and of how many such axes the attribute is the length, where it may change."""
         exact = sorted((over, number) for number, (_, times, over) in enumerate(self.uses) if times == 1)
-        if self.is_literal or self.declined or not exact:
+        if self.is_fixed or self.passed_over or not exact:
             return None
         over, number = exact[0]
         return self.uses[number][0], over
 
-    def settle(self, labels: Labels) -> None:
+    def declare(self, labels: UnionFind) -> None:
         """Tie all axes that follow the attribute to each other, or fix them where it cannot change."""
         followed = self.axis
         for axis, times, over in self.uses:
             if followed is None:
                 labels.fix(axis, f"its size is fixed by `{self.shown}`, which the code also uses otherwise")
             elif axis is not followed[0]:
-                labels.same_length(followed[0], axis, times * followed[1], over)
+                labels.tie(followed[0], axis, times * followed[1], over)
 
     @property
     def shown(self) -> str:
@@ -65,9 +65,7 @@ class Attribute:
         return name if self.index is None else f"{name}[{self.index}]"
 
 
-def watch_attributes(
-    model: nn.Module, make: Callable[[Attribute], int], preferred: Collection[str]
-) -> Iterator[Attribute]:
+def watch_attributes(model: nn.Module, make: Callable[[Attribute], int]) -> Iterator[Attribute]:
     """Replace every size in an attribute of a module of ``model`` by what ``make`` returns for it.
 
     Of torch's own modules normalisations compute with theirs; the others hold no sizes of which ``surgery`` does not
@@ -81,10 +79,7 @@ def watch_attributes(
             sizes = value if type(value) in (list, tuple) else [value]
             if not all(type(item) is int for item in sizes):
                 continue
-            watched: list[int] = []
-            for index, item in enumerate(sizes):
-                attribute = Attribute(name, key, None if type(value) is int else index, item)
-                attribute.is_preferred = attribute.shown in preferred
-                watched.append(make(attribute) if item > 1 else item)
-                yield attribute
+            found = [Attribute(name, key, None if type(value) is int else at, size) for at, size in enumerate(sizes)]
+            watched = [make(attribute) if attribute.dense > 1 else attribute.dense for attribute in found]
             vars(module)[key] = watched[0] if type(value) is int else type(value)(watched)
+            yield from found

@@ -4,15 +4,22 @@ A **channel** is the set of parameter slices that must be removed together. A **
 that touch the same members; a **member** is one dimension of one parameter or buffer.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from math import prod
 
 import torch
 from torch import Tensor
 
+from hoyer_export.tensors import TensorRecord
 
-@dataclass(frozen=True)
-class Member:
+SHOWN = 20
+"""How many lines of a table are shown where a record is printed."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Member(TensorRecord):
     """One dimension of one parameter or buffer, and whose channel each of its indices is.
 
     Args:
@@ -28,6 +35,7 @@ class Member:
     parameter: str
     dim: int
     owner: Tensor
+    _: KW_ONLY
     is_weight: bool = False
     reads: bool = False
 
@@ -48,11 +56,12 @@ class ChannelGroup:
     name: str
     width: int
     members: tuple[Member, ...]
+    _: KW_ONLY
     only_read: bool = False
 
 
-@dataclass(frozen=True)
-class Unprunable:
+@dataclass(frozen=True, eq=False, repr=False)
+class Unprunable(TensorRecord):
     """Indices of one parameter dimension that cannot be removed exactly, and why."""
 
     parameter: str
@@ -61,9 +70,9 @@ class Unprunable:
     reason: str
 
 
-@dataclass(frozen=True)
-class Axis:
-    """One axis of a contraction: how many of its positions belong to nobody, and how many to each group's channels.
+@dataclass(frozen=True, eq=False, repr=False)
+class Axis(TensorRecord):
+    """One axis of a contraction: how many of its positions belong to no channel, and how many to each group's channels.
 
     Args:
         fixed: positions that are always there.
@@ -72,6 +81,14 @@ class Axis:
 
     fixed: int
     counts: dict[str, Tensor] = field(default_factory=dict)
+
+    def size(self, shares: Mapping[str, Tensor]) -> float:
+        """Return the number of positions when channel k of group g counts ``shares[g][k]``; a group left out, 1."""
+        size = float(self.fixed)
+        for name, counts in self.counts.items():
+            share = shares.get(name)
+            size += float(counts.sum()) if share is None else float(counts.double() @ share.double().cpu())
+        return size
 
 
 @dataclass(frozen=True)
@@ -87,6 +104,10 @@ class Contraction:
     name: str
     constant: int
     axes: tuple[Axis, ...]
+
+    def macs(self, shares: Mapping[str, Tensor]) -> float:
+        """Return the MACs of one example at shares as for ``Axis.size``."""
+        return self.constant * prod(axis.size(shares) for axis in self.axes)
 
 
 @dataclass(frozen=True)
@@ -107,10 +128,11 @@ class SizeAttribute:
     index: int | None
     dense: int
     axis: Axis
+    _: KW_ONLY
     times: int = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ChannelMap:
     """What lives or dies together in one network.
 
@@ -127,6 +149,7 @@ class ChannelMap:
     unprunable: tuple[Unprunable, ...]
     contractions: tuple[Contraction, ...]
     shapes: dict[str, tuple[int, ...]]
+    _: KW_ONLY
     buffers: frozenset[str] = frozenset()
     attributes: tuple[SizeAttribute, ...] = ()
 
@@ -136,6 +159,30 @@ class ChannelMap:
             if group.name == name:
                 return group
         raise KeyError(name)
+
+    def macs(self, shares: Mapping[str, Tensor]) -> float:
+        """Return the MACs of one example at shares as for ``Axis.size``."""
+        return sum(contraction.macs(shares) for contraction in self.contractions)
+
+    def __repr__(self) -> str:
+        """Return a table of the groups, with the MACs of the layers that write or read each, and of what must stay."""
+        dense, total = self.macs({}), sum(group.width for group in self.groups)
+        lines = [f"ChannelMap: {len(self.groups)} groups of {total} channels, {dense:,.0f} MACs"]
+        without = (self.macs({group.name: torch.zeros(group.width)}) for group in self.groups)
+        shares = [(dense - macs) / max(dense, 1) for macs in without]
+        rows = [f"  {g.name:<32} {g.width:>5} {share:>7.1%}" for g, share in zip(self.groups, shares, strict=True)]
+        reasons: Counter[str] = Counter()
+        for entry in self.unprunable:
+            reasons[entry.reason] += len(entry.indices)
+        stay = [f"  {count:>6}  {reason}" for reason, count in reasons.most_common()]
+        lines += _head([f"  {'group':<32} width    MACs", *rows]) if rows else []
+        return "\n".join(lines + (_head(["unprunable slices, by reason:", *stay]) if stay else []))
+
+
+def _head(lines: list[str]) -> list[str]:
+    """Return a title and the first lines of a table, and how many more there are."""
+    more = len(lines) - 1 - SHOWN
+    return [*lines[: SHOWN + 1], f"  ... and {more} more"] if more > 0 else lines
 
 
 def removed_channels(group: ChannelGroup, keep: Tensor) -> Tensor:

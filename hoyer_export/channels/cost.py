@@ -10,7 +10,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from hoyer_export.channels.channel_map import Axis, ChannelMap
+from hoyer_export.channels.channel_map import ChannelMap, removed_channels
 
 
 def macs_at(channels: ChannelMap, shares: Mapping[str, Tensor]) -> float:
@@ -20,10 +20,7 @@ def macs_at(channels: ChannelMap, shares: Mapping[str, Tensor]) -> float:
         channels: the channel map.
         shares: group name → [width], each entry between 0 (gone) and 1 (there); a group not named is whole.
     """
-    total = 0.0
-    for contraction in channels.contractions:
-        total += contraction.constant * prod(_size(axis, shares) for axis in contraction.axes)
-    return total
+    return channels.macs(shares)
 
 
 def macs_of_keep(channels: ChannelMap, keep: Mapping[str, Tensor]) -> int:
@@ -41,11 +38,9 @@ def params_of_keep(channels: ChannelMap, keep: Mapping[str, Tensor]) -> int:
     sizes = {name: list(shape) for name, shape in channels.shapes.items()}
     for group in channels.groups:
         if group.name in keep:
-            gone = torch.ones(group.width, dtype=torch.bool)
-            gone[keep[group.name]] = False
+            gone = removed_channels(group, keep[group.name])
             for member in group.members:
-                owned = member.owner[member.owner >= 0]
-                sizes[member.parameter][member.dim] -= int(gone[owned].sum())
+                sizes[member.parameter][member.dim] -= int(torch.isin(member.owner, gone).sum())
     return sum(prod(shape) for name, shape in sizes.items() if name not in channels.buffers)
 
 
@@ -57,11 +52,3 @@ def shares_of_keep(channels: ChannelMap, keep: Mapping[str, Tensor]) -> dict[str
             shares[group.name] = torch.zeros(group.width, dtype=torch.float64)
             shares[group.name][keep[group.name]] = 1
     return shares
-
-
-def _size(axis: Axis, shares: Mapping[str, Tensor]) -> float:
-    size = float(axis.fixed)
-    for name, counts in axis.counts.items():
-        share = shares.get(name)
-        size += float(counts.sum()) if share is None else float(counts.double() @ share.double().cpu())
-    return size

@@ -1,15 +1,18 @@
-"""From solved labels to channels and channel groups.
+"""From the solved union-find to channels and channel groups.
 
-A class of labels that is not fixed is a channel; channels that touch the same members form a group. Everything is
-done on whole arrays: a network has 10⁵ labels and more.
+A component that is not fixed is a channel; channels that touch the same members form a group. Everything is done on
+whole arrays: a network has 10⁵ labels and more.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, count
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import nn
 
+from hoyer_export.channels.attributes import Attribute
 from hoyer_export.channels.channel_map import (
     Axis,
     ChannelGroup,
@@ -19,112 +22,119 @@ from hoyer_export.channels.channel_map import (
     SizeAttribute,
     Unprunable,
 )
-from hoyer_export.channels.labels import Classes, Labels, Slot, Vector
-from hoyer_export.channels.tracer import Tracer
+from hoyer_export.channels.labels import Tracer
+from hoyer_export.channels.union_find import Components, Slot, Vector
+from hoyer_export.tensors import named_tensors
 
 ONLY_CHANNEL = "the only channel of its group"
 NO_WEIGHT = "no convolution, linear layer or matrix product reads or writes it"
 
 
+@dataclass(frozen=True, eq=False)
+class _Grouping:
+    """Every label's group, -1 for none, and channel in it, int64 [labels]; the groups' names and widths."""
+
+    names: list[str]
+    widths: list[int]
+    group: Vector
+    channel: Vector
+
+    def axis(self, labels: Vector | int) -> Axis:
+        """Count the positions of an axis that are no channel's, and those of each channel."""
+        if isinstance(labels, int):
+            return Axis(labels)
+        groups, channels = self.group[labels], self.channel[labels]
+        counts = {
+            self.names[at]: torch.from_numpy(np.bincount(channels[groups == at], minlength=self.widths[at]))
+            for at in np.unique(groups[groups >= 0]).tolist()
+        }
+        return Axis(int((groups < 0).sum()), counts)
+
+
 def channel_map(
-    tracer: Tracer, classes: Classes, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
+    tracer: Tracer, attributes: Sequence[Attribute], components: Components, model: nn.Module
 ) -> ChannelMap:
-    """Return the channel map of a finished trace of a model with these parameters and buffers."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in {**parameters, **buffers}.items()}
-    labels = tracer.labels
-    weights = _weights(tracer, shapes)
-    readers = _slots_of(tracer.readers, labels)
-    group_of, channel_of, names, widths = _group(labels, classes, weights)
-    summed = set(group_of[np.isin(classes.of_label, _classes_of(tracer.summed, classes))].tolist())
-    members: list[list[Member]] = [[] for _ in names]
-    for at, slot in enumerate(labels.slots):
-        span = slice(slot.start, slot.start + slot.size)
-        groups_here, channels_here = group_of[span], channel_of[span]
+    """Return the channel map of a finished trace of a model."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
+    slots = tracer.union_find.slots
+    slot_of = np.full(tracer.union_find.count, -1)
+    for number, slot in enumerate(slots):
+        slot_of[slot.span] = number
+    # Contracted, as they are or after some computation; vectors are no weights.
+    weights = {slots[at].parameter for at in _touched(slot_of, tracer.weights)}
+    weights = {name for name in weights if len(shapes[name]) >= 2}
+    readers = _touched(slot_of, tracer.readers)
+    found = _group(slots, slot_of, components, weights)
+    summed = set(found.group[np.isin(components.of_label, _touched(components.of_label, tracer.summed))].tolist())
+    members: list[list[Member]] = [[] for _ in found.names]
+    for at, slot in enumerate(slots):
+        groups_here, channels_here = found.group[slot.span], found.channel[slot.span]
         for number in sorted(set(groups_here.tolist()) - {-1}):
             owner = torch.from_numpy(np.where(groups_here == number, channels_here, -1))
-            members[number].append(Member(slot.parameter, slot.dim, owner, slot.parameter in weights, at in readers))
-    groups = tuple(
-        ChannelGroup(name, width, tuple(owned), only_read=number not in summed)
-        for number, (name, width, owned) in enumerate(zip(names, widths, members, strict=True))
-    )
-    # Every channel of the network at a place of its own, so that one count serves all groups.
-    starts = np.concatenate([[0], np.cumsum(widths, dtype=np.int64)])
-    place_of = np.where(group_of >= 0, starts[group_of] + channel_of, -1)
-
-    def axis_of(axis: Vector | int) -> Axis:
-        return Axis(axis) if isinstance(axis, int) else _axis(place_of[axis], starts, names)
-
-    contractions = tuple(
-        Contraction(found.name, found.constant, tuple(map(axis_of, found.axes))) for found in tracer.contractions
-    )
-    attributes = tuple(
-        SizeAttribute(found.module, found.name, found.index, found.dense, axis_of(axis[0]), axis[1])
-        for found in tracer.attributes
-        if (axis := found.axis) is not None
-    )
-    unprunable = tuple(_unprunable(labels, classes, group_of))
-    return ChannelMap(groups, unprunable, contractions, shapes, frozenset(buffers), attributes)
-
-
-def _weights(tracer: Tracer, shapes: dict[str, tuple[int, ...]]) -> set[str]:
-    """Return the parameters that are contracted, as they are or after some computation; vectors are no weights."""
-    slots = tracer.labels.slots
-    used = {slots[number].parameter for number in _slots_of(tracer.weights, tracer.labels)}
-    return {name for name in used if len(shapes[name]) >= 2}
+            is_weight = slot.parameter in weights
+            members[number].append(Member(slot.parameter, slot.dim, owner, is_weight=is_weight, reads=at in readers))
+    return ChannelMap(
+        groups=tuple(
+            ChannelGroup(name, width, tuple(owned), only_read=number not in summed)
+            for number, (name, width, owned) in enumerate(zip(found.names, found.widths, members, strict=True))
+        ),
+        unprunable=tuple(_unprunable(slots, components, found)),
+        contractions=tuple(
+            Contraction(traced.name, traced.constant, tuple(map(found.axis, traced.axes)))
+            for traced in tracer.contractions
+        ),
+        shapes=shapes,
+        buffers=frozenset(name for name, _ in model.named_buffers()),
+        attributes=tuple(
+            SizeAttribute(
+                module=it.module, attribute=it.name, index=it.index, dense=it.dense,
+                axis=found.axis(it.axis[0]), times=it.axis[1],
+            )
+            for it in attributes
+            if it.axis is not None
+        ),
+    )  # fmt: skip
 
 
-def _slots_of(vectors: list[Vector], labels: Labels) -> set[int]:
-    """Return the numbers of all slots that some of the labels lie in."""
-    slot_of = _slot_of(labels)
-    return {number for vector in vectors for number in slot_of[vector].tolist()} - {-1}
+def _touched(number_of: Vector, vectors: list[Vector]) -> list[int]:
+    """Return the distinct numbers that some labels have, but for -1."""
+    numbers = _distinct(number_of[np.concatenate([np.zeros(0, np.int64), *vectors])])
+    return [int(number) for number in numbers if number >= 0]
 
 
-def _classes_of(vectors: list[Vector], classes: Classes) -> Vector:
-    return _distinct(np.concatenate([np.zeros(0, np.int64), *(classes.of_label[vector] for vector in vectors)]))
-
-
-def _slot_of(labels: Labels) -> Vector:
-    """Return the number of the slot that each label lies in, -1 for nobody's."""
-    slot_of = np.full(labels.count, -1)
-    for number, slot in enumerate(labels.slots):
-        slot_of[slot.start : slot.start + slot.size] = number
-    return slot_of
-
-
-def _group(labels: Labels, classes: Classes, weights: set[str]) -> tuple[Vector, Vector, list[str], list[int]]:
-    """Return each label's group (-1 for none) and channel in it, and the groups' names and widths."""
-    slot_of, of_label = _slot_of(labels), classes.of_label
-    live = np.flatnonzero((slot_of >= 0) & (classes.reason_of_class[of_label] < 0))
-    # A class' signature is the set of slots that it touches: the sum of one random 64-bit number a slot (2⁻⁶⁴ that
+def _group(slots: list[Slot], slot_of: Vector, components: Components, weights: set[str]) -> _Grouping:
+    of_label = components.of_label
+    live = np.flatnonzero((slot_of >= 0) & (components.reason_of_component[of_label] < 0))
+    # A component's signature is the set of slots that it touches: the sum of one random 64-bit number a slot (2⁻⁶⁴ that
     # two different sets agree, and a fixed seed so that it is the same on every run).
-    numbers = np.random.default_rng(0).integers(0, 2**63, len(labels.slots), dtype=np.uint64)
-    touches = _distinct(of_label[live] * len(labels.slots) + slot_of[live])
-    signature = np.zeros(len(classes.reason_of_class), np.uint64)
-    np.add.at(signature, touches // len(labels.slots), numbers[touches % len(labels.slots)])
-    # Groups, and channels within one, in the order in which the network meets them.
+    numbers = np.random.default_rng(0).integers(0, 2**63, len(slots), dtype=np.uint64)
+    touching, touched = np.divmod(_distinct(of_label[live] * len(slots) + slot_of[live]), max(len(slots), 1))
+    signature = np.zeros(len(components.reason_of_component), np.uint64)
+    np.add.at(signature, touching, numbers[touched])
+    # Groups, and channels within one, in the order in which the network comes to them.
     found, first = np.unique(of_label[live], return_index=True)
-    met = np.argsort(first)
-    _, earliest, kind = np.unique(signature[found[met]], return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    _, earliest, kind = np.unique(signature[found[order]], return_index=True, return_inverse=True)
     kind = np.argsort(np.argsort(earliest))[kind]
-    channel_of_class, group_of_class = np.full((2, len(signature)), -1)
+    is_weight = np.array([slot.parameter in weights for slot in slots], dtype=bool)
+    with_weight = set(touching[is_weight[touched]].tolist())
+    channel_of, group_of = np.full((2, len(signature)), -1)
     names: list[str] = []
     widths: list[int] = []
-    is_weight = np.array([slot.parameter in weights for slot in labels.slots], dtype=bool)
-    weighty = set((touches[is_weight[touches % max(len(labels.slots), 1)]] // max(len(labels.slots), 1)).tolist())
     ends = np.cumsum(np.bincount(kind))
-    for members in np.split(found[met][np.argsort(kind, kind="stable")], ends[:-1]) if len(ends) else []:
-        if len(members) == 1 or members[0] not in weighty:
-            classes.refuse(members, ONLY_CHANNEL if len(members) == 1 else NO_WEIGHT)
+    for members in np.split(found[order][np.argsort(kind, kind="stable")], ends[:-1]) if len(ends) else []:
+        if len(members) == 1 or members[0] not in with_weight:
+            components.fix(members, ONLY_CHANNEL if len(members) == 1 else NO_WEIGHT)
             continue
-        group_of_class[members] = len(names)
-        channel_of_class[members] = np.arange(len(members))
+        group_of[members] = len(names)
+        channel_of[members] = np.arange(len(members))
         widths.append(len(members))
         start = live[first[np.searchsorted(found, members[0])]]
-        names.append(_name(labels.slots[slot_of[start]], names))
-    nobody = slot_of < 0
-    group_of, channel_of = group_of_class[of_label], channel_of_class[of_label]
-    group_of[nobody] = channel_of[nobody] = -1
-    return group_of, channel_of, names, widths
+        names.append(_name(slots[slot_of[start]], names))
+    has_slot = slot_of >= 0
+    return _Grouping(
+        names, widths, np.where(has_slot, group_of[of_label], -1), np.where(has_slot, channel_of[of_label], -1)
+    )
 
 
 def _distinct(numbers: Vector) -> Vector:
@@ -136,28 +146,14 @@ def _distinct(numbers: Vector) -> Vector:
 def _name(slot: Slot, taken: list[str]) -> str:
     """Return the first module whose output the channels are; the parameter's name where that is taken."""
     module = slot.parameter.rpartition(".")[0] or slot.parameter
-    name = module if module not in taken else slot.parameter
-    number = 2
-    while name in taken:
-        name = f"{slot.parameter}#{number}"
-        number += 1
-    return name
+    names = chain((module, slot.parameter), (f"{slot.parameter}#{number}" for number in count(2)))
+    return next(name for name in names if name not in taken)
 
 
-def _axis(places: Vector, starts: Vector, names: list[str]) -> Axis:
-    """Count the positions of an axis that are nobody's, -1, and those at each channel's place."""
-    counts = np.bincount(places[places >= 0], minlength=starts[-1])
-    present = np.unique(np.searchsorted(starts, np.flatnonzero(counts), side="right") - 1).tolist()
-    of_group = {
-        names[number]: torch.from_numpy(counts[starts[number] : starts[number + 1]].copy()) for number in present
-    }
-    return Axis(fixed=int((places < 0).sum()), counts=of_group)
-
-
-def _unprunable(labels: Labels, classes: Classes, group_of: Vector) -> Iterator[Unprunable]:
-    for slot in labels.slots:
-        indices = np.flatnonzero(group_of[slot.start : slot.start + slot.size] < 0)
-        why = classes.reason_of(slot.start + indices)
+def _unprunable(slots: list[Slot], components: Components, found: _Grouping) -> Iterator[Unprunable]:
+    for slot in slots:
+        indices = np.flatnonzero(found.group[slot.span] < 0)
+        why = components.reason_of(slot.start + indices)
         for number in dict.fromkeys(why.tolist()):
             which = torch.from_numpy(indices[why == number])
-            yield Unprunable(slot.parameter, slot.dim, which, classes.reasons[number])
+            yield Unprunable(slot.parameter, slot.dim, which, components.reasons[number])

@@ -1,169 +1,218 @@
-"""Labels: integers that say whose channel an index is, and which of them live or die together.
+"""What the rules work with: the labels beside every tensor while the model runs once.
 
-Every index of every parameter dimension that the network's arithmetic touches gets a label of its own. Operations
-*unite* labels (a residual sum, a consumer's input slice) or *fix* them with a reason (the model's output, layer_norm).
-Label 0 is nobody's: the input image, a constant. What is united with it is fixed too. The classes of the union-find
-are the channels.
+A tensor has at most one vector of labels for each of its axes. That is enough, because a cut tensor has to stay
+rectangular: what is removed from it are whole slices along an axis, so all the labels that meet in one slice live or
+die together anyway.
 """
 
+from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass
-from math import gcd
+from typing import Any
+from weakref import ref
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
-Vector = NDArray[np.int64]
-
-NOBODY = 0
-MEETS_NOBODY = "meets the model's input or a tensor of fixed size"
+from hoyer_export.channels.union_find import NO_CHANNEL, UnionFind, Vector
+from hoyer_export.tensors import named_tensors, tensors_in
 
 
-@dataclass(frozen=True)
-class Slot:
-    """One labelled dimension of one parameter or buffer: its index i has the label ``start + i``."""
-
-    parameter: str
-    dim: int
-    start: int
-    size: int
-
-
-@dataclass(frozen=True)
-class Classes:
-    """The solved union-find.
+@dataclass(frozen=True, eq=False)
+class AxisLabels:
+    """Whose channel each position along one axis of a tensor is.
 
     Args:
-        of_label: int64 [labels], the class of every label.
-        reasons: why something cannot be removed.
-        reason_of_class: int64 [classes], place in ``reasons``; -1 where the class can be removed.
-        reason_of_label: int64 [labels], what was said of the label itself; -1 where nothing was.
+        labels: int64 [size of the axis].
+        rest: what the tensor holds at all positions of a channel that is zeroed: 0 as long as nothing was added,
+            0.5 after a sigmoid, None for finite numbers that nobody knows.
     """
 
-    of_label: Vector
-    reasons: list[str]
-    reason_of_class: Vector
-    reason_of_label: Vector
+    labels: Vector
+    rest: float | None = 0.0
 
-    def refuse(self, classes: Vector, reason: str) -> None:
-        """Declare that whole classes cannot be removed."""
-        self.reason_of_class[classes] = len(self.reasons)
-        self.reasons.append(reason)
+    @property
+    def zero(self) -> bool:
+        """Whether a zeroed channel is exactly zero here."""
+        return self.rest == 0.0
 
-    def reason_of(self, labels: Vector) -> Vector:
-        """Return the places in ``reasons``: what was said of the labels themselves before what of their class."""
-        own = self.reason_of_label[labels]
-        return np.where(own >= 0, own, self.reason_of_class[self.of_label[labels]])
+    def __len__(self) -> int:
+        return len(self.labels)
 
+    def __getitem__(self, positions: Any) -> "AxisLabels":
+        """Return the labels at some of the positions."""
+        return AxisLabels(self.labels[positions], self.rest)
 
-@dataclass(frozen=True)
-class _SameLength:
-    """One axis was given the length of another, times ``times``, over ``over``: they must shrink in proportion."""
+    def mixed(self) -> "AxisLabels":
+        """Return the labels after an operation that mixes numbers of one channel: 0 stays 0, all else is unknown."""
+        return self.resting(0.0 if self.zero else None)
 
-    source: Vector
-    axis: Vector
-    times: int
-    over: int
+    def resting(self, rest: float | None) -> "AxisLabels":
+        """Return the same labels with another rest."""
+        return AxisLabels(self.labels, rest)
 
-    def holds(self, of_label: Vector) -> bool:
-        """Whether every class takes as many positions of the one as of the other, so that the lengths always agree."""
-        counts = [np.bincount(of_label[labels], minlength=of_label.max() + 1) for labels in (self.source, self.axis)]
-        return bool(np.array_equal(counts[0] * self.times, counts[1] * self.over))
-
-    def pairs(self) -> list[tuple[Vector, Vector]]:
-        """The labels to unite so that it holds: c // g positions lose one where the source loses g, and so on."""
-        runs = self.source.reshape(self.over, -1)
-        rows = self.axis.reshape(-1, self.times)
-        if bool((rows == rows[:, :1]).all()):  # copies in a row
-            return [(runs[..., None], rows), (runs, runs[:1])]
-        return [(runs[:1], self.axis.reshape(self.times, -1)), (runs, runs[:1])]
+    def repeated(self, times: int) -> "AxisLabels":
+        """Return every label several times in a row."""
+        return AxisLabels(self.labels.repeat(times), self.rest)
 
 
-class Labels:
-    """A union-find that collects pairs in batches and is solved once, at the end."""
+TensorLabels = dict[int, AxisLabels]
 
-    def __init__(self) -> None:
-        self.slots: list[Slot] = []
-        self.count = 1
-        self._pairs: list[tuple[Vector, Vector]] = [(np.zeros(1, np.int64), np.zeros(1, np.int64))]
-        self._same_lengths: list[_SameLength] = []
-        self._fixed: list[tuple[Vector, str]] = []
-        self._fixed_slots: dict[tuple[str, int], str] = {}
-        self._log: list[Vector] = []
 
-    def new(self, parameter: str, dim: int, size: int) -> Vector:
-        """Return ``size`` fresh labels, int64 [size], for one dimension of ``parameter``."""
-        self.slots.append(Slot(parameter, dim, self.count, size))
-        self.count += size
-        return np.arange(self.count - size, self.count)
+@dataclass(frozen=True, eq=False)
+class LabelledContraction:
+    """A contraction whose axes are label vectors, or plain sizes where nothing is labelled."""
 
-    def fixed(self, size: int, reason: str) -> Vector:
-        """Return labels of no parameter that fix, with a reason of their own, whatever is united with them."""
-        self.count += 1
-        labels = np.full(size, self.count - 1)
-        self.fix(labels[:1], reason)
+    name: str
+    constant: int
+    axes: tuple[Vector | int, ...]
+
+
+class Tracer:
+    """The labels of every tensor, parameter and buffer of one traced run.
+
+    Args:
+        model: the model that runs; its parameters and buffers are what is labelled.
+        batch_size: number of examples that run at once; MACs are counted for one.
+    """
+
+    def __init__(self, model: nn.Module, batch_size: int) -> None:
+        self.union_find = UnionFind()
+        self.batch_size = batch_size
+        self.operation: Any = None  # whose rule is at work
+        self.modules: list[tuple[str, nn.Module]] = []  # that are running, the innermost last
+        self.contractions: list[LabelledContraction] = []
+        self.weights: list[Vector] = []
+        self.readers: list[Vector] = []
+        self.summed: list[Vector] = []
+        self.untied: dict[int, Any] = {}  # sizes among the running operation's arguments that no axis follows yet
+        self._labels_of: MutableMapping[Tensor, TensorLabels] = WeakTensorKeyDictionary()
+        self._names: MutableMapping[Tensor, str] = WeakTensorKeyDictionary()
+        self._examples: MutableMapping[Tensor, bool] = WeakTensorKeyDictionary()
+        self._fixed_dims: dict[tuple[str, int], str] = {}  # dimensions of parameters without labels as yet → reason
+        self._sharing: dict[int, list[ref[Tensor]]] = {}
+        for name, tensor in named_tensors(model).items():
+            self._names[tensor] = name
+
+    # -- what a rule reads ------------------------------------------------------------------------------------------
+
+    def axes(self, tensor: Tensor) -> TensorLabels:
+        """Return the labelled axes of ``tensor``; a parameter or buffer has all its axes longer than one labelled."""
+        if tensor in self._names:
+            for axis in range(tensor.ndim):
+                if tensor.shape[axis] > 1:
+                    self.axis(tensor, axis)
+        return self.known_axes(tensor)
+
+    def known_axes(self, tensor: Tensor) -> TensorLabels:
+        """Return the axes that have labels already, without making any for a parameter."""
+        return self._labels_of.get(tensor, {})
+
+    def axis(self, tensor: Tensor, axis: int) -> AxisLabels:
+        """Return the labels along one axis: made now for a parameter without any, no channel's for an activation."""
+        axis %= tensor.ndim
+        known = self._labels_of.get(tensor, {})
+        if axis in known:
+            return known[axis]
+        if (name := self._names.get(tensor)) is None:
+            return AxisLabels(np.full(tensor.shape[axis], NO_CHANNEL), None)
+        # A variance of 1 is what a zeroed channel is left with: it is divided by.
+        rest = 1.0 if name.rpartition(".")[2] == "running_var" else 0.0
+        labels = AxisLabels(self.union_find.new(name, axis, tensor.shape[axis]), rest)
+        if (name, axis) in self._fixed_dims:
+            self.fix(labels, self._fixed_dims[name, axis])
+        self.put(tensor, {**known, axis: labels})
         return labels
 
-    def unite(self, first: Vector, second: Vector) -> None:
-        """Declare that the labels at the same position of the two (broadcast) arrays live or die together."""
-        self._pairs.append((first, second))
-        self._log += (first, second)
+    def is_parameter(self, tensor: Tensor) -> bool:
+        """Return whether ``tensor`` is a parameter or buffer of the model."""
+        return tensor in self._names
 
-    def same_length(self, source: Vector, axis: Vector, times: int = 1, over: int = 1) -> None:
-        """Declare that ``axis`` must always have the length of ``source``, times ``times``, over ``over``."""
-        self._log += (source, axis)
-        shared = gcd(times, over)
-        self._same_lengths.append(_SameLength(source, axis, times // shared, over // shared))
+    def is_known(self, tensor: Tensor) -> bool:
+        """Return whether ``tensor`` is a parameter or buffer, or carries labels."""
+        return bool(self._labels_of.get(tensor)) or tensor in self._names
 
-    def declared(self) -> int:
-        """Return how much has been declared so far; see ``declared_since``."""
-        return len(self._log)
+    def is_example(self, tensor: Tensor) -> bool:
+        """Return whether a tensor is the input or depends on it."""
+        return tensor in self._examples
 
-    def declared_since(self, number: int) -> list[Vector]:
-        """Return the labels of which something was declared after so much had been."""
-        return self._log[number:]
+    def examples_in(self, tensor: Tensor) -> int:
+        """Return how many examples a tensor holds: 1 where it was computed from parameters alone."""
+        return self.batch_size if tensor in self._examples else 1
 
-    def fix(self, labels: Vector, reason: str) -> None:
-        """Declare that ``labels`` cannot be removed, and why; the first reason of a channel is the one shown."""
-        self._fixed.append((labels, reason))
-        self._log.append(labels)
+    # -- what a rule declares ---------------------------------------------------------------------------------------
 
-    def fix_slot(self, parameter: str, dim: int, reason: str) -> None:
-        """Declare that a dimension of a parameter cannot be cut, whether or not it gets labels."""
-        self._fixed_slots[parameter, dim] = reason
+    def put(self, tensor: Tensor, axes: TensorLabels) -> None:
+        """Give ``tensor`` its labels."""
+        self._labels_of[tensor] = axes
 
-    def solve(self) -> Classes:
-        """Return the class of every label, and for every class that is fixed the reason."""
-        classes = self._classes()
-        # Only lengths that would not agree anyway cost freedom. What is fixed stays, so it counts as one class.
-        fixed = classes.reason_of_class[classes.of_label] >= 0
-        of_label = np.where(fixed, classes.of_label[NOBODY], classes.of_label)
-        if broken := [tie for tie in self._same_lengths if not tie.holds(of_label)]:
-            self._pairs += [pair for tie in broken for pair in tie.pairs()]
-            classes = self._classes()
-        return classes
+    def unite(self, first: AxisLabels, *others: AxisLabels) -> AxisLabels:
+        """Let the channels at the same position of axes of equal length live or die together; return the first."""
+        for other in others:
+            if other is not first:
+                self.union_find.unite(first.labels, other.labels)
+        return first
 
-    def _classes(self) -> Classes:
-        of_label, meets_nobody = self._components()
-        slots = [(np.arange(s.start, s.start + s.size), (s.parameter, s.dim)) for s in self.slots]
-        fixed_slots = [(labels, self._fixed_slots[key]) for labels, key in slots if key in self._fixed_slots]
-        numbers: dict[str, int] = {}
-        of_class, own = np.full(of_label.max() + 1, -1), np.full(self.count, -1)
-        for labels, reason in [*self._fixed, *fixed_slots, (meets_nobody, MEETS_NOBODY)]:  # the first reason stays
-            number = numbers.setdefault(reason, len(numbers))
-            own[labels[own[labels] < 0]] = number
-            classes = of_label[labels]
-            of_class[classes[of_class[classes] < 0]] = number
-        return Classes(of_label, list(numbers), of_class, own)
+    def unite_blocks(self, axis: AxisLabels, blocks: int) -> AxisLabels:
+        """Unite position j of every one of ``blocks`` equal blocks of an axis; return the labels of the first block."""
+        rows = axis.labels.reshape(blocks, -1)
+        if blocks > 1:
+            self.union_find.unite(rows, rows[:1])
+        return axis[: rows.shape[1]]
 
-    def _components(self) -> tuple[Vector, Vector]:
-        """Return the class of every label, and the labels that were united with nobody's, which unites nothing."""
-        pairs = [np.stack(np.broadcast_arrays(a, b)).reshape(2, -1) for a, b in self._pairs]
-        left, right = np.concatenate(pairs, axis=1)
-        nobody = (left == NOBODY) | (right == NOBODY)
-        meets_nobody = np.append(np.maximum(left, right)[nobody], NOBODY)
-        apart = ~nobody & (left != right)
-        left, right = left[apart], right[apart]
-        graph = coo_array((np.ones(left.size, dtype=bool), (left, right)), shape=(self.count, self.count))
-        return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64), meets_nobody
+    def unite_runs(self, axis: AxisLabels, length: int) -> AxisLabels:
+        """Unite every ``length`` positions in a row; return the first label of each run."""
+        rows = axis.labels.reshape(-1, length)
+        self.union_find.unite(rows, rows[:, :1])
+        return axis[::length]
+
+    def fix(self, what: AxisLabels | Tensor, reason: str, dims: Iterable[int] | None = None) -> None:
+        """Make the channels along an axis unprunable, or every channel that shows in a tensor.
+
+        With ``dims`` only those along these dimensions of a tensor, of a parameter also if they are labelled later.
+        """
+        if isinstance(what, AxisLabels):
+            self.union_find.fix(what.labels, reason)
+            return
+        axes = self.axes(what) if dims is None else self.known_axes(what)
+        chosen = list(axes) if dims is None else [dim % what.ndim for dim in dims]
+        for axis in chosen:
+            if axis in axes:
+                self.union_find.fix(axes[axis].labels, reason)
+        if name := self._names.get(what):
+            self._fixed_dims |= {(name, axis): reason for axis in chosen if axis not in axes}
+
+    def reads(self, slices: AxisLabels) -> None:
+        """Note that slices of a weight multiply the channels' activations: zero slices silence a channel."""
+        self.readers.append(slices.labels)
+
+    def sums(self, axis: AxisLabels) -> None:
+        """Note that activations are summed over their channels (or multiplied with each other) as they are."""
+        self.summed.append(axis.labels)
+
+    def contraction(self, op: str, constant: int, weight: Tensor | list[Tensor], *axes: AxisLabels | int) -> None:
+        """Count a contraction's MACs = constant · Π axes, and note that ``weight`` makes up its channels' norms.
+
+        A weight may be computed (transposed, scaled, standardised): what counts is whose labels it carries. Where
+        either factor may be the weight, both are given.
+        """
+        for factor in tensors_in(weight):
+            self.weights += [side.labels for side in self.known_axes(factor).values()]
+        sizes = tuple(axis.labels if isinstance(axis, AxisLabels) else axis for axis in axes)
+        self.contractions.append(LabelledContraction(self.modules[-1][0] or op, constant, sizes))
+
+    def note_example(self, tensor: Tensor) -> None:
+        """Remember that a tensor is the input or depends on it."""
+        self._examples[tensor] = True
+
+    def note_view(self, output: Tensor, source: Tensor) -> None:
+        """Remember that two tensors may share memory: writing into one then changes the other."""
+        storage = output.untyped_storage().data_ptr()
+        if output is not source and storage == source.untyped_storage().data_ptr():
+            self._sharing.setdefault(storage, []).extend((ref(output), ref(source)))
+
+    def is_viewed(self, tensor: Tensor) -> bool:
+        """Return whether another tensor that still exists shares memory with this one."""
+        storage = tensor.untyped_storage().data_ptr()
+        others = [other() for other in self._sharing.get(storage, ())]
+        return any(x is not None and x is not tensor and x.untyped_storage().data_ptr() == storage for x in others)

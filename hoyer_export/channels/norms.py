@@ -9,23 +9,24 @@ whole network takes a few kernels a weight and none a channel.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from hoyer_export.channels.channel_map import ChannelMap, weight_members
 from hoyer_export.errors import NetworkError
 
 
-@dataclass(frozen=True)
-class WeightPlaces:
+class WeightPlaces(NamedTuple):
     """Where the elements of one weight count on the grid.
 
     Args:
         parameter: name of the weight.
         dims: the sliced dimension of each of its members.
-        places: for each member, int64 [size of the dimension]: place on the flat grid, G·K for nobody's.
+        places: for each member, int64 [size of the dimension]: place on the flat grid, G·K for no channel.
         repeats: for each member, a mask over the sliced dimensions in ascending order: the element already counts at
             that place through an earlier member. None where no element does.
     """
@@ -58,15 +59,7 @@ class ChannelGrid:
 
     def to(self, device: torch.device) -> "ChannelGrid":
         """Return the grid with its indices on ``device``."""
-        weights = tuple(
-            replace(
-                weight,
-                places=tuple(place.to(device) for place in weight.places),
-                repeats=tuple(None if repeat is None else repeat.to(device) for repeat in weight.repeats),
-            )
-            for weight in self.weights
-        )
-        return ChannelGrid(self.widths.to(device), self.size, weights, self.places.to(device))
+        return ChannelGrid(**tree_map_only(Tensor, lambda tensor: tensor.to(device), vars(self)))
 
     def squares(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return Σ w² of every channel, [G, K], differentiable; ``tensors`` are the weights in the grid's order."""
@@ -86,7 +79,7 @@ class ChannelGrid:
             values: [G, K].
             tensors: the weights in the grid's order.
         """
-        cells = torch.cat([values.flatten(), values.new_zeros(1)])  # nobody's value is 0
+        cells = torch.cat([values.flatten(), values.new_zeros(1)])  # 0 where no channel is
         sizes = [place.numel() for weight in self.weights for place in weight.places]
         parts = iter(torch.split(cells[self.places], sizes))
         return [
@@ -98,13 +91,13 @@ class ChannelGrid:
 def channel_grid(channels: ChannelMap) -> ChannelGrid:
     """Give every channel a place and find the elements that count there."""
     size = max((group.width for group in channels.groups), default=0)
-    nobody = len(channels.groups) * size
+    outside = len(channels.groups) * size
     found: dict[str, list[tuple[int, Tensor]]] = {}
     for row, group in enumerate(channels.groups):
         for member in weight_members(group):
-            places = torch.where(member.owner >= 0, member.owner + row * size, nobody)
+            places = torch.where(member.owner >= 0, member.owner + row * size, outside)
             found.setdefault(member.parameter, []).append((member.dim, places))
-    weights = tuple(_weight_places(parameter, members, nobody) for parameter, members in found.items())
+    weights = tuple(_weight_places(parameter, members, outside) for parameter, members in found.items())
     every = [place for weight in weights for place in weight.places]
     return ChannelGrid(
         widths=torch.tensor([group.width for group in channels.groups], dtype=torch.int64),
@@ -161,7 +154,7 @@ def _fitting(weight: WeightPlaces, parameters: Mapping[str, Tensor]) -> Tensor:
     return parameters[weight.parameter]
 
 
-def _weight_places(parameter: str, members: list[tuple[int, Tensor]], nobody: int) -> WeightPlaces:
+def _weight_places(parameter: str, members: list[tuple[int, Tensor]], outside: int) -> WeightPlaces:
     kept = sorted({dim for dim, _ in members})
     shaped = [place.view([-1 if dim == at else 1 for at in kept]) for dim, place in members]
     repeats: list[Tensor | None] = []
@@ -169,7 +162,7 @@ def _weight_places(parameter: str, members: list[tuple[int, Tensor]], nobody: in
         repeat = torch.zeros([1] * len(kept), dtype=torch.bool)
         for earlier in shaped[:number]:
             # Most members share no channel: their mask would be large and empty.
-            shared = torch.isin(place, earlier) & (place != nobody)
+            shared = torch.isin(place, earlier) & (place != outside)
             if shared.any():
                 repeat = repeat | (shared & (place == earlier))
         repeats.append(repeat if repeat.any() else None)
@@ -186,8 +179,8 @@ def _sums(weight: WeightPlaces, tensor: Tensor) -> list[Tensor]:
     sums = []
     for dim, repeat in zip(weight.dims, weight.repeats, strict=True):
         counted = squares if repeat is None else squares.masked_fill(repeat, 0)
-        rest = [axis for axis, kept in enumerate(weight.kept) if kept != dim]
-        sums.append(counted.sum(rest) if rest else counted)
+        summed = [axis for axis, kept in enumerate(weight.kept) if kept != dim]
+        sums.append(counted.sum(summed) if summed else counted)
     return sums
 
 

@@ -20,7 +20,8 @@ from hoyer_export.sparsify.penalties import natural_threshold
 from hoyer_export.surgery.cut import SlimModel, cut
 from hoyer_export.surgery.selection import Selection, select_channels
 from hoyer_export.surgery.slim_file import save_slim
-from hoyer_export.surgery.zero import named_tensors, zero_
+from hoyer_export.surgery.zero import zero_
+from hoyer_export.tensors import named_tensors
 
 TRIES = 8
 """Selections before a budget counts as missed: each comes closer by what the one before was off."""

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from hoyer_export.channels.cost import dense_macs, params_of_keep
 from hoyer_export.channels.trace import trace_channels
-from hoyer_export.channels.tracer import tensors_in
 from hoyer_export.data import DataSplits
 from hoyer_export.data.splits import Split
 from hoyer_export.deploy.export import export_onnx
@@ -40,6 +39,7 @@ from hoyer_export.surgery.plan import compose
 from hoyer_export.surgery.selection import Selection, select_channels
 from hoyer_export.surgery.slim_file import save_slim
 from hoyer_export.surgery.zero import zero_
+from hoyer_export.tensors import tensors_in
 from hoyer_export.weights import load_weights
 
 Options = ParamSpec("Options")

@@ -20,6 +20,7 @@ from hoyer_export.channels.cost import dense_macs, macs_at
 from hoyer_export.channels.norms import channel_grid, channel_norms, check_fits, safe_sqrt
 from hoyer_export.errors import NetworkError, TrainingError
 from hoyer_export.sparsify.penalties import group_hs, group_hs_rate, natural_threshold, smooth
+from hoyer_export.tensors import named_tensors
 
 Scale = Literal["relative", "paper"]
 
@@ -155,7 +156,7 @@ def macs_shares(channels: ChannelMap, model: nn.Module) -> MacsShares:
     Raises:
         NetworkError: ``channels`` does not fit ``model``.
     """
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    tensors = named_tensors(model)
     effective, alive = {}, {}
     for name, norms in channel_norms(channels, tensors).items():
         norms = norms.cpu()

@@ -17,7 +17,8 @@ from hoyer_export.surgery.folding import fold_constants
 from hoyer_export.surgery.plan import PruningPlan, check_fits, checked_keep, compose, make_plan, with_plan
 from hoyer_export.surgery.proof import ExampleInputs, prove_equal
 from hoyer_export.surgery.unsettle import unsettled
-from hoyer_export.surgery.zero import loud_channels, named_tensors, zero_
+from hoyer_export.surgery.zero import loud_channels, zero_
+from hoyer_export.tensors import named_tensors
 
 _HIDDEN_WIDTH = "the network depends on its width in a way that tracing cannot see"
 

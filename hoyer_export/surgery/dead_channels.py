@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from hoyer_export.channels.channel_map import ChannelGroup, ChannelMap
-from hoyer_export.channels.tracer import tensors_in
 from hoyer_export.errors import DataError, NetworkError, one_line
+from hoyer_export.tensors import named_tensors, tensors_in
 
 Batch = Tensor | tuple[Tensor, ...]
 Batches = Tensor | Iterable[Batch]
@@ -85,7 +85,7 @@ class _Consumers(TorchFunctionMode):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self._names = {id(tensor): name for name, tensor in [*network.named_parameters(), *network.named_buffers()]}
+        self._names = {id(tensor): name for name, tensor in named_tensors(network).items()}
         self._fired: dict[tuple[str, int], Tensor] = {}
         self._used_otherwise: set[str] = set()
 

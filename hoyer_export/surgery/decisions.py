@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hoyer_export.channels.tracer import tensors_in
 from hoyer_export.errors import CutRefused
+from hoyer_export.tensors import tensors_in
 
 TOLERANCE = 1e-9
 """Of two networks in float64, relative: sums of other lengths round differently, 1e-15 a term and some 10⁴ terms leave

@@ -25,7 +25,8 @@ from hoyer_export.surgery.edits import BiasEdit
 from hoyer_export.surgery.observing import CONVOLUTIONS, TRANSPOSED, Met, observe
 from hoyer_export.surgery.plan import PruningPlan, check_fits, checked_keep, with_plan
 from hoyer_export.surgery.proof import ExampleInputs, in_float64, prove_equal, rel_difference
-from hoyer_export.surgery.zero import loud_channels, named_tensors, zero_slices
+from hoyer_export.surgery.zero import loud_channels, zero_slices
+from hoyer_export.tensors import named_tensors
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from hoyer_export.surgery.cut import SlimModel, as_slim
 from hoyer_export.surgery.edits import GatherEdit
 from hoyer_export.surgery.plan import PruningPlan, compose, with_plan
 from hoyer_export.surgery.proof import ExampleInputs, prove_equal
-from hoyer_export.surgery.zero import named_tensors, zero_slices
+from hoyer_export.surgery.zero import zero_slices
+from hoyer_export.tensors import named_tensors
 
 
 def gather_inputs(

@@ -30,6 +30,7 @@ from hoyer_export.surgery.edits import (
     edit_to_dict,
     size_in,
 )
+from hoyer_export.tensors import named_tensors
 
 VERSION = 1
 
@@ -68,8 +69,7 @@ class PruningPlan:
             FileError: it is not a plan of this version, was made for other names, shapes, sizes or modules, or its
                 indices are out of range, repeated or unsorted.
         """
-        tensors = [*dense.named_parameters(), *dense.named_buffers()]
-        dense_shapes = {name: tuple(tensor.shape) for name, tensor in tensors}
+        dense_shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(dense).items()}
         try:
             if plan["version"] != VERSION:
                 raise FileError(f"the pruning plan is not of version {VERSION}, which this release reads: upgrade it")
@@ -136,7 +136,7 @@ def checked_keep(channels: ChannelMap, keep: Mapping[str, Tensor]) -> dict[str, 
 
 def check_fits(model: nn.Module, channels: ChannelMap) -> None:
     """Raise CutRefused unless every member and size has the name and value that it was traced with."""
-    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    tensors = named_tensors(model)
     for group in channels.groups:
         for member in group.members:
             name, traced = member.parameter, channels.shapes[member.parameter]
@@ -203,13 +203,13 @@ def with_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
 
 def _sliced_tensors(model: nn.Module, plan: PruningPlan) -> dict[int, Any]:
     """Return the slim tensor for the identity of every dense one that the plan slices."""
-    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    tensors = named_tensors(model)
     return {id(tensors[name]): _sliced(tensors[name], dims) for name, dims in plan.keep.items()}
 
 
 def _mend_and_edit_(slim: nn.Module, plan: PruningPlan) -> None:
     """Make the attributes of the modules that hold slim tensors agree with them, then apply the plan's edits."""
-    tensors = dict([*slim.named_parameters(), *slim.named_buffers()])
+    tensors = named_tensors(slim)
     kept_of = {id(tensors[name]): dims for name, dims in plan.keep.items()}
     for module in slim.modules():
         if any(id(tensor) in kept_of for held in (module._parameters, module._buffers) for tensor in held.values()):

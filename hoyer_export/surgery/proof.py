@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from hoyer_export.channels.trace import ExampleInputs as ExampleInputs
-from hoyer_export.channels.tracer import tensors_in
 from hoyer_export.errors import CutRefused, one_line
 from hoyer_export.random_state import kept_random_state, seed_generators
 from hoyer_export.surgery.decisions import TOLERANCE, Decision, Decisions, difference, is_continuous
+from hoyer_export.tensors import tensors_in
 
 Case = tuple[Tensor, ...]
 

@@ -21,6 +21,7 @@ from hoyer_export.channels.cost import dense_macs, macs_of_keep, params_of_keep
 from hoyer_export.channels.norms import channel_norms
 from hoyer_export.errors import HoyerExportError
 from hoyer_export.surgery.dead_channels import Batches, as_batches, firing_channels
+from hoyer_export.tensors import named_tensors
 
 Keep = dict[str, Tensor]
 METHODS = ("group-hs", "magnitude", "dead")
@@ -160,7 +161,7 @@ def _relative_norms(channels: ChannelMap, model: nn.Module) -> dict[str, Tensor]
     """Return n_k · Σn / Σn²; 0 where all norms are."""
     scores = {}
     with torch.no_grad():
-        for name, norms in channel_norms(channels, dict([*model.named_parameters(), *model.named_buffers()])).items():
+        for name, norms in channel_norms(channels, named_tensors(model)).items():
             squares, total = norms.double().square().sum(), norms.double().sum()
             scores[name] = (norms.double() if squares == 0 else norms.double() * total / squares).cpu()
     return scores

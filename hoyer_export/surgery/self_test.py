@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from hoyer_export.channels.channel_map import Axis, ChannelMap, Member, Unprunable, removed_channels
-from hoyer_export.channels.trace import ExampleInputs, Function, trace_channels
-from hoyer_export.channels.tracer import Rule
+from hoyer_export.channels.rules import Rules
+from hoyer_export.channels.trace import ExampleInputs, trace_channels
 from hoyer_export.errors import CutRefused
 from hoyer_export.surgery.attachments import check_attachments
 from hoyer_export.surgery.cut import cut
@@ -89,7 +89,7 @@ def self_test(
     model: nn.Module,
     example_inputs: ExampleInputs,
     *,
-    rules: Mapping[Function, Rule] | None = None,
+    rules: Rules | None = None,
     seed: int = 0,
 ) -> SelfTest:
     """Zero and cut random channels of ``model`` and compare in float64, group by group.

@@ -21,6 +21,7 @@ from hoyer_export.networks import build_network, is_function_name
 from hoyer_export.run_folder import write_whole
 from hoyer_export.surgery.cut import SlimModel
 from hoyer_export.surgery.plan import PruningPlan, with_plan
+from hoyer_export.tensors import named_tensors
 
 METADATA_KEY = "hoyer_export"
 FORMAT = "hoyer-export-slim/1"
@@ -101,7 +102,7 @@ def load_slim(path: str | Path, into: nn.Module | None = None) -> SlimModel:
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return the model's state, each tied tensor under its first name only."""
-    unique = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
+    unique = named_tensors(model)
     state = model.state_dict()
     return {name: tensor for name, tensor in state.items() if name in unique}
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.trace import trace_channels
-from hoyer_export.channels.tracer import tensors_in
 from hoyer_export.networks import build_network
 from hoyer_export.surgery.cut import cut
 from hoyer_export.surgery.zero import zero_
+from hoyer_export.tensors import tensors_in
 
 
 def random_keep(channels: ChannelMap, seed: int) -> dict[str, Tensor]:

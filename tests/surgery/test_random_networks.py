@@ -14,11 +14,11 @@ from test_exactness import random_keep
 
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.trace import trace_channels
-from hoyer_export.channels.tracer import tensors_in
 from hoyer_export.errors import CutRefused
 from hoyer_export.surgery.cut import cut
 from hoyer_export.surgery.proof import TOLERANCE
 from hoyer_export.surgery.zero import zero_
+from hoyer_export.tensors import tensors_in
 
 SEEDS = st.integers(0, 999)
 checks = [hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large]

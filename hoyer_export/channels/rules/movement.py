@@ -12,45 +12,47 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hoyer_export.channels.labels import Vector
-from hoyer_export.channels.rules.names import functions_named, getters, named
-from hoyer_export.channels.sizes import plain
-from hoyer_export.channels.tracer import AxisLabels, Rule, TensorLabels, Tracer, tensors_in
+from hoyer_export.channels.labels import AxisLabels, TensorLabels, Tracer
+from hoyer_export.channels.rule import rule
+from hoyer_export.channels.union_find import Vector
+from hoyer_export.tensors import tensors_in
 
 
-def moves(operation: Callable[..., Any]) -> Rule:
-    """Return the rule of an operation that moves whole channels, whatever the width: transpose, flatten, flip."""
+@rule(
+    "permute transpose swapaxes swapdims movedim moveaxis t T mT unsqueeze flatten ravel flip fliplr flipud"
+    " atleast_1d atleast_2d atleast_3d rot90 adjoint",
+    in_place=False,
+)
+def moved(tracer: Tracer, output: Any, input: Tensor, *arguments: Any, **options: Any) -> None:
+    """Whole channels are moved, whatever the width."""
+    move(tracer, output, input, lambda numbers: tracer.operation(numbers, *arguments, **options))
 
-    def rule(tracer: Tracer, output: Any, input: Tensor, *arguments: Any, **options: Any) -> None:
-        move(tracer, output, input, lambda numbers: operation(numbers, *plain(arguments), **plain(options)))
 
-    return rule
-
-
+@rule("squeeze", in_place=False)
 def squeeze(tracer: Tracer, output: Tensor, input: Tensor, dim: Any = None) -> None:
     """Drops axes of length 1: an axis of which one channel were left would go too, so two must stay."""
     dims = range(input.ndim) if dim is None else [dim] if isinstance(dim, int) else dim
     for axis in {position % input.ndim for position in dims} & tracer.axes(input).keys():
         if len(side := tracer.axis(input, axis)) > 1:
-            tracer.fix(AxisLabels(side.labels[:2]), "a squeeze would drop the axis of a single channel")
+            tracer.fix(side[:2], "a squeeze would drop the axis of a single channel")
     move(tracer, output, input, lambda numbers: numbers.squeeze() if dim is None else numbers.squeeze(dim))
 
 
 def move(tracer: Tracer, output: Any, input: Tensor, operation: Callable[[Tensor], Any]) -> None:
     """Put labels on the results of an operation that only moves the positions of ``input`` about."""
     results = list(tensors_in(output))
-    moved: list[TensorLabels] = [{} for _ in results]
+    placed: list[TensorLabels] = [{} for _ in results]
     for axis, side in tracer.axes(input).items():
-        for numbers, axes in zip(tensors_in(operation(numbered(input, axis))), moved, strict=True):
-            placed = positions(numbers)
-            if len(placed) == 1:
-                new, order = next(iter(placed.items()))
-                place(tracer, axes, new, AxisLabels(side.labels[order], side.rest))
-            elif placed:
+        for numbers, axes in zip(tensors_in(operation(numbered(input, axis))), placed, strict=True):
+            found = positions(numbers)
+            if len(found) == 1:
+                new, order = next(iter(found.items()))
+                place(tracer, axes, new, side[order])
+            elif found:
                 tracer.fix(side, "moved so that channels do not stay apart")
             elif len(side) > 1 and numbers.numel():  # a slice of length 1: what is left cannot be told from no axis
-                tracer.fix(AxisLabels(side.labels[np.unique(numbers.numpy())]), "the only position left of an axis")
-    for result, axes in zip(results, moved, strict=True):
+                tracer.fix(side[np.unique(numbers.numpy())], "the only position left of an axis")
+    for result, axes in zip(results, placed, strict=True):
         tracer.note_view(result, input)
         tracer.put(result, axes)
 
@@ -79,17 +81,3 @@ def place(tracer: Tracer, axes: TensorLabels, axis: int, side: AxisLabels) -> No
         for one in (axes[axis], side):
             tracer.fix(one, "two kinds of channels flattened into one axis")
     axes[axis] = side
-
-
-RULES = {
-    **{
-        function: moves(function)
-        for function in functions_named(
-            "permute transpose swapaxes swapdims movedim moveaxis t unsqueeze flatten ravel flip fliplr flipud"
-            " atleast_1d atleast_2d atleast_3d rot90 adjoint",
-            in_place=False,
-        )
-    },
-    **named("squeeze", squeeze, in_place=False),
-    **getters("T mT", moves(lambda numbers: numbers.mT)),
-}

@@ -2,36 +2,41 @@
 
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
+from hoyer_export.channels.labels import AxisLabels, TensorLabels, Tracer
+from hoyer_export.channels.rule import rule
 from hoyer_export.channels.rules.movement import numbered, place, positions
-from hoyer_export.channels.rules.names import named
-from hoyer_export.channels.sizes import AttributeSize, AxisSize, Size
-from hoyer_export.channels.tracer import AxisLabels, TensorLabels, Tracer
+from hoyer_export.channels.sizes import AttributeSize, AxisSize, Size, sourced_shape
 
 
+def lengths_in(arguments: Any) -> list[Any]:
+    """Return the lengths of axes that a call was given one by one or in one sequence."""
+    return list(arguments[0] if len(arguments) == 1 and isinstance(arguments[0], tuple | list) else arguments)
+
+
+@rule("reshape view", in_place=False, takes_sizes=True)
 def reshape(tracer: Tracer, output: Tensor, input: Tensor, *shape: Any, **options: Any) -> None:
-    """``view`` and ``reshape``, the lengths one by one or in one sequence."""
-    shape = shape or tuple(options.values())
-    wanted = list(shape[0]) if len(shape) == 1 and isinstance(shape[0], tuple | list) else list(shape)
-    if wanted and not all(isinstance(length, int) for length in wanted):
-        tracer.fix_tensor(input, "reinterpreted as another type")
-        return
-    _reshape(tracer, output, input, wanted)
+    """``view`` and ``reshape``."""
+    wanted = lengths_in(shape or tuple(options.values()))
+    if all(isinstance(length, int) for length in wanted):
+        _reshape(tracer, output, input, wanted)
+    else:
+        tracer.fix(input, "reinterpreted as another type")
 
 
+@rule("view_as reshape_as", in_place=False)
 def reshape_as(tracer: Tracer, output: Tensor, input: Tensor, other: Tensor) -> None:
     """A reshape whose lengths are another tensor's."""
-    theirs = tracer.axes(other)
-    sizes = [AxisSize.make(tracer, theirs[a]) if a in theirs else size for a, size in enumerate(other.shape)]
-    _reshape(tracer, output, input, sizes)
+    _reshape(tracer, output, input, list(sourced_shape(tracer, other)))
 
 
+@rule("unflatten", in_place=False, takes_sizes=True)
 def unflatten(tracer: Tracer, output: Tensor, input: Tensor, dim: int, sizes: Any) -> None:
     """One axis split into several."""
     dim %= input.ndim
-    wanted: list[int] = [-1] * dim + list(sizes) + [-1] * (input.ndim - dim - 1)
-    _reshape(tracer, output, input, wanted)
+    _reshape(tracer, output, input, [-1] * dim + list(sizes) + [-1] * (input.ndim - dim - 1))
 
 
 def _reshape(tracer: Tracer, output: Tensor, input: Tensor, wanted: list[int]) -> None:
@@ -48,9 +53,8 @@ def _reshape(tracer: Tracer, output: Tensor, input: Tensor, wanted: list[int]) -
         new = free[0]
         # Where the channels lie along other new axes too, what can go are whole slices along the free one.
         rows = numbers[tuple(slice(None) if a in placed else slice(1) for a in range(numbers.ndim))]
-        labels = side.labels[rows.movedim(new, 0).reshape(rows.shape[new], -1).numpy()]
-        tracer.labels.unite(labels, labels[:, :1])
-        place(tracer, axes, new, AxisLabels(labels[:, 0], side.rest))
+        order = rows.movedim(new, 0).reshape(-1).numpy()
+        place(tracer, axes, new, tracer.unite_runs(side[order], len(order) // rows.shape[new]))
         length = wanted[new]
         if isinstance(length, Size):
             length.tie(axes[new])
@@ -62,88 +66,78 @@ def _free(wanted: list[int], placed: list[int], side: AxisLabels) -> list[int]:
     """Return the new axes that may shrink: by themselves before those that an attribute would have to follow."""
     by_itself = [axis for axis in placed if isinstance(wanted[axis], AxisSize) or int.__eq__(wanted[axis], -1)]
     sizes = {axis: size for axis in placed if isinstance(size := wanted[axis], AttributeSize)}
-    if by_itself and not any(size.attribute.is_preferred for size in sizes.values()):
+    if by_itself and not any(size.origin.is_preferred for size in sizes.values()):
         for size in sizes.values():
-            size.decline(side)
+            size.pass_over(side)
         return by_itself
     # (heads, width of a head): whole heads go, unless the code has shown before that something else can.
-    return sorted(sizes, key=lambda axis: not (sizes[axis].attribute.is_preferred or sizes[axis].attribute.uses))[:1]
+    return sorted(sizes, key=lambda axis: not (sizes[axis].origin.is_preferred or sizes[axis].origin.uses))[:1]
 
 
+@rule("expand broadcast_to", in_place=False, takes_sizes=True, makes_rows=True)
 def expand(tracer: Tracer, output: Tensor, input: Tensor, *shape: Any) -> None:
     """Repeats along axes of length 1; a labelled axis keeps its length, written as -1 or as its own size."""
-    wanted = list(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int) else list(shape)
     axes: TensorLabels = {}
     added = output.ndim - input.ndim
-    for new, length in enumerate(wanted):
+    for new, length in enumerate(lengths_in(shape)):
         side = tracer.axes(input).get(new - added)
         if side is not None and isinstance(length, Size):
             length.tie(side)
         elif side is not None and length != -1:
             tracer.fix(side, "expanded to a literal size")
         elif side is None and (new < added or input.shape[new - added] == 1):
-            side = _copies(length)
+            side = axis_of_length(length)
         if side is not None:
             axes[new] = side
     tracer.note_view(output, input)
     tracer.put(output, axes)
 
 
+@rule("expand_as", in_place=False)
+def expand_as(tracer: Tracer, output: Tensor, input: Tensor, other: Tensor) -> None:
+    """Repeats along axes of length 1, as long as another tensor's."""
+    theirs = tracer.axes(other)
+    for axis, side in tracer.axes(input).items():
+        if axis - input.ndim + output.ndim not in theirs and len(side) > 1:
+            tracer.fix(side, "meets a tensor of fixed size")
+    wanted = [AxisSize.make(tracer, theirs[axis]) if axis in theirs else -1 for axis in range(other.ndim)]
+    expand(tracer, output, input, wanted)
+
+
+@rule("repeat tile", in_place=False, takes_sizes=True, makes_rows=True)
 def repeat(tracer: Tracer, output: Tensor, input: Tensor, *repeats: Any) -> None:
     """Whole copies one after the other along each axis."""
-    wanted = list(repeats[0]) if len(repeats) == 1 and not isinstance(repeats[0], int) else list(repeats)
+    wanted = lengths_in(repeats)
     wanted = [1] * (output.ndim - len(wanted)) + wanted  # ``tile`` may be given fewer
     axes: TensorLabels = {}
     added = output.ndim - input.ndim
     for new, times in enumerate(wanted):
         side = tracer.axes(input).get(new - added)
         if side is not None and not isinstance(times, Size):
-            axes[new] = AxisLabels(side.labels.reshape(1, -1).repeat(times, 0).reshape(-1), side.rest)
-        elif side is None and (new < added or input.shape[new - added] == 1) and (copies := _copies(times)):
+            axes[new] = side[np.tile(np.arange(len(side)), times)]
+        elif side is None and (new < added or input.shape[new - added] == 1) and (copies := axis_of_length(times)):
             axes[new] = copies
         elif side is not None:
             tracer.fix(side, "copied as often as there are other channels")
     tracer.put(output, axes)
 
 
+@rule("repeat_interleave", in_place=False)
 def repeat_interleave(tracer: Tracer, output: Tensor, input: Tensor, repeats: Any, dim: Any = None, **_: Any) -> None:
     """Each position several times in a row."""
     axes = dict(tracer.axes(input))
-    if not isinstance(repeats, int) or isinstance(repeats, Size) or dim is None:
-        tracer.fix_tensor(input, "repeated in a way that cannot be followed")
+    if not isinstance(repeats, int) or dim is None:
+        tracer.fix(input, "repeated in a way that cannot be followed")
         axes = {}
     elif (axis := dim % input.ndim) in axes:
-        axes[axis] = AxisLabels(axes[axis].labels.repeat(repeats), axes[axis].rest)
+        axes[axis] = axes[axis].repeated(repeats)
     tracer.put(output, axes)
 
 
-def expand_as(tracer: Tracer, output: Tensor, input: Tensor, other: Tensor) -> None:
-    """Repeats along axes of length 1, as long as another tensor's."""
-    theirs = tracer.axes(other)
-    wanted = [AxisSize.make(tracer, theirs[a]) if a in theirs else -1 for a in range(other.ndim)]
-    mine = {axis - input.ndim + output.ndim: side for axis, side in tracer.axes(input).items()}
-    for axis, side in mine.items():
-        if axis not in theirs and len(side) > 1:
-            tracer.fix(side, "meets a tensor of fixed size")
-    expand(tracer, output, input, wanted)
-
-
-def _copies(length: int) -> AxisLabels | None:
-    """Return the labels of an axis of as many copies as there are channels: all hold the same, so zero nowhere."""
-    if isinstance(length, AxisSize) and length.times == length.over == 1:
-        axis = AxisLabels(length.source.labels, None)
+def axis_of_length(length: int, rest: float | None = None) -> AxisLabels | None:
+    """Return the labels of a new axis that was given the length of one with channels: it has the same, and shrinks."""
+    if isinstance(length, AxisSize) and length.is_whole:
+        axis = length.origin.resting(rest)
         length.tie(axis)
         return axis
     return None
-
-
-RULES = {
-    **named("reshape view", reshape, in_place=False),
-    **named("view_as reshape_as", reshape_as, in_place=False),
-    **named("unflatten", unflatten, in_place=False),
-    **named("expand broadcast_to", expand, in_place=False),
-    **named("expand_as", expand_as, in_place=False),
-    **named("repeat tile", repeat, in_place=False),
-    **named("repeat_interleave", repeat_interleave, in_place=False),
-}
-TAKES_SIZES = frozenset(named("reshape view unflatten expand broadcast_to repeat tile", reshape, in_place=False))

@@ -1,0 +1,145 @@
+"""Two torch modes that watch a model run: one hands every call to its rule, the other sees what came by no call."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
+from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hoyer_export.channels.labels import AxisLabels, TensorLabels, Tracer
+from hoyer_export.channels.rule import Function, Rule
+from hoyer_export.channels.sizes import Size, plain
+from hoyer_export.channels.union_find import Vector
+from hoyer_export.tensors import tensors_in
+
+_NO_RULE = Rule(lambda *_: None)
+
+
+class RuleMode(TorchFunctionMode):
+    """Hands every torch call, with its output, to the call's rule."""
+
+    def __init__(self, tracer: Tracer, rules: Mapping[Function, Rule | None]) -> None:
+        super().__init__()
+        self.tracer = tracer
+        self.rules = rules
+        self.running = False
+        self.rule_failed = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        sizes: list[Size] = []
+        given, plainly = (args, kwargs or {}), (plain(args, sizes), plain(kwargs or {}, sizes))
+        self.running = True
+        try:
+            output = func(*plainly[0], **plainly[1])
+            if any(size.tracer is not self.tracer for size in sizes):  # out of a cache: a literal
+                for size in sizes:
+                    size.fix("a size of another trace beside it")
+                given, sizes = plainly, []
+            tensors = list(tensors_in(plainly))
+            for tensor in tensors:
+                if is_functorch_wrapped_tensor(tensor):  # a stand-in that carries no labels
+                    self.tracer.fix(_behind(tensor), "code inside `torch.vmap` or another transform")
+            rule = self.rules.get(func) or _NO_RULE
+            results = list(tensors_in(plainly[0][0] if func is Tensor.__setitem__ else output))
+            if any(map(self.tracer.is_example, tensors)) or (rule.makes_rows and self._is_batch(output, tensors)):
+                for tensor in results:
+                    self.tracer.note_example(tensor)
+            known = [tensor for tensor in tensors if self.tracer.is_known(tensor)]
+            answer = None
+            if known or sizes or rule.counts:
+                self.tracer.untied = {id(size): size for size in sizes}
+                if rule is _NO_RULE or plainly[1].get("out") is not None or not rule.fits(len(args), tuple(plainly[1])):
+                    self._fix_unknown(known, results, f"unknown op `{_name(func)}`")
+                else:
+                    answer = self._apply(rule, func, output, given if rule.takes_sizes else plainly, known, results)
+                for size in list(self.tracer.untied.values()):
+                    size.fix(f"the number of channels is an argument of `{_name(func)}`")
+            return output if answer is None else answer
+        finally:
+            self.running = False
+
+    def _is_batch(self, output: Any, sources: list[Tensor]) -> bool:
+        """Return whether a new tensor has a row for every example: a state that begins as zeros, a query repeated."""
+        batch = self.tracer.batch_size
+        rows = output.shape[0] if isinstance(output, Tensor) and output.ndim else 0
+        return batch > 1 and rows == batch and all(source.shape[:1] != (batch,) for source in sources)
+
+    def _fix_unknown(self, inputs: list[Tensor], results: list[Tensor], reason: str) -> None:
+        """Fix every channel that enters an operation without a rule, and those that meet what it returns."""
+        lengths: set[int] = set()
+        for tensor in inputs:
+            self.tracer.fix(tensor, reason)
+            lengths.update(len(axis) for axis in self.tracer.axes(tensor).values())
+        for tensor in results:
+            if not self.tracer.is_known(tensor):
+                new = self.tracer.union_find.new_for_none
+                axes = {a: AxisLabels(new(size), None) for a, size in enumerate(tensor.shape) if size in lengths}
+                self.tracer.put(tensor, axes)
+                self.tracer.fix(tensor, reason, dims=axes)
+
+    def _apply(
+        self, rule: Rule, func: Any, output: Any, arguments: tuple[Any, Any], known: list[Tensor], results: list[Tensor]
+    ) -> Any:
+        """Call the rule; fix what it says nothing of, and count no MACs that no example pays for."""
+        counted = len(self.tracer.contractions)
+        before = [(tensor, self.tracer.known_axes(tensor)) for tensor in known]
+        declared = len(self.tracer.union_find.declared)
+        self.tracer.operation = func
+        self.rule_failed = True
+        answer = rule.function(self.tracer, output, *arguments[0], **arguments[1])
+        self.rule_failed = False
+        if results and not rule.reads_shape:
+            self._fix_forgotten(before, results, declared, func)
+        if not any(map(self.tracer.is_example, results)):
+            del self.tracer.contractions[counted:]
+        return answer
+
+    def _fix_forgotten(
+        self, before: list[tuple[Tensor, TensorLabels]], results: list[Tensor], declared: int, func: Any
+    ) -> None:
+        """Fix the channels along an axis of which a rule said nothing: neither where they go nor that they stay."""
+        shown = [side.labels for result in results for side in self.tracer.known_axes(result).values()]
+        for tensor, axes in before:
+            for side in () if self.tracer.is_parameter(tensor) else axes.values():
+                if len(side) == 1 or _holds_first(shown, side):
+                    continue
+                said = [*shown, *self.tracer.union_find.declared[declared:], *self.tracer.summed]
+                if not _holds_first(said, side) and not any(np.isin(side.labels, labels).any() for labels in said):
+                    self.tracer.fix(side, f"`{_name(func)}` uses it in a way that its rule does not know")
+
+
+class WatchdogMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Fixes what tensor operations outside a handled call touch: those of a scripted function, or a fused kernel."""
+
+    def __init__(self, calls: RuleMode) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls = calls
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # a wrapper around every operation, for compiled code, of which there is none here
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not self.calls.running:
+            for tensor in tensors_in((args, kwargs or {})):
+                self.calls.tracer.fix(tensor, f"opaque code that calls `{func}`")
+        return func(*args, **(kwargs or {}))
+
+
+def _holds_first(vectors: list[Vector], side: AxisLabels) -> bool:
+    """Return whether the first label of an axis is in one of the vectors: nearly always, and soon found."""
+    return any((labels == side.labels[0]).any() for labels in vectors)
+
+
+def _behind(tensor: Tensor) -> Tensor:
+    """Return the tensor that functorch's stand-ins stand for."""
+    while is_functorch_wrapped_tensor(tensor):
+        tensor = get_unwrapped(tensor)
+    return tensor
+
+
+def _name(func: Any) -> str:
+    return str(resolve_name(func) or getattr(func, "__name__", func)).removeprefix("torch.")
