@@ -605,7 +605,8 @@ def test_another_budget_forgets_the_checkpoint_of_another_fine_tuning(run: Runne
 
 def test_every_key_of_a_recipe_is_read_by_one_stage() -> None:
     read = [key for stage in STAGES for key in stage.reads]
-    assert sorted(read) == sorted([*Recipe.model_fields, "export"])  # which ``check`` tries out before training
+    # ``check`` tries out before training what the last two are for.
+    assert sorted(read) == sorted([*Recipe.model_fields, "cut", "export"])
     names = [stage.name for stage in STAGES]
     for at, stage in enumerate(STAGES):
         assert all(names.index(need) < at for need in stage.needs)

@@ -72,10 +72,10 @@ def run_recipe(
         if begun and is_done(INPUTS, job.folder):
             job.recipe = reopened(recipe, load_recipe(job.folder.recipe), record_of(INPUTS, job.folder).settled)
             forget(STAGES, job, redo_from)
-            write_whole(job.folder.recipe, dump_recipe(job.recipe))
             if all(is_done(stage, job.folder) for stage in STAGES):
                 progress.note(f"{out} is finished; nothing to do")
                 return read_report(out)
+            write_whole(job.folder.recipe, dump_recipe(job.recipe))
             progress.headline(f"going on with {standing(job.folder)}")
         else:
             _begin(job)
