@@ -4,11 +4,10 @@ import copy
 import json
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -21,13 +20,17 @@ from hoyer_export.report.making import LITTLE_EFFECT, little_effect_words
 from hoyer_export.report.metrics import read_metrics
 from hoyer_export.report.number_format import share
 from hoyer_export.run_folder import RunFolder, drop_stages, read_stages, write_stage, write_whole
-from hoyer_export.sparsify.group_hs import ALIVE, GroupHS, macs_shares
-from hoyer_export.sparsify.penalties import natural_threshold
-from hoyer_export.sparsify.training import EpochRecord, evaluate_accuracy, train
+from hoyer_export.sparsify.effective_macs import macs_shares
+from hoyer_export.sparsify.penalties import alive_channels
+from hoyer_export.sparsify.records import EpochRecord, PhaseName
+from hoyer_export.sparsify.regulariser import Regulariser, make_regulariser
+from hoyer_export.sparsify.settings import TrainSettings
+from hoyer_export.sparsify.training import Hooks, evaluate_accuracy, train
 from hoyer_export.surgery.cut import SlimModel, cut
 from hoyer_export.surgery.selection import Selection, select_channels
 from hoyer_export.surgery.slim_file import load_slim, save_slim
 from hoyer_export.surgery.zero import named_tensors, zero_
+from hoyer_export.tensors_file import write_tensors
 from hoyer_export.weights import load_weights
 
 PHASES = ("dense", "sparse", "finetune")
@@ -52,9 +55,9 @@ def train_sparse(inputs: Inputs, folder: RunFolder, progress: Progress) -> None:
         load_weights(inputs.network, folder.sparse_weights)
         return
     table = inputs.recipe.sparse
-    group_hs = f"Group-HS, strength {table.strength:g} ({table.scale})" if table.epochs else "no Group-HS"
-    progress.headline(f"sparse: {_epochs(table)}, {group_hs}")
-    regulariser = GroupHS(inputs.channels, inputs.network, table.strength, scale=table.scale, max_rate=table.max_rate)
+    options = table.model_dump(include={"strength", "scale", "max_rate"})
+    regulariser = make_regulariser(table.regulariser, inputs.channels, inputs.network, options)
+    progress.headline(f"sparse: {_epochs(table)}, {regulariser.describe() if table.epochs else 'no Group-HS'}")
     seconds = _train(inputs, inputs.network, table, "sparse", folder, progress, regulariser)
     save_weights(inputs.network, folder.sparse_weights, inputs)
     effective = macs_shares(inputs.channels, inputs.network).effective
@@ -126,7 +129,7 @@ def _cut(inputs: Inputs, progress: Progress) -> _Cut:
         {
             "group": group.name,
             "dense": group.width,
-            "alive": _alive(norms[group.name]),
+            "alive": int(alive_channels(norms[group.name]).sum()),
             "slim": len(chosen.keep[group.name]),
         }
         for group in inputs.channels.groups
@@ -159,29 +162,20 @@ def widths_text(chosen: Selection) -> str:
     return json.dumps({name: indices.tolist() for name, indices in sorted(chosen.keep.items())}) + "\n"
 
 
-def _alive(norms: Tensor) -> int:
-    """Return how many channels are at least a tenth of their group's natural threshold, whatever the cut is."""
-    return int(((norms >= ALIVE * natural_threshold(norms)) & (norms > 0)).sum())
-
-
 def save_weights(model: nn.Module, path: Path, inputs: Inputs) -> None:
     """Write a network's weights, with what is needed to build it in the metadata."""
     built = {"name": inputs.recipe.network.name, "in_channels": inputs.in_channels, "classes": inputs.classes}
-    # One key: safetensors writes several in random order, and the same run must leave the same bytes.
-    metadata = {"hoyer_export.network": json.dumps(built)}
-    # A copy each: safetensors refuses tensors that share memory, as tied weights do.
-    weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
-    write_whole(path, safetensors.torch.save(weights, metadata))
+    write_tensors(path, model.state_dict(), json.dumps(built), "hoyer_export.network")
 
 
 def _train(
     inputs: Inputs,
     model: nn.Module,
     table: Phase,
-    phase: str,
+    phase: PhaseName,
     folder: RunFolder,
     progress: Progress,
-    regulariser: GroupHS | None = None,
+    regulariser: Regulariser | None = None,
 ) -> float:
     """Train one phase in place, from its checkpoint if there is one, and return its wall seconds."""
     data, device = inputs.data, inputs.device
@@ -189,19 +183,19 @@ def _train(
     recipe = inputs.recipe
     first = {"dense": 0, "sparse": recipe.dense.epochs, "finetune": recipe.dense.epochs + recipe.sparse.epochs}[phase]
     earlier = [line for line in read_metrics(folder.path) if PHASES.index(line.phase) < PHASES.index(phase)]
-    before = "".join(line.model_dump_json() + "\n" for line in earlier)
 
     def batches(epoch: int) -> Iterable[tuple[Tensor, Tensor]]:
         return data.train.batches(table.batch_size, epoch=first + epoch, device=device, shuffle=True, augment=True)
 
     def on_epoch(history: tuple[EpochRecord, ...]) -> None:
         # The whole history of the phase: lines of epochs after the checkpoint go with the rest.
-        write_whole(folder.metrics, before + "".join(json.dumps(asdict(epoch)) + "\n" for epoch in history))
+        write_whole(folder.metrics, "".join(line.model_dump_json() + "\n" for line in (*earlier, *history)))
         progress.epoch(history[-1], table.epochs)
 
-    record = train(
-        model,
-        batches,
+    def evaluate(network: nn.Module) -> float:
+        return evaluate_accuracy(network, data.validation.batches(EVALUATION_BATCH, device=device))
+
+    settings = TrainSettings(
         phase=phase,
         steps_per_epoch=len(batch_indices(len(data.train), table.batch_size, torch.Generator())),
         epochs=table.epochs,
@@ -212,14 +206,17 @@ def _train(
         warmup_epochs=table.warmup,
         label_smoothing=table.label_smoothing,
         precision=table.precision,
-        channels_last=True,
-        device=device,
         seed=recipe.seed,
+    )
+    record = train(
+        model,
+        batches,
+        settings,
+        device=device,
+        channels_last=True,
         regulariser=regulariser,
         channels=None if phase == "finetune" else inputs.channels,
-        evaluate=lambda network: evaluate_accuracy(network, data.validation.batches(EVALUATION_BATCH, device=device)),
-        on_epoch=on_epoch,
-        progress=progress.step,
+        hooks=Hooks(evaluate=evaluate, on_epoch=on_epoch, progress=progress.step),
         checkpoint=folder.checkpoint / f"{phase}.safetensors",
     )
     # What comes next must not depend on whether the weights come from here or from a file.

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,9 @@ from torch.nn import functional as F
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.errors import DataError, FileError, NetworkError, TrainingError
 from hoyer_export.sparsify.group_hs import GroupHS
-from hoyer_export.sparsify.training import EpochRecord, StepProgress, evaluate_accuracy, learning_rate, train
+from hoyer_export.sparsify.records import EpochRecord, StepProgress
+from hoyer_export.sparsify.settings import TrainSettings
+from hoyer_export.sparsify.training import Hooks, evaluate_accuracy, train
 
 STEPS = 4
 CLASSES = 3
@@ -77,8 +79,18 @@ def batches(epoch: int):
 
 
 def run(model: nn.Module, **changes):
-    options = {"phase": "dense", "steps_per_epoch": STEPS, "epochs": 4, "lr": 0.1, **changes}
-    return train(model, options.pop("batches", batches), **options)
+    """Train by settings, hooks and other arguments of ``train``, each by its name."""
+    options = {"phase": "dense", "steps_per_epoch": STEPS, "epochs": 4, "lr": 0.1, "batches": batches, **changes}
+    settings, hooks = (
+        kind(**{field.name: options.pop(field.name) for field in fields(kind) if field.name in options})
+        for kind in (TrainSettings, Hooks)
+    )
+    return train(model, options.pop("batches"), settings, hooks=hooks, **options)
+
+
+def learning_rate(lr: float, step: int, *, steps: int, warmup_steps: float = 0.0) -> float:
+    settings = TrainSettings(phase="dense", steps_per_epoch=1, epochs=steps, lr=lr, warmup_epochs=warmup_steps)
+    return settings.learning_rate(step)
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
@@ -92,7 +104,7 @@ def assert_bit_identical(left: dict[str, Tensor], right: dict[str, Tensor]) -> N
 
 
 def without_seconds(epochs) -> list[dict]:
-    return [{**asdict(record), "seconds": None} for record in epochs]
+    return [{**record.model_dump(), "seconds": None} for record in epochs]
 
 
 # --- what it computes
@@ -106,17 +118,17 @@ def test_training_equals_a_hand_written_loop(phase):
     record = run(model, phase=phase, label_smoothing=0.1, regulariser=regulariser, epochs=2)
 
     by_autograd = GroupHS(channels, expected, 3e-3)
-    solver = torch.optim.SGD(expected.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(solver, 2 * STEPS)
+    optimizer = torch.optim.SGD(expected.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 2 * STEPS)
     losses, correct, penalties = [], 0, []
     for epoch in range(2):
         for images, labels in batches(epoch):
             logits = expected(images)
             loss = F.cross_entropy(logits, labels, label_smoothing=0.1)
             penalty = by_autograd.penalty() if phase == "sparse" else torch.zeros(())
-            solver.zero_grad()
+            optimizer.zero_grad()
             (loss + penalty).backward()
-            solver.step()
+            optimizer.step()
             schedule.step()
             losses.append(loss.item())
             penalties.append(penalty.item())
@@ -153,12 +165,12 @@ def test_the_loss_and_accuracy_are_means_over_images_when_the_last_batch_is_smal
 def test_adam_is_adam():
     model, expected = tiny(0.0), tiny(0.0)
     run(model, optimizer="adam", lr=1e-2, epochs=1, weight_decay=1e-3)
-    solver = torch.optim.Adam(expected.parameters(), lr=1e-2, weight_decay=1e-3)
+    optimizer = torch.optim.Adam(expected.parameters(), lr=1e-2, weight_decay=1e-3)
     for step, (images, labels) in enumerate(batches(0)):
-        solver.param_groups[0]["lr"] = 1e-2 * (1 + math.cos(math.pi * step / STEPS)) / 2
-        solver.zero_grad()
+        optimizer.param_groups[0]["lr"] = 1e-2 * (1 + math.cos(math.pi * step / STEPS)) / 2
+        optimizer.zero_grad()
         F.cross_entropy(expected(images), labels).backward()
-        solver.step()
+        optimizer.step()
     assert_bit_identical(state(model), state(expected))
 
 
@@ -214,7 +226,7 @@ def test_the_records_hold_the_fields_of_metrics_jsonl():
     names = (
         "phase epoch seconds learning_rate loss penalty train_accuracy validation_accuracy effective_macs alive_macs"
     )
-    assert [field.name for field in fields(EpochRecord)] == names.split()
+    assert list(EpochRecord.model_fields) == names.split()
     record = run(tiny(), evaluate=lambda model: 12.5)
     assert [epoch.epoch for epoch in record.epochs] == [0, 1, 2, 3]
     assert [epoch.learning_rate for epoch in record.epochs] == pytest.approx(
@@ -222,7 +234,7 @@ def test_the_records_hold_the_fields_of_metrics_jsonl():
     )
     assert {epoch.validation_accuracy for epoch in record.epochs} == {12.5}
     assert record.seconds == pytest.approx(sum(epoch.seconds for epoch in record.epochs))
-    assert json.loads(json.dumps(asdict(record.epochs[0])))["phase"] == "dense"
+    assert json.loads(record.epochs[0].model_dump_json())["phase"] == "dense"
 
 
 def test_the_callbacks_see_every_epoch_and_step():
@@ -368,15 +380,15 @@ def test_going_on_without_the_optimizers_state_would_be_seen(tmp_path):
     run(fresh, epochs=4, checkpoint=tmp_path / "c", momentum=0.9)
     assert torch.equal(fresh.fc.weight, unbroken.fc.weight)
     forgetful = tiny(0.0)
-    solver = torch.optim.SGD(forgetful.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    optimizer = torch.optim.SGD(forgetful.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     for epoch in range(4):
         for step, (images, labels) in enumerate(batches(epoch)):
-            solver.param_groups[0]["lr"] = learning_rate(0.1, epoch * STEPS + step, steps=4 * STEPS)
+            optimizer.param_groups[0]["lr"] = learning_rate(0.1, epoch * STEPS + step, steps=4 * STEPS)
             if (epoch, step) == (2, 0):
-                solver.state.clear()
-            solver.zero_grad()
+                optimizer.state.clear()
+            optimizer.zero_grad()
             F.cross_entropy(forgetful(images), labels).backward()
-            solver.step()
+            optimizer.step()
     assert not torch.equal(forgetful.fc.weight, unbroken.fc.weight)
 
 
