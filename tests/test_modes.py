@@ -15,7 +15,7 @@ from hoyer_export.deploy.verify import verify_onnx
 from hoyer_export.errors import DataError
 from hoyer_export.modes import kept_modes
 from hoyer_export.pipeline.inputs import check_output, two_images
-from hoyer_export.sparsify.settings import TrainSettings
+from hoyer_export.sparsify.phase import TrainSettings
 from hoyer_export.sparsify.training import evaluate_accuracy, train
 from hoyer_export.surgery.cut import cut
 from hoyer_export.surgery.dead_blocks import remove_dead_blocks

@@ -20,7 +20,7 @@ from hoyer_export.pipeline.chain import cut_run, export_run, run_recipe, verify_
 from hoyer_export.pipeline.reporting import report_run
 from hoyer_export.recipe import Recipe, load_recipe
 from hoyer_export.run_folder import RunFolder, drop_stages, read_stages
-from hoyer_export.sparsify.records import EpochRecord, StepProgress
+from hoyer_export.sparsify.phase import EpochRecord, StepProgress
 from hoyer_export.surgery.slim_file import load_slim
 
 NETWORK = """

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.random_state import kept_random_state, seed_generators
-from hoyer_export.sparsify.settings import TrainSettings
+from hoyer_export.sparsify.phase import TrainSettings
 from hoyer_export.sparsify.training import train
 
 

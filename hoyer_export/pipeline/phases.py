@@ -20,11 +20,10 @@ from hoyer_export.report.making import LITTLE_EFFECT, little_effect_words
 from hoyer_export.report.metrics import read_metrics
 from hoyer_export.report.number_format import share
 from hoyer_export.run_folder import RunFolder, drop_stages, read_stages, write_stage, write_whole
-from hoyer_export.sparsify.effective_macs import macs_shares
 from hoyer_export.sparsify.penalties import alive_channels
-from hoyer_export.sparsify.records import EpochRecord, PhaseName
+from hoyer_export.sparsify.phase import EpochRecord, PhaseName, TrainSettings
 from hoyer_export.sparsify.regulariser import Regulariser, make_regulariser
-from hoyer_export.sparsify.settings import TrainSettings
+from hoyer_export.sparsify.state import macs_shares
 from hoyer_export.sparsify.training import Hooks, evaluate_accuracy, train
 from hoyer_export.surgery.cut import SlimModel, cut
 from hoyer_export.surgery.selection import Selection, select_channels

@@ -10,7 +10,7 @@ from hoyer_export.report.making import making
 from hoyer_export.report.number_format import share
 from hoyer_export.report.plots import Band, Series, line_plot
 from hoyer_export.report.record import Report
-from hoyer_export.sparsify.records import EpochRecord
+from hoyer_export.sparsify.phase import EpochRecord
 
 LOG_FROM = 30.0
 """A loss that falls by more than this factor is drawn on a logarithmic axis."""

@@ -11,7 +11,7 @@ from hoyer_export.report.card import render_card
 from hoyer_export.report.page import render_page
 from hoyer_export.report.record import FORMAT, Report
 from hoyer_export.run_folder import write_whole
-from hoyer_export.sparsify.records import EpochRecord
+from hoyer_export.sparsify.phase import EpochRecord
 
 
 def write_report(folder: Path, report: Report, metrics: Sequence[EpochRecord]) -> None:

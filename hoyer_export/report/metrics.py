@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from hoyer_export.errors import FileError
 from hoyer_export.record import first_complaint
-from hoyer_export.sparsify.records import EpochRecord
+from hoyer_export.sparsify.phase import EpochRecord
 
 
 def read_metrics(folder: Path) -> tuple[EpochRecord, ...]:

@@ -29,7 +29,7 @@ from hoyer_export.report.summary import (
     title,
     verification_steps,
 )
-from hoyer_export.sparsify.records import EpochRecord
+from hoyer_export.sparsify.phase import EpochRecord
 
 MARGIN_DECADES = 8
 """The bars of the verification reach from 1e-8 of the tolerance to the tolerance, and a decade beyond."""

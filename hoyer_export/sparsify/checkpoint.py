@@ -18,11 +18,12 @@ from torch import Tensor
 
 from hoyer_export.errors import FileError
 from hoyer_export.record import Record, first_complaint
-from hoyer_export.sparsify.records import EpochRecord
+from hoyer_export.sparsify.phase import EpochRecord
 from hoyer_export.sparsify.regulariser import Setting
 from hoyer_export.sparsify.state import TrainState
 from hoyer_export.tensors_file import damaged, read_about, read_tensors, write_tensors
 
+FORMAT: Literal["hoyer-export-checkpoint/1"] = "hoyer-export-checkpoint/1"
 _KEY = "hoyer_export.checkpoint"
 _KIND, _ADVICE = "checkpoint", "delete it to train this phase anew"
 
@@ -30,7 +31,7 @@ History = tuple[EpochRecord, ...]
 
 
 class _About(Record):
-    """The metadata."""
+    """What a checkpoint says of itself in its metadata."""
 
     model_config = ConfigDict(ser_json_inf_nan="constants")
 
@@ -54,13 +55,8 @@ def save_checkpoint(path: Path, state: TrainState, *, settings: Mapping[str, Set
         FileError: the file cannot be written.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(state).items()}
-    about = _About(
-        format="hoyer-export-checkpoint/1",
-        settings=dict(settings),
-        history=history,
-        plan=state.plan,
-        crc32=_checksum(tensors),
-    )
+    crc = _checksum(tensors)
+    about = _About(format=FORMAT, settings=dict(settings), history=history, plan=state.plan, crc32=crc)
     write_tensors(path, tensors, about, _KEY)
 
 
@@ -92,22 +88,28 @@ def load_checkpoint(
     for key in sorted(settings.keys() | about.settings.keys()):
         was, now = about.settings.get(key), settings.get(key)
         if was != now:
-            raise FileError(
-                f"{path} is the checkpoint of another training ({key} was {was}, now {now}); "
-                "ask for the same again, or delete it to start anew"
-            )
+            raise _another("training", path, f"{key} was {was}, now {now}", "ask for the same again")
     if about.plan is not None:
         if rebuild is None:
             raise FileError(f"{path} holds a network that has shrunk: say how to rebuild it (rebuild), or delete it")
         state = replace(rebuild(state, about.plan), plan=about.plan)
-    moments = _checked(path, state, tensors)
+    weights = _part("model/", tensors)
+    expected = state.model.state_dict()
+    kinds, wanted = ({(name, each.shape, each.dtype) for name, each in part.items()} for part in (weights, expected))
+    if kinds != wanted:
+        raise _another(
+            "network",
+            path,
+            f"model/{min(name for name, *_ in kinds ^ wanted)} does not fit",
+            "train the same network again",
+        )
+    moments = _moments(path, state.optimizer, _part("optimizer/", tensors))
     with torch.no_grad():
-        for name, tensor in state.model.state_dict().items():
-            tensor.copy_(tensors[f"model/{name}"])
+        for name, tensor in expected.items():
+            tensor.copy_(weights[name])
     state.optimizer.load_state_dict({"state": moments, "param_groups": state.optimizer.state_dict()["param_groups"]})
     if state.regulariser is not None:
-        parts = [(*name.partition("/"), tensor) for name, tensor in tensors.items()]
-        state.regulariser.load_state_dict({name: tensor for part, _, name, tensor in parts if part == "regulariser"})
+        state.regulariser.load_state_dict(_part("regulariser/", tensors))
     return state, about.history
 
 
@@ -139,30 +141,25 @@ def _tensors(state: TrainState) -> dict[str, Tensor]:
     return tensors
 
 
-def _checked(path: Path, state: TrainState, tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-    """Return the optimizer's state, laid out like its parameters; FileError where a tensor does not fit ``state``."""
-    model = state.model.state_dict()
-    parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
+def _part(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _moments(
+    path: Path, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> dict[int, dict[str, Tensor]]:
+    """Return the optimizer's state, laid out like its parameters; FileError where a tensor does not fit."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     index_of = {str(index): index for index in range(len(parameters))}
     moments: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        part, _, place = name.partition("/")
-        fits = part == "regulariser"
-        if part == "model" and place in model:
-            fits = (tensor.shape, tensor.dtype) == (model[place].shape, model[place].dtype)
-        elif part == "optimizer" and place.partition("/")[0] in index_of:
-            number, _, key = place.partition("/")
-            like = parameters[index_of[number]]
-            fits = tensor.shape in (torch.Size(), like.shape)
-            if fits:
-                # empty_like keeps the memory format, which safetensors does not know.
-                value = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor) if tensor.ndim else tensor
-                moments.setdefault(index_of[number], {})[key] = value
-        if not fits:
-            raise _misfit(path, name)
-    for name in model:
-        if f"model/{name}" not in tensors:
-            raise _misfit(path, f"model/{name}")
+        number, _, key = name.partition("/")
+        if number not in index_of or tensor.shape not in (torch.Size(), parameters[index_of[number]].shape):
+            raise _another("network", path, f"optimizer/{name} does not fit", "train the same network again")
+        like = parameters[index_of[number]]
+        # empty_like keeps the memory format, which safetensors does not know.
+        value = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor) if tensor.ndim else tensor
+        moments.setdefault(index_of[number], {})[key] = value
     return moments
 
 
@@ -174,8 +171,5 @@ def _checksum(tensors: Mapping[str, Tensor]) -> int:
     return crc
 
 
-def _misfit(path: Path, name: str) -> FileError:
-    return FileError(
-        f"{path} is the checkpoint of another network ({name} does not fit); "
-        "train the same network again, or delete it to start anew"
-    )
+def _another(kind: str, path: Path, reason: str, advice: str) -> FileError:
+    return FileError(f"{path} is the checkpoint of another {kind} ({reason}); {advice}, or delete it to start anew")

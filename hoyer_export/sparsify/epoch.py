@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hoyer_export.errors import DataError, NetworkError, TrainingError
-from hoyer_export.sparsify.records import EpochRecord, StepProgress
-from hoyer_export.sparsify.settings import TrainSettings
+from hoyer_export.sparsify.phase import EpochRecord, StepProgress, TrainSettings
 from hoyer_export.sparsify.state import TrainState
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -83,11 +82,12 @@ def train_epoch(
                 correct_sum += correct_now
                 penalty_sum += penalty_now
             unread.clear()
-            mean = loss_sum / images_seen
-            progress(StepProgress(settings.phase, epoch, settings.epochs, read, steps, mean, lr))
+            progress(StepProgress(settings.phase, epoch, settings.epochs, read, steps, loss_sum / images_seen))
     if read != steps:
         raise DataError(f"{settings.phase}: expected {steps} batches an epoch, got {read + len(unread)}")
-    _check_weights(state, settings, epoch)
+    finite = [tensor.isfinite().all() for tensor in state.model.state_dict().values()]
+    if finite and not bool(torch.stack(finite).all()):  # after a phase's last step no loss would tell
+        raise _diverged("the weights are not finite after", state, settings, epoch)
     return EpochRecord(
         phase=settings.phase,
         epoch=epoch,
@@ -138,13 +138,6 @@ def _check_logits(logits: object, targets: Tensor) -> None:
             f"the network has {logits.shape[1]} outputs, the data has labels {lowest} to {highest}; "
             "set the network's number of classes"
         )
-
-
-def _check_weights(state: TrainState, settings: TrainSettings, epoch: int) -> None:
-    """Raise TrainingError unless all weights are finite: after a phase's last step no loss would tell."""
-    finite = [tensor.isfinite().all() for tensor in state.model.state_dict().values()]
-    if finite and not bool(torch.stack(finite).all()):
-        raise _diverged("the weights are not finite after", state, settings, epoch)
 
 
 def _diverged(what: str, state: TrainState, settings: TrainSettings, epoch: int) -> TrainingError:

@@ -28,12 +28,10 @@ from hoyer_export.errors import DataError, TrainingError
 from hoyer_export.modes import kept_modes
 from hoyer_export.random_state import kept_random_state, seed_generators
 from hoyer_export.sparsify.checkpoint import load_checkpoint, save_checkpoint
-from hoyer_export.sparsify.effective_macs import macs_shares
 from hoyer_export.sparsify.epoch import Batches, train_epoch
-from hoyer_export.sparsify.records import EpochRecord, StepProgress
-from hoyer_export.sparsify.regulariser import Regulariser, Setting
-from hoyer_export.sparsify.settings import PrecisionName, TrainSettings
-from hoyer_export.sparsify.state import TrainState
+from hoyer_export.sparsify.phase import EpochRecord, PrecisionName, StepProgress, TrainSettings
+from hoyer_export.sparsify.regulariser import Regulariser
+from hoyer_export.sparsify.state import TrainState, macs_shares
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +43,10 @@ class Hooks:
         on_epoch: called after each epoch with all records of the phase, the newest last; also once, with those of the
             checkpoint, when a training goes on.
         progress: called after every step on a CPU, every 20th on a GPU.
-        shrink: (state, epochs done) → the state to go on with: called after each epoch, before it is evaluated and
-            kept. Returns the state that it was given, or that of a smaller network, with a plan.
-        rebuild: (the state of the network that ``train`` was given, the plan in the checkpoint) → the state of the
-            smaller network, with whatever weights: called where a training with ``shrink`` goes on.
+        shrink: (state, epochs done) → the same state, or that of a smaller network, with its plan: called after each
+            epoch, before that is evaluated and kept.
+        rebuild: (state of the network that ``train`` was given, plan in the checkpoint) → state of the smaller
+            network, with whatever weights: called where a training that has shrunk goes on.
     """
 
     evaluate: Callable[[nn.Module], float | None] = lambda model: None
@@ -63,12 +61,10 @@ class TrainingRecord:
     """One phase of training.
 
     Args:
-        phase: "dense", "sparse" or "finetune".
         epochs: all of them, also those that were trained before a break.
         state: what they ended with; its model is the one that ``train`` was given, unless that has shrunk.
     """
 
-    phase: str
     epochs: tuple[EpochRecord, ...]
     state: TrainState = field(compare=False, repr=False)
 
@@ -93,7 +89,7 @@ def train(
     hooks: Hooks = _NOBODY,
     checkpoint: Path | None = None,
 ) -> TrainingRecord:
-    """Train ``model`` in place for one phase, all of it in training mode.
+    """Train ``model`` in place for one phase, all of it in training mode; torch's global generators keep their states.
 
     Args:
         model: takes images, returns logits [N, classes]. Its parameters stay the same objects; afterwards it is on
@@ -110,48 +106,48 @@ def train(
         checkpoint: written after each epoch, in a folder that exists. If the file is there already, training goes on
             from it; at the last epoch it only loads.
 
-    The states of torch's global generators, the CPU's and every GPU's, are kept.
-
     Raises:
         TrainingError: the loss or a weight is not a finite number (the checkpoint of the epoch before is intact), or
             an argument makes no sense.
         FileError: the checkpoint is damaged, of another training, or cannot be written.
         DataError: another number of batches than ``settings`` say, or a target beyond the network's outputs.
     """
-    device = torch.device(device)
-    if regulariser is not None and not isinstance(regulariser, Regulariser):
-        raise TrainingError(
-            f"expected a regulariser, got a {type(regulariser).__name__}: docs/adding-a-regulariser.md says what it has"
-        )
-    if channels is None and regulariser is not None:
-        channels = regulariser.channels
+    same = asdict(settings)
+    if regulariser is not None:
+        if not isinstance(regulariser, Regulariser):
+            got = type(regulariser).__name__
+            raise TrainingError(f"expected a regulariser, got a {got}: docs/adding-a-regulariser.md says what one has")
+        same["regulariser"] = type(regulariser).__name__
+        same |= {f"regulariser.{key}": value for key, value in regulariser.settings.items()}
+        channels = regulariser.channels if channels is None else channels
     if settings.epochs == 0:
-        return TrainingRecord(
-            settings.phase, (), TrainState(model, settings.make_optimizer(model), channels, regulariser)
-        )
-    _check_device(device, settings.precision)
-    if device.type == "cuda":
-        torch.cuda.init()  # type: ignore[no-untyped-call]  # so that its generator has a state to be kept
-    same = _must_be_the_same(settings, regulariser)
+        return TrainingRecord((), TrainState(model, _optimizer(model, settings), channels, regulariser))
+    fabric = _fabric(torch.device(device), settings.precision)
     history: tuple[EpochRecord, ...] = ()
     with kept_modes(model), kept_random_state():
         model.to(device)
         if channels_last:
             _to_channels_last(model, batches(0))
-        state = TrainState(model, settings.make_optimizer(model), channels, regulariser)
+        state = TrainState(model, _optimizer(model, settings), channels, regulariser)
         if checkpoint is not None and checkpoint.exists():
             state, history = load_checkpoint(checkpoint, state, settings=same, rebuild=hooks.rebuild)
             if history:
                 hooks.on_epoch(history)
-        fabric = _fabric(device, settings.precision)
         whole_macs = dense_macs(channels) if channels is not None else None
         for epoch in range(len(history), settings.epochs):
-            state, record = _one_epoch(state, batches, settings, epoch, fabric, hooks, whole_macs)
-            history = (*history, record)
+            started = time.perf_counter()
+            seed_generators(_epoch_seed(settings, epoch), fabric.device)
+            state.model.train()
+            trained = train_epoch(state, batches(epoch), settings, epoch, fabric, hooks.progress)
+            before, state = state, hooks.shrink(state, epoch + 1)
+            if state.model is not before.model and state.plan is None:
+                raise TrainingError("shrink returned another network without a plan, so that no checkpoint can hold it")
+            found = trained.model_dump() | _measured(state, hooks, whole_macs)
+            history = (*history, EpochRecord(**found | {"seconds": time.perf_counter() - started}))
             if checkpoint is not None:
                 save_checkpoint(checkpoint, state, settings=same, history=history)
             hooks.on_epoch(history)
-    return TrainingRecord(settings.phase, history, state)
+    return TrainingRecord(history, state)
 
 
 def evaluate_accuracy(model: nn.Module, batches: Batches) -> float:
@@ -178,53 +174,33 @@ def evaluate_accuracy(model: nn.Module, batches: Batches) -> float:
     return 100 * int(correct) / seen
 
 
-def _one_epoch(
-    state: TrainState,
-    batches: Callable[[int], Batches],
-    settings: TrainSettings,
-    epoch: int,
-    fabric: Fabric,
-    hooks: Hooks,
-    whole_macs: int | None,
-) -> tuple[TrainState, EpochRecord]:
-    """Train one epoch; return the state to go on with, and the epoch's record, which is about that state."""
-    started = time.perf_counter()
-    seed_generators(_epoch_seed(settings, epoch), fabric.device)
-    state.model.train()
-    trained = train_epoch(state, batches(epoch), settings, epoch, fabric, hooks.progress)
-    smaller = hooks.shrink(state, epoch + 1)
-    if smaller.model is not state.model and smaller.plan is None:
-        raise TrainingError("shrink returned another network without a plan: say how to rebuild it from the first one")
-    accuracy = hooks.evaluate(smaller.model)
+def _measured(state: TrainState, hooks: Hooks, whole_macs: int | None) -> dict[str, float | None]:
+    """Return what of an epoch's record is measured on the network that goes on."""
+    accuracy = hooks.evaluate(state.model)
     if accuracy is not None and not 0 <= accuracy <= 100:
         raise TrainingError(f"evaluate: expected an accuracy in %, 0 to 100, got {accuracy}")
-    found = {"validation_accuracy": accuracy}
-    if smaller.channels is not None:
-        shares = macs_shares(smaller.channels, smaller.model, whole_macs)
-        found |= {"effective_macs": shares.effective, "alive_macs": shares.alive}
-    seconds = time.perf_counter() - started
-    return smaller, EpochRecord(**trained.model_dump() | found | {"seconds": seconds})
+    shares = macs_shares(state.channels, state.model, whole_macs) if state.channels is not None else None
+    return {
+        "validation_accuracy": None if accuracy is None else float(accuracy),
+        "effective_macs": shares.effective if shares else None,
+        "alive_macs": shares.alive if shares else None,
+    }
 
 
-def _must_be_the_same(settings: TrainSettings, regulariser: Regulariser | None) -> dict[str, Setting]:
-    same: dict[str, Setting] = asdict(settings)
-    if regulariser is not None:
-        same["regulariser"] = type(regulariser).__name__
-        same |= {f"regulariser.{key}": value for key, value in regulariser.settings.items()}
-    return same
-
-
-def _check_device(device: torch.device, precision: PrecisionName) -> None:
-    if device.type != "cuda":
-        return  # every CPU computes bfloat16, those without the instructions slowly
-    if not torch.cuda.is_available():
-        raise TrainingError(f'expected a GPU for the device "{device}", torch sees none; use the device "cpu"')
-    if precision == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise TrainingError('this GPU does not compute in bfloat16; use the precision "float32"')
+def _optimizer(model: nn.Module, how: TrainSettings) -> torch.optim.Optimizer:
+    if how.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), lr=how.lr, weight_decay=how.weight_decay)
+    return torch.optim.SGD(model.parameters(), lr=how.lr, momentum=how.momentum, weight_decay=how.weight_decay)
 
 
 def _fabric(device: torch.device, precision: PrecisionName) -> Fabric:
     """Make a Fabric for one device. Plugins instead of names: it then neither looks for a cluster nor says hello."""
+    if device.type == "cuda":  # every CPU computes bfloat16, those without the instructions slowly
+        if not torch.cuda.is_available():
+            raise TrainingError(f'expected a GPU for the device "{device}", torch sees none; use the device "cpu"')
+        if precision == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise TrainingError('this GPU does not compute in bfloat16; use the precision "float32"')
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # so that its generator has a state to be kept
     mixed = MixedPrecision("bf16-mixed", device.type) if precision == "bfloat16" else Precision()
     devices = 1 if device.type == "cpu" else [device.index or 0]
     return Fabric(accelerator=device.type, devices=devices, plugins=[mixed, LightningEnvironment()])
@@ -233,17 +209,15 @@ def _fabric(device: torch.device, precision: PrecisionName) -> Fabric:
 def _to_channels_last(model: nn.Module, batches: Batches) -> None:
     """Use the memory format that convolutions are faster in, unless the network refuses it (``view`` may)."""
     images = next((images for images, _ in batches), None)
-    if images is None or images.ndim != 4 or not any(tensor.ndim == 4 for tensor in model.parameters()):
+    if images is None or images.ndim != 4:
         return
     model.to(memory_format=torch.channels_last)
-    device = next(model.parameters()).device
-    with kept_modes(model), torch.no_grad():
-        model.eval()
-        try:
-            # The weights decide the format of the activations: the images may come in any.
-            model(images[:2].to(device))
-        except RuntimeError:
-            model.to(memory_format=torch.contiguous_format)
+    try:
+        # The weights decide the format of the activations: the images may come in any.
+        with torch.no_grad():
+            model.eval()(images[:2].to(next(model.parameters()).device))
+    except RuntimeError:
+        model.to(memory_format=torch.contiguous_format)
 
 
 def _epoch_seed(settings: TrainSettings, epoch: int) -> int:

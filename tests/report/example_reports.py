@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from hoyer_export.report.record import Report, assemble_report
-from hoyer_export.sparsify.records import EpochRecord
+from hoyer_export.sparsify.phase import EpochRecord
 
 HOSTILE = "<script>alert('x')</script> & \"q\" `code` | **bold** </style> [a](javascript:b)"
 """Markup of every language that the page and the card are written in."""

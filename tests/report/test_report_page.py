@@ -11,7 +11,7 @@ from hoyer_export.report import number_format as written
 from hoyer_export.report.page import margin, render_page, tiles, width_rows
 from hoyer_export.report.record import Report, assemble_report
 from hoyer_export.report.summary import Step
-from hoyer_export.sparsify.records import EpochRecord
+from hoyer_export.sparsify.phase import EpochRecord
 
 VOID = {"meta", "br", "hr", "img", "input", "link", "wbr"}
 EXAMPLES = ["passed", "failed", "noisy", "unmeasured", "given", "whole", "many_groups", "hostile"]

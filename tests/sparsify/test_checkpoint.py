@@ -13,7 +13,7 @@ from torch import nn
 
 from hoyer_export.errors import FileError
 from hoyer_export.sparsify.checkpoint import epochs_done, load_checkpoint, save_checkpoint
-from hoyer_export.sparsify.records import EpochRecord
+from hoyer_export.sparsify.phase import EpochRecord
 from hoyer_export.sparsify.state import TrainState
 
 SETTINGS = {"phase": "dense", "lr": 0.1, "strength": None}

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from hoyer_export.channels.channel_map import Axis, ChannelGroup, ChannelMap, Contraction, Member
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.errors import NetworkError, TrainingError
-from hoyer_export.sparsify.effective_macs import macs_shares
 from hoyer_export.sparsify.group_hs import GroupHS
+from hoyer_export.sparsify.state import macs_shares
 
 
 class Wired(nn.Module):

@@ -14,8 +14,7 @@ from torch.nn import functional as F
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.errors import DataError, FileError, NetworkError, TrainingError
 from hoyer_export.sparsify.group_hs import GroupHS
-from hoyer_export.sparsify.records import EpochRecord, StepProgress
-from hoyer_export.sparsify.settings import TrainSettings
+from hoyer_export.sparsify.phase import EpochRecord, StepProgress, TrainSettings
 from hoyer_export.sparsify.training import Hooks, evaluate_accuracy, train
 
 STEPS = 4
