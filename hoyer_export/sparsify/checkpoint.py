@@ -50,11 +50,8 @@ def save_checkpoint(path: Path, state: TrainState, *, settings: Mapping[str, Set
         state: what is trained.
         settings: what must be the same for the training to go on.
         history: the epochs so far.
-
-    Raises:
-        FileError: the file cannot be written.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(state).items()}
+    tensors = _tensors(state)
     crc = _checksum(tensors)
     about = _About(format=FORMAT, settings=dict(settings), history=history, plan=state.plan, crc32=crc)
     write_tensors(path, tensors, about, _KEY)
@@ -167,7 +164,7 @@ def _checksum(tensors: Mapping[str, Tensor]) -> int:
     crc = 0
     for name in sorted(tensors):
         crc = zlib.crc32(name.encode(), crc)
-        crc = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, crc)
+        crc = zlib.crc32(tensors[name].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data, crc)
     return crc
 
 

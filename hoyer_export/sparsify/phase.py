@@ -108,15 +108,9 @@ class EpochRecord(Record):
 
 @dataclass(frozen=True)
 class StepProgress:
-    """How far a phase is.
+    """How far a phase is: in ``epoch``, 0 is the first of ``epochs``, ``step`` of ``steps`` are done.
 
-    Args:
-        phase: "dense", "sparse" or "finetune".
-        epoch: 0 is the first of ``epochs``.
-        epochs: of the phase.
-        step: how many of the epoch's ``steps`` are done.
-        steps: of the epoch.
-        loss: the task's, mean over the epoch's images so far.
+    ``loss`` is the task's, mean over the epoch's images so far.
     """
 
     phase: str

@@ -43,12 +43,7 @@ class TrainState:
 
 @dataclass(frozen=True)
 class MacsShares:
-    """Shares of the dense MACs.
-
-    Args:
-        effective: at the effective widths G_H: smooth, falls before channels are dead.
-        alive: at the channels that are alive.
-    """
+    """Shares of the dense MACs: at the effective widths, which fall before channels are dead; at the alive channels."""
 
     effective: float
     alive: float

@@ -133,7 +133,7 @@ def train(
             state, history = load_checkpoint(checkpoint, state, settings=same, rebuild=hooks.rebuild)
             if history:
                 hooks.on_epoch(history)
-        whole_macs = dense_macs(channels) if channels is not None else None
+        whole_macs = None if channels is None else dense_macs(channels)
         for epoch in range(len(history), settings.epochs):
             started = time.perf_counter()
             seed_generators(_epoch_seed(settings, epoch), fabric.device)
@@ -142,8 +142,12 @@ def train(
             before, state = state, hooks.shrink(state, epoch + 1)
             if state.model is not before.model and state.plan is None:
                 raise TrainingError("shrink returned another network without a plan, so that no checkpoint can hold it")
-            found = trained.model_dump() | _measured(state, hooks, whole_macs)
-            history = (*history, EpochRecord(**found | {"seconds": time.perf_counter() - started}))
+            found = {"validation_accuracy": _percent(hooks.evaluate(state.model))}
+            if state.channels is not None:
+                shares = macs_shares(state.channels, state.model, whole_macs)
+                found |= {"effective_macs": shares.effective, "alive_macs": shares.alive}
+            found["seconds"] = time.perf_counter() - started
+            history = (*history, EpochRecord(**trained.model_dump() | found))
             if checkpoint is not None:
                 save_checkpoint(checkpoint, state, settings=same, history=history)
             hooks.on_epoch(history)
@@ -174,17 +178,10 @@ def evaluate_accuracy(model: nn.Module, batches: Batches) -> float:
     return 100 * int(correct) / seen
 
 
-def _measured(state: TrainState, hooks: Hooks, whole_macs: int | None) -> dict[str, float | None]:
-    """Return what of an epoch's record is measured on the network that goes on."""
-    accuracy = hooks.evaluate(state.model)
+def _percent(accuracy: float | None) -> float | None:
     if accuracy is not None and not 0 <= accuracy <= 100:
         raise TrainingError(f"evaluate: expected an accuracy in %, 0 to 100, got {accuracy}")
-    shares = macs_shares(state.channels, state.model, whole_macs) if state.channels is not None else None
-    return {
-        "validation_accuracy": None if accuracy is None else float(accuracy),
-        "effective_macs": shares.effective if shares else None,
-        "alive_macs": shares.alive if shares else None,
-    }
+    return None if accuracy is None else float(accuracy)
 
 
 def _optimizer(model: nn.Module, how: TrainSettings) -> torch.optim.Optimizer:
