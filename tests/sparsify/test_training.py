@@ -13,8 +13,10 @@ from torch.nn import functional as F
 
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.errors import DataError, FileError, NetworkError, TrainingError
+from hoyer_export.sparsify.epoch import train_epoch
 from hoyer_export.sparsify.group_hs import GroupHS
 from hoyer_export.sparsify.phase import EpochRecord, StepProgress, TrainSettings
+from hoyer_export.sparsify.state import TrainState
 from hoyer_export.sparsify.training import Hooks, evaluate_accuracy, train
 
 STEPS = 4
@@ -251,6 +253,53 @@ def test_the_callbacks_see_every_epoch_and_step():
     assert 0 <= record.epochs[0].validation_accuracy <= 100
 
 
+class StandsForAGpu:
+    """What ``train_epoch`` asks of Fabric, on the CPU."""
+
+    def __init__(self, device: str):
+        self.device = torch.device(device)
+        self.setup_module = self.to_device = lambda given: given
+        self.backward = lambda loss: loss.backward()
+
+
+@pytest.mark.parametrize(("device", "told"), [("cpu", [1, 2, 3, 4]), ("cuda", [3, 4])])
+def test_losses_are_read_in_bundles_on_a_gpu_and_are_the_same(monkeypatch, device, told):
+    monkeypatch.setattr("hoyer_export.sparsify.epoch.GPU_BUNDLE_STEPS", 3)
+    settings = TrainSettings(phase="dense", steps_per_epoch=STEPS, epochs=1, lr=0.1)
+
+    def once(batches):
+        model, steps = tiny(0.0), []
+        state = TrainState(model, torch.optim.SGD(model.parameters(), momentum=0.9, weight_decay=5e-4))
+        return train_epoch(state, batches, settings, 0, StandsForAGpu(device), steps.append), steps
+
+    record, steps = once(batches(0))
+    expected = run(tiny(0.0), epochs=1).epochs[0]
+    assert (record.loss, record.train_accuracy) == (expected.loss, expected.train_accuracy)
+    assert [step.step for step in steps] == told
+    assert steps[-1].loss == record.loss
+    poisoned = [(images / 0 if step == 1 else images, labels) for step, (images, labels) in enumerate(batches(0))]
+    with pytest.raises(TrainingError, match="the loss is nan at step 2 of 4 of epoch 1 of 1"):
+        once(poisoned)
+    for count, got in ((3, "got 3"), (5, "got more")):
+        with pytest.raises(DataError, match=got):
+            once([*batches(0), *batches(1)][:count])
+
+
+def test_a_penalty_that_is_not_finite_is_named():
+    model = tiny()
+    regulariser = GroupHS(trace_channels(model, torch.randn(2, 1, 6, 6)), model, 1e300)
+    with pytest.raises(
+        TrainingError, match=r"^sparse: the penalty is inf at step 1 of 4 of .*Group-HS, strength 1e\+300"
+    ):
+        run(model, phase="sparse", regulariser=regulariser)
+
+
+@pytest.mark.parametrize("accuracy", [math.nan, -1.0, 100.5])
+def test_a_validation_accuracy_that_is_none_is_named(accuracy):
+    with pytest.raises(TrainingError, match=rf"expected an accuracy in %, 0 to 100, got {accuracy}"):
+        run(tiny(), epochs=1, evaluate=lambda model: accuracy)
+
+
 def test_no_epochs_train_nothing(tmp_path):
     model = tiny()
     before = state(model)
@@ -455,6 +504,9 @@ def test_labels_and_outputs_that_do_not_fit_are_named():
         ({"warmup_epochs": 4.0}, r"^dense: expected a warm-up shorter than the 4 epochs in all, got 4 epochs$"),
         ({"optimizer": "lion"}, r"\"sgd\" or \"adam\", got 'lion'"),
         ({"precision": "bf16"}, r"\"float32\" or \"bfloat16\", got 'bf16'"),
+        ({"phase": "warm-up"}, r"\"dense\" or \"sparse\" or \"finetune\", got 'warm-up'"),
+        ({"lr": math.nan}, r"expected lr of 0 or more, got nan"),
+        ({"weight_decay": -1e-4}, r"expected weight_decay of 0 or more, got -0.0001"),
         ({"epochs": -1}, r"expected epochs and batches, got -1 epochs"),
         ({"steps_per_epoch": 0}, r"expected epochs and batches, got 4 epochs of 0 batches"),
     ],
