@@ -15,7 +15,7 @@ from hoyer_export.report.number_format import duration, percent, share
 
 if TYPE_CHECKING:
     from hoyer_export.run.progress import Progress
-    from hoyer_export.sparsify.training import EpochRecord, StepProgress
+    from hoyer_export.sparsify.phase import EpochRecord, StepProgress
 
 
 @contextmanager

@@ -27,7 +27,7 @@ Name = Annotated[str, Field(min_length=1)]
 # A TOML array arrives as a list, which a strict tuple refuses.
 PerChannel = Annotated[tuple[float, ...], Field(strict=False, min_length=1)]
 Deviations = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
-Batches = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
+BatchSizes = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
 
 
 class _Table(BaseModel):
@@ -146,7 +146,7 @@ class Export(_Table):
 class Verify(_Table):
     """[verify]: the batch sizes that onnxruntime and torch are compared at."""
 
-    batches: Batches = (1, 2, 3, 8)
+    batches: BatchSizes = (1, 2, 3, 8)
 
 
 class Bench(_Table):

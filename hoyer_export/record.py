@@ -1,4 +1,7 @@
-"""What a stage, a verb or a file says: one frozen pydantic model, in memory, on disk and in a report."""
+"""Records: what a stage finds, as one frozen model that is checked when it is made, and when it is read from JSON.
+
+Writing forbids unknown keys. Reading ignores them: a file that a newer version wrote, with a key more, is still read.
+"""
 
 from pathlib import Path
 from typing import TypeVar
@@ -7,26 +10,27 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hoyer_export.errors import FileError
 
-R = TypeVar("R", bound="Record")
-
 
 class Record(BaseModel):
-    """A set of facts. Writing forbids keys that the class does not have; reading (``read_record``) ignores them."""
+    """Base of all records. Making one refuses unknown keys, and so does writing; ``read_record`` ignores them."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
 
-def read_record(kind: type[R], content: bytes | str, path: Path, advice: str) -> R:
-    """Return the record in a JSON text; keys that its class does not have, from a later version, are left out.
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+
+def read_record(kind: type[AnyRecord], content: bytes | str, path: Path | str, advice: str) -> AnyRecord:
+    """Read a record from JSON.
 
     Args:
-        kind: class of the record.
-        content: JSON.
-        path: of the file, for the message.
-        advice: what to do about a damaged file.
+        kind: its class.
+        content: the JSON.
+        path: the file that it comes from, for the error.
+        advice: what to do if it is damaged, for the error.
 
     Raises:
-        FileError: it is no such record.
+        FileError: the content is not JSON, or a value is missing or wrong; one line.
     """
     try:
         return kind.model_validate_json(content, extra="ignore")

@@ -9,15 +9,15 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from hoyer_export.pipeline import cutting, inputs, inspecting
-from hoyer_export.pipeline.chain import run_recipe, verify_run
-from hoyer_export.pipeline.inputs import check_export, load_inputs, macs_in_torch
 from torch import nn
 
 from hoyer_export import cli
 from hoyer_export.deploy.macs import MacsRecord, count_macs
 from hoyer_export.errors import NetworkError
 from hoyer_export.recipe import load_recipe
+from hoyer_export.run import cutting, inputs, inspecting
+from hoyer_export.run.chain import run_recipe, verify_run
+from hoyer_export.run.inputs import check_export, load_inputs, macs_in_torch
 
 NETWORKS = """
 import torch

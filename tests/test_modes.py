@@ -16,6 +16,7 @@ from hoyer_export.errors import DataError
 from hoyer_export.modes import kept_modes
 from hoyer_export.run.inputs import check_output
 from hoyer_export.run.job import two_images
+from hoyer_export.sparsify.phase import TrainSettings
 from hoyer_export.sparsify.training import evaluate_accuracy, train
 from hoyer_export.surgery.cut import cut
 from hoyer_export.surgery.dead_blocks import remove_dead_blocks
@@ -27,6 +28,7 @@ from hoyer_export.surgery.zero import zero_
 
 DATA = load_data("digits")
 IMAGES, LABELS = next(DATA.validation.batches(8))
+ONE_STEP = TrainSettings(phase="dense", steps_per_epoch=1, epochs=1, lr=0.1)
 
 
 def half_frozen() -> nn.Sequential:
@@ -79,9 +81,7 @@ LOOKS: dict[str, Callable] = {
     "remove_dead_blocks": lambda model, tmp_path: remove_dead_blocks(model, IMAGES),
     "export and verify": export_and_verify,
     "evaluate_accuracy": lambda model, tmp_path: evaluate_accuracy(model, [(IMAGES, LABELS)]),
-    "train": lambda model, tmp_path: train(
-        model, lambda epoch: [(IMAGES, LABELS)], phase="dense", steps_per_epoch=1, epochs=1, lr=0.1, channels_last=True
-    ),
+    "train": lambda model, tmp_path: train(model, lambda epoch: [(IMAGES, LABELS)], ONE_STEP, channels_last=True),
 }
 
 
@@ -129,7 +129,7 @@ class KeepsItsNormsFrozen(nn.Module):
 def test_training_freezes_what_the_networks_own_train_freezes_and_nothing_else(frozen: bool) -> None:
     model = KeepsItsNormsFrozen(frozen)
     before = [model.layers[index].running_mean.clone() for index in (1, 4)]
-    train(model, lambda epoch: [(IMAGES, LABELS)], phase="dense", steps_per_epoch=1, epochs=1, lr=0.1)
+    train(model, lambda epoch: [(IMAGES, LABELS)], ONE_STEP)
     moved = [
         not torch.equal(model.layers[index].running_mean, mean) for index, mean in zip((1, 4), before, strict=True)
     ]

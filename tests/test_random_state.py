@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.random_state import kept_random_state, seed_generators
+from hoyer_export.sparsify.phase import TrainSettings
 from hoyer_export.sparsify.training import train
 
 
@@ -86,7 +87,8 @@ def test_training_keeps_the_state_of_every_gpu(gpus: list[torch.Generator], monk
     monkeypatch.setattr(Draws, "gpu", gpus[0], raising=False)
     model = Draws()
     before = states(gpus)
-    train(model, lambda epoch: [(images, labels)], phase="dense", steps_per_epoch=1, epochs=2, lr=0.1)
+    settings = TrainSettings(phase="dense", steps_per_epoch=1, epochs=2, lr=0.1)
+    train(model, lambda epoch: [(images, labels)], settings)
     assert_kept(before, gpus)
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from hoyer_export.report.making import making
-from hoyer_export.report.metrics import Epoch
 from hoyer_export.report.number_format import share
 from hoyer_export.report.plots import Band, Series, line_plot
 from hoyer_export.report.record import Report
+from hoyer_export.sparsify.phase import EpochRecord
 
 LOG_FROM = 30.0
 """A loss that falls by more than this factor is drawn on a logarithmic axis."""
@@ -24,7 +24,7 @@ class Curve:
     caption: str
 
 
-def training_curves(report: Report, metrics: Sequence[Epoch]) -> tuple[Curve, ...]:
+def training_curves(report: Report, metrics: Sequence[EpochRecord]) -> tuple[Curve, ...]:
     """Return the plots for which there are numbers; none without epochs."""
     if not metrics:
         return ()
@@ -54,7 +54,7 @@ def phase_names(report: Report) -> dict[str, str]:
     return {"dense": "dense", "sparse": sparse, "finetune": "fine-tune"}
 
 
-def phase_bands(metrics: Sequence[Epoch], names: Mapping[str, str]) -> tuple[Band, ...]:
+def phase_bands(metrics: Sequence[EpochRecord], names: Mapping[str, str]) -> tuple[Band, ...]:
     """Return where each phase lies when all epochs are counted through from 1, under its name."""
     bands = []
     first = 1
@@ -65,7 +65,7 @@ def phase_bands(metrics: Sequence[Epoch], names: Mapping[str, str]) -> tuple[Ban
     return tuple(bands)
 
 
-def _loss(metrics: Sequence[Epoch], bands: Sequence[Band]) -> Curve:
+def _loss(metrics: Sequence[EpochRecord], bands: Sequence[Band]) -> Curve:
     losses = tuple(epoch.loss for epoch in metrics)
     log = min(losses) > 0 and max(losses) / min(losses) > LOG_FROM
     plot = line_plot(
@@ -80,7 +80,7 @@ def _loss(metrics: Sequence[Epoch], bands: Sequence[Band]) -> Curve:
     return Curve(plot, "Cross-entropy on the training images, without the penalty.")
 
 
-def _macs(report: Report, metrics: Sequence[Epoch], bands: Sequence[Band]) -> tuple[Curve, ...]:
+def _macs(report: Report, metrics: Sequence[EpochRecord], bands: Sequence[Band]) -> tuple[Curve, ...]:
     effective = Series("effective", "slim", _percentages([epoch.effective_macs for epoch in metrics]))
     alive = Series("alive", "alive", _percentages([epoch.alive_macs for epoch in metrics]))
     known = [series for series in (effective, alive) if any(value is not None for value in series.values)]

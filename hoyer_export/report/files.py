@@ -6,14 +6,15 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from hoyer_export.errors import FileError
+from hoyer_export.record import first_complaint
 from hoyer_export.report.card import render_card
-from hoyer_export.report.metrics import Epoch
 from hoyer_export.report.page import render_page
-from hoyer_export.report.record import FORMAT, Report, first_complaint
+from hoyer_export.report.record import FORMAT, Report
 from hoyer_export.run_folder import write_whole
+from hoyer_export.sparsify.phase import EpochRecord
 
 
-def write_report(folder: Path, report: Report, metrics: Sequence[Epoch]) -> None:
+def write_report(folder: Path, report: Report, metrics: Sequence[EpochRecord]) -> None:
     """Write report.json, card.md and report.html into ``folder``, each whole or not at all.
 
     ``write_report(folder, read_report(folder), read_metrics(folder))`` makes all three again, with this version to

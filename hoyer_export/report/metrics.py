@@ -1,33 +1,15 @@
 """The lines of metrics.jsonl: what training wrote down, one line an epoch."""
 
 from pathlib import Path
-from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from hoyer_export.errors import FileError
-from hoyer_export.report.record import first_complaint
-from hoyer_export.report.sections import NotNegative, Percent
+from hoyer_export.record import first_complaint
+from hoyer_export.sparsify.phase import EpochRecord
 
 
-class Epoch(BaseModel):
-    """One epoch; null is what its phase or data does not have. Shares of MACs are of the dense network's."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
-
-    phase: Literal["dense", "sparse", "finetune"]
-    epoch: Annotated[int, Field(ge=0)]
-    seconds: NotNegative | None = None
-    learning_rate: NotNegative | None = None
-    loss: float
-    penalty: float | None = None
-    train_accuracy: Percent | None = None
-    validation_accuracy: Percent | None = None
-    effective_macs: NotNegative | None = None
-    alive_macs: NotNegative | None = None
-
-
-def read_metrics(folder: Path) -> tuple[Epoch, ...]:
+def read_metrics(folder: Path) -> tuple[EpochRecord, ...]:
     """Return the epochs in ``folder``'s metrics.jsonl; none where there is no such file.
 
     Raises:
@@ -43,7 +25,7 @@ def read_metrics(folder: Path) -> tuple[Epoch, ...]:
     epochs = []
     for number, line in enumerate(lines, start=1):
         try:
-            epochs.append(Epoch.model_validate_json(line))
+            epochs.append(EpochRecord.model_validate_json(line, extra="ignore"))
         except ValidationError as error:
             raise FileError(
                 f"{path} is damaged in line {number}: {first_complaint(error)}; "

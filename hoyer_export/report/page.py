@@ -11,7 +11,6 @@ from markupsafe import Markup
 from hoyer_export.report import number_format
 from hoyer_export.report.curves import phase_names, training_curves
 from hoyer_export.report.making import aligned_words, how_it_was_made, making, stage_seconds
-from hoyer_export.report.metrics import Epoch
 from hoyer_export.report.plots import distributions_plot
 from hoyer_export.report.record import Report
 from hoyer_export.report.sections import GroupWidth
@@ -30,6 +29,7 @@ from hoyer_export.report.summary import (
     title,
     verification_steps,
 )
+from hoyer_export.sparsify.phase import EpochRecord
 
 MARGIN_DECADES = 8
 """The bars of the verification reach from 1e-8 of the tolerance to the tolerance, and a decade beyond."""
@@ -78,7 +78,7 @@ class WidthRow:
     ticks: tuple[float, ...]
 
 
-def render_page(report: Report, metrics: Sequence[Epoch]) -> str:
+def render_page(report: Report, metrics: Sequence[EpochRecord]) -> str:
     """Return report.html.
 
     Args:

@@ -15,8 +15,7 @@ from hoyer_export.run.job import Job
 from hoyer_export.run.records import CutRecord
 from hoyer_export.run.stage import Stage
 from hoyer_export.run_folder import RunFolder, write_whole
-from hoyer_export.sparsify.group_hs import ALIVE
-from hoyer_export.sparsify.penalties import natural_threshold
+from hoyer_export.sparsify.penalties import alive_channels
 from hoyer_export.surgery.cut import SlimModel, cut
 from hoyer_export.surgery.selection import Selection, select_channels
 from hoyer_export.surgery.slim_file import save_slim
@@ -66,7 +65,7 @@ def cut_sparse(job: Job) -> CutRecord:
             GroupWidth(
                 group=group.name,
                 dense=group.width,
-                alive=_alive(norms[group.name]),
+                alive=int(alive_channels(norms[group.name]).sum()),
                 slim=len(chosen.keep[group.name]),
             )
             for group in job.channels.groups
@@ -105,11 +104,6 @@ def write_slim(slim: SlimModel, path: Path, job: Job) -> None:
 def widths_text(chosen: Selection) -> str:
     """Return what widths.json holds: group → kept indices."""
     return json.dumps({name: indices.tolist() for name, indices in sorted(chosen.keep.items())}) + "\n"
-
-
-def _alive(norms: Tensor) -> int:
-    """Return how many channels are at least a tenth of their group's natural threshold, whatever the cut is."""
-    return int(((norms >= ALIVE * natural_threshold(norms)) & (norms > 0)).sum())
 
 
 CUT = Stage(

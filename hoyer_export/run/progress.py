@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from hoyer_export.sparsify.training import EpochRecord, StepProgress
+from hoyer_export.sparsify.phase import EpochRecord, StepProgress
 
 
 class Progress(Protocol):

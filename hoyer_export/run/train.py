@@ -2,10 +2,8 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -18,8 +16,11 @@ from hoyer_export.run.job import Job
 from hoyer_export.run.records import PhaseRecord
 from hoyer_export.run.stage import Stage
 from hoyer_export.run_folder import RunFolder, write_whole
-from hoyer_export.sparsify.group_hs import GroupHS, macs_shares
-from hoyer_export.sparsify.training import EpochRecord, evaluate_accuracy, train
+from hoyer_export.sparsify.phase import EpochRecord, PhaseName, TrainSettings
+from hoyer_export.sparsify.regulariser import Regulariser, make_regulariser
+from hoyer_export.sparsify.state import macs_shares
+from hoyer_export.sparsify.training import Hooks, evaluate_accuracy, train
+from hoyer_export.tensors_file import write_tensors
 
 PHASES = ("dense", "sparse", "finetune")
 EVALUATION_BATCH = 500
@@ -38,10 +39,10 @@ def train_dense(job: Job) -> PhaseRecord:
 def train_sparse(job: Job) -> PhaseRecord:
     """Train the network with Group-HS, and write sparse.safetensors."""
     table = job.recipe.sparse
-    group_hs = f"Group-HS, strength {table.strength:g} ({table.scale})" if table.epochs else "no Group-HS"
-    job.progress.headline(f"sparse: {_epochs(table)}, {group_hs}")
     network = job.dense()
-    regulariser = GroupHS(job.channels, network, table.strength, scale=table.scale, max_rate=table.max_rate)
+    options = table.model_dump(include={"strength", "scale", "max_rate"})
+    regulariser = make_regulariser(table.regulariser, job.channels, network, options)
+    job.progress.headline(f"sparse: {_epochs(table)}, {regulariser.describe() if table.epochs else 'no Group-HS'}")
     seconds = _train(job, network, table, "sparse", regulariser)
     save_weights(network, job.folder.sparse_weights, job)
     effective = macs_shares(job.channels, network).effective
@@ -63,33 +64,28 @@ def finetune(job: Job) -> PhaseRecord:
 def save_weights(model: nn.Module, path: Path, job: Job) -> None:
     """Write a network's weights, with what is needed to build it in the metadata."""
     built = {"name": job.recipe.network.name, "in_channels": job.in_channels, "classes": job.classes}
-    # One key: safetensors writes several in random order, and the same run must leave the same bytes.
-    metadata = {"hoyer_export.network": json.dumps(built)}
-    # A copy each: safetensors refuses tensors that share memory, as tied weights do.
-    weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
-    write_whole(path, safetensors.torch.save(weights, metadata))
+    write_tensors(path, model.state_dict(), json.dumps(built), "hoyer_export.network")
 
 
-def _train(job: Job, model: nn.Module, table: Phase, phase: str, regulariser: GroupHS | None = None) -> float:
+def _train(job: Job, model: nn.Module, table: Phase, phase: PhaseName, regulariser: Regulariser | None = None) -> float:
     """Train one phase in place, from its checkpoint if there is one, and return its wall seconds."""
     recipe, data, device = job.recipe, job.data, job.device
     # The order of the images is a function of (seed, epoch): every phase continues the count.
     first = {"dense": 0, "sparse": recipe.dense.epochs, "finetune": recipe.dense.epochs + recipe.sparse.epochs}[phase]
     earlier = [line for line in read_metrics(job.folder.path) if PHASES.index(line.phase) < PHASES.index(phase)]
-    before = "".join(line.model_dump_json() + "\n" for line in earlier)
 
     def batches(epoch: int) -> Iterable[tuple[Tensor, Tensor]]:
         return data.train.batches(table.batch_size, epoch=first + epoch, device=device, shuffle=True, augment=True)
 
     def on_epoch(history: tuple[EpochRecord, ...]) -> None:
         # The whole history of the phase: lines of epochs after the checkpoint go with the rest.
-        write_whole(job.folder.metrics, before + "".join(json.dumps(asdict(epoch)) + "\n" for epoch in history))
+        write_whole(job.folder.metrics, "".join(line.model_dump_json() + "\n" for line in (*earlier, *history)))
         job.progress.epoch(history[-1], table.epochs)
 
-    job.folder.checkpoint.mkdir(exist_ok=True)
-    record = train(
-        model,
-        batches,
+    def evaluate(network: nn.Module) -> float:
+        return evaluate_accuracy(network, data.validation.batches(EVALUATION_BATCH, device=device))
+
+    settings = TrainSettings(
         phase=phase,
         steps_per_epoch=len(batch_indices(len(data.train), table.batch_size, torch.Generator())),
         epochs=table.epochs,
@@ -100,14 +96,18 @@ def _train(job: Job, model: nn.Module, table: Phase, phase: str, regulariser: Gr
         warmup_epochs=table.warmup,
         label_smoothing=table.label_smoothing,
         precision=table.precision,
-        channels_last=True,
-        device=device,
         seed=recipe.seed,
+    )
+    job.folder.checkpoint.mkdir(exist_ok=True)
+    record = train(
+        model,
+        batches,
+        settings,
+        device=device,
+        channels_last=True,
         regulariser=regulariser,
         channels=None if phase == "finetune" else job.channels,
-        evaluate=lambda network: evaluate_accuracy(network, data.validation.batches(EVALUATION_BATCH, device=device)),
-        on_epoch=on_epoch,
-        progress=job.progress.step,
+        hooks=Hooks(evaluate=evaluate, on_epoch=on_epoch, progress=job.progress.step),
         checkpoint=phase_checkpoint(job.folder, phase),
     )
     # What comes next must not depend on whether the weights come from here or from a file.

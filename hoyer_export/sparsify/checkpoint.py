@@ -1,96 +1,113 @@
-"""Checkpoints of a training: model, optimizer state and history in one safetensors file; no pickle anywhere.
+"""Checkpoints of a training: its state and history in one safetensors file; no pickle anywhere.
 
-Tensors are named ``model/NAME`` and ``optimizer/INDEX/KEY``; the metadata holds one JSON object with the settings of
-the training, its history and a checksum of the tensors (safetensors notices a truncated file, not a flipped bit).
-Random states are not here, neither the CPU's nor a GPU's: training seeds every epoch anew.
+Tensors are named ``model/NAME``, ``optimizer/INDEX/KEY`` and ``regulariser/NAME``; the metadata hold the settings of
+the training, its history, the plan of a network that has shrunk, and a checksum of the tensors (safetensors notices a
+truncated file, not a flipped bit). Random states are not here, neither the CPU's nor a GPU's: training seeds every
+epoch anew.
 """
 
-import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor, nn
+from pydantic import ConfigDict, ValidationError
+from torch import Tensor
 
-from hoyer_export.errors import FileError, one_line
-from hoyer_export.run_folder import write_whole
+from hoyer_export.errors import FileError
+from hoyer_export.record import Record, first_complaint
+from hoyer_export.sparsify.phase import EpochRecord
+from hoyer_export.sparsify.regulariser import Setting
+from hoyer_export.sparsify.state import TrainState
+from hoyer_export.tensors_file import damaged, read_about, read_tensors, write_tensors
 
-FORMAT = "hoyer-export-checkpoint/1"
+FORMAT: Literal["hoyer-export-checkpoint/1"] = "hoyer-export-checkpoint/1"
 _KEY = "hoyer_export.checkpoint"
+_KIND, _ADVICE = "checkpoint", "delete it to train this phase anew"
 
-Settings = Mapping[str, str | float | None]
+History = tuple[EpochRecord, ...]
 
 
-def save_checkpoint(
-    path: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    *,
-    settings: Settings,
-    history: list[dict[str, Any]],
-) -> None:
+class _About(Record):
+    """What a checkpoint says of itself in its metadata."""
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")
+
+    format: Literal["hoyer-export-checkpoint/1"]
+    settings: dict[str, Setting]
+    history: History
+    plan: str | None = None
+    crc32: int
+
+
+def save_checkpoint(path: Path, state: TrainState, *, settings: Mapping[str, Setting], history: History) -> None:
     """Write a checkpoint whole or not at all; an earlier one stays until the new one is on disk.
 
     Args:
         path: its folder must exist.
-        model: its state dict holds tensors only.
-        optimizer: its state holds tensors only, as that of torch's own does.
+        state: what is trained.
         settings: what must be the same for the training to go on.
-        history: one JSON object an epoch.
-
-    Raises:
-        FileError: the file cannot be written.
+        history: the epochs so far.
     """
-    # A copy each: safetensors refuses tensors that share memory, as tied weights do.
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in _tensors(model, optimizer).items()}
-    about = {"format": FORMAT, "settings": dict(settings), "history": history, "crc32": _checksum(tensors)}
-    write_whole(path, save(tensors, metadata={_KEY: json.dumps(about)}))
+    tensors = _tensors(state)
+    crc = _checksum(tensors)
+    about = _About(format=FORMAT, settings=dict(settings), history=history, plan=state.plan, crc32=crc)
+    write_tensors(path, tensors, about, _KEY)
 
 
 def load_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, settings: Settings
-) -> list[dict[str, Any]]:
-    """Copy a checkpoint into ``model`` and ``optimizer``, all of it or nothing, and return its history.
+    path: Path,
+    state: TrainState,
+    *,
+    settings: Mapping[str, Setting],
+    rebuild: Callable[[TrainState, str], TrainState] | None = None,
+) -> tuple[TrainState, History]:
+    """Copy a checkpoint into a state, all of it or nothing.
+
+    Args:
+        path: of the file.
+        state: of the same training before its first step; its model, optimizer and regulariser are changed in place.
+        settings: what must be the same.
+        rebuild: (``state``, the plan in the file) → the state of the network that has shrunk, with whatever weights.
+
+    Returns:
+        The state that training goes on with, which is ``state`` unless the network has shrunk; and the epochs so far.
 
     Raises:
         FileError: the file is damaged, or belongs to another training or network.
     """
-    about, tensors = _read(path)
-    for key in sorted(settings.keys() | about["settings"].keys()):
-        was, now = about["settings"].get(key), settings.get(key)
+    text, tensors = read_tensors(path, _KEY, kind=_KIND, advice=_ADVICE)
+    about = _about(path, text)
+    if about.crc32 != _checksum(tensors):
+        raise damaged(path, _KIND, "its checksum differs", _ADVICE)
+    for key in sorted(settings.keys() | about.settings.keys()):
+        was, now = about.settings.get(key), settings.get(key)
         if was != now:
-            raise FileError(
-                f"{path} is the checkpoint of another training ({key} was {was}, now {now}); "
-                "ask for the same again, or delete it to start anew"
-            )
-    expected = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer/"):
-            number, _, key = name.removeprefix("optimizer/").partition("/")
-            index = int(number) if number.isdecimal() else len(parameters)
-            if index >= len(parameters) or (tensor.ndim and tensor.shape != parameters[index].shape):
-                raise _misfit(path, name)
-            like = parameters[index]
-            # empty_like keeps the memory format, which safetensors does not know.
-            value = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor) if tensor.ndim else tensor
-            state.setdefault(index, {})[key] = value
-        elif name not in expected or expected[name].shape != tensor.shape or expected[name].dtype != tensor.dtype:
-            raise _misfit(path, name)
-    for name in expected:
-        if name not in tensors:
-            raise _misfit(path, name)
+            raise _another("training", path, f"{key} was {was}, now {now}", "ask for the same again")
+    if about.plan is not None:
+        if rebuild is None:
+            raise FileError(f"{path} holds a network that has shrunk: say how to rebuild it (rebuild), or delete it")
+        state = replace(rebuild(state, about.plan), plan=about.plan)
+    weights = _part("model/", tensors)
+    expected = state.model.state_dict()
+    kinds, wanted = ({(name, each.shape, each.dtype) for name, each in part.items()} for part in (weights, expected))
+    if kinds != wanted:
+        raise _another(
+            "network",
+            path,
+            f"model/{min(name for name, *_ in kinds ^ wanted)} does not fit",
+            "train the same network again",
+        )
+    moments = _moments(path, state.optimizer, _part("optimizer/", tensors))
     with torch.no_grad():
         for name, tensor in expected.items():
-            tensor.copy_(tensors[name])
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    history: list[dict[str, Any]] = about["history"]
-    return history
+            tensor.copy_(weights[name])
+    state.optimizer.load_state_dict({"state": moments, "param_groups": state.optimizer.state_dict()["param_groups"]})
+    if state.regulariser is not None:
+        state.regulariser.load_state_dict(_part("regulariser/", tensors))
+    return state, about.history
 
 
 def epochs_done(path: Path) -> int:
@@ -101,51 +118,55 @@ def epochs_done(path: Path) -> int:
     """
     if not path.exists():
         return 0
+    return len(_about(path, read_about(path, _KEY, kind=_KIND, advice=_ADVICE)).history)
+
+
+def _about(path: Path, text: str) -> _About:
     try:
-        with safe_open(path, framework="pt") as file:
-            return len(json.loads(file.metadata()[_KEY])["history"])
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, error) from error
+        return _About.model_validate_json(text, extra="ignore")
+    except ValidationError as error:
+        raise damaged(path, _KIND, first_complaint(error), _ADVICE) from None
 
 
-def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
+def _tensors(state: TrainState) -> dict[str, Tensor]:
+    tensors = {f"model/{name}": tensor for name, tensor in state.model.state_dict().items()}
+    for index, moments in state.optimizer.state_dict()["state"].items():
         # SGD without momentum keeps a None.
-        tensors |= {f"optimizer/{index}/{key}": value for key, value in state.items() if value is not None}
+        tensors |= {f"optimizer/{index}/{key}": value for key, value in moments.items() if value is not None}
+    if state.regulariser is not None:
+        tensors |= {f"regulariser/{name}": tensor for name, tensor in state.regulariser.state_dict().items()}
     return tensors
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads(file.metadata()[_KEY])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-        if about["format"] != FORMAT:
-            raise ValueError(f"format {about['format']}, expected {FORMAT}")
-        if about["crc32"] != _checksum(tensors):
-            raise ValueError("its checksum differs")
-        if not (isinstance(about["settings"], dict) and isinstance(about["history"], list)):
-            raise ValueError("settings or history missing")
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, error) from error
-    return about, tensors
+def _part(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _damaged(path: Path, error: Exception) -> FileError:
-    return FileError(f"{path} is no whole checkpoint ({one_line(error)}); delete it to train this phase anew")
+def _moments(
+    path: Path, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> dict[int, dict[str, Tensor]]:
+    """Return the optimizer's state, laid out like its parameters; FileError where a tensor does not fit."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    index_of = {str(index): index for index in range(len(parameters))}
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        number, _, key = name.partition("/")
+        if number not in index_of or tensor.shape not in (torch.Size(), parameters[index_of[number]].shape):
+            raise _another("network", path, f"optimizer/{name} does not fit", "train the same network again")
+        like = parameters[index_of[number]]
+        # empty_like keeps the memory format, which safetensors does not know.
+        value = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor) if tensor.ndim else tensor
+        moments.setdefault(index_of[number], {})[key] = value
+    return moments
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> int:
     crc = 0
     for name in sorted(tensors):
         crc = zlib.crc32(name.encode(), crc)
-        crc = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, crc)
+        crc = zlib.crc32(tensors[name].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data, crc)
     return crc
 
 
-def _misfit(path: Path, name: str) -> FileError:
-    return FileError(
-        f"{path} is the checkpoint of another network ({name} does not fit); "
-        "train the same network again, or delete it to start anew"
-    )
+def _another(kind: str, path: Path, reason: str, advice: str) -> FileError:
+    return FileError(f"{path} is the checkpoint of another {kind} ({reason}); {advice}, or delete it to start anew")

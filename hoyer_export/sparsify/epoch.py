@@ -6,17 +6,19 @@ a GPU waits for it, so losses are read in bundles there.
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from contextlib import nullcontext
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from hoyer_export.errors import DataError, NetworkError, TrainingError
-from hoyer_export.sparsify.group_hs import GroupHS
+from hoyer_export.sparsify.phase import EpochRecord, StepProgress, TrainSettings
+from hoyer_export.sparsify.state import TrainState
 
 Batches = Iterable[tuple[Tensor, Tensor]]
+"""(images [N, ...], int64 targets [N]): the class of every image."""
 
 GPU_BUNDLE_STEPS = 20
 """On a GPU the losses of so many steps are read, and progress is told, at once."""
@@ -25,157 +27,112 @@ TINY = 1e-20
 """Nothing that is added to an ordinary activation in float32 (eps 1e-7), and its products are still normal numbers."""
 
 
-@dataclass(frozen=True)
-class StepProgress:
-    """How far a training is.
+def train_epoch(
+    state: TrainState,
+    batches: Batches,
+    settings: TrainSettings,
+    epoch: int,
+    fabric: Fabric,
+    progress: Callable[[StepProgress], None],
+) -> EpochRecord:
+    """Make one optimizer step a batch, and return what came of it; the rest of the record is still open.
 
     Args:
-        phase: "dense", "sparse" or "finetune".
-        epoch: 0 is the first of ``epochs``.
-        epochs: of the phase.
-        step: how many of the epoch's ``steps`` are done.
-        steps: of the epoch.
-        loss: the task's, mean of the epoch's steps so far.
-        learning_rate: of this step.
-    """
-
-    phase: str
-    epoch: int
-    epochs: int
-    step: int
-    steps: int
-    loss: float
-    learning_rate: float
-
-
-@dataclass(frozen=True)
-class Loop:
-    """What all steps of a phase share.
-
-    Args:
+        state: what is trained, in place.
+        batches: those of this epoch.
+        settings: of the phase.
+        epoch: 0 is the first.
         fabric: where and in which precision the network runs.
-        network: as Fabric wraps it.
-        solver: as Fabric wraps it.
-        phase: "dense", "sparse" or "finetune".
-        epochs: of the phase.
-        steps: of one epoch.
-        schedule: step of the phase → learning rate.
-        label_smoothing: share of the target that is spread over all classes.
-        regulariser: Group-HS, whose gradient every step adds.
-        progress: told how far the training is.
-    """
-
-    fabric: Fabric
-    network: nn.Module
-    solver: torch.optim.Optimizer
-    phase: str
-    epochs: int
-    steps: int
-    schedule: Callable[[int], float]
-    label_smoothing: float
-    regulariser: GroupHS | None
-    progress: Callable[[StepProgress], None] | None
-
-
-@dataclass(frozen=True)
-class Totals:
-    """One epoch.
-
-    Args:
-        loss: mean over its images.
-        accuracy: %.
-        penalty: mean over its steps; 0 without a regulariser.
-    """
-
-    loss: float
-    accuracy: float
-    penalty: float
-
-
-def train_epoch(loop: Loop, epoch: int, batches: Batches) -> Totals:
-    """Make one optimizer step a batch.
+        progress: told how far the phase is.
 
     Raises:
-        TrainingError: a loss is not finite.
-        DataError: not ``loop.steps`` batches, or a label beyond the network's outputs.
+        TrainingError: a loss, a penalty or, after the last step, a weight is not finite.
+        DataError: not ``settings.steps_per_epoch`` batches, or a target beyond the network's outputs.
         NetworkError: the network does not return logits.
     """
-    bundle = 1 if loop.fabric.device.type == "cpu" else GPU_BUNDLE_STEPS
+    steps = settings.steps_per_epoch
+    bundle = 1 if fabric.device.type == "cpu" else GPU_BUNDLE_STEPS
+    network = fabric.setup_module(state.model)
     unread: list[Tensor] = []
     read = 0
-    images_seen = 0
-    loss_sum = correct = penalty_sum = weighted_loss = 0.0
-    sizes: list[int] = []
-    for step, (images, labels) in enumerate(batches):
-        if step == loop.steps:
-            raise DataError(f"{loop.phase}: expected {loop.steps} batches an epoch, got more")
-        rate = loop.schedule(epoch * loop.steps + step)
-        images, labels = loop.fabric.to_device((images, labels))
-        unread.append(_train_step(loop, images, labels, rate, check=step == 0))
-        sizes.append(len(labels))
-        if len(unread) == bundle or step + 1 == loop.steps:
-            for row in torch.stack(unread).tolist():
-                if not math.isfinite(row[0]):
-                    raise _diverged(f"the loss is {row[0]} at step {read + 1} of {loop.steps} of", loop, epoch)
-                loss_sum += row[0]
-                weighted_loss += row[0] * sizes[read]
-                correct += row[1]
-                penalty_sum += row[2]
-                images_seen += sizes[read]
+    images_seen = loss_sum = correct_sum = penalty_sum = 0.0
+    with nullcontext() if state.regulariser is None else state.regulariser.observe(state.model):
+        for step, batch in enumerate(batches):
+            if step == steps:
+                raise DataError(f"{settings.phase}: expected {steps} batches an epoch, got more")
+            images, targets = fabric.to_device(batch)
+            logits = network(images)
+            if step == 0:
+                _check_logits(logits, targets)
+            loss = F.cross_entropy(logits, targets, label_smoothing=settings.label_smoothing)
+            lr = settings.learning_rate(epoch * steps + step)
+            penalty = _step_(state, fabric, loss, lr)
+            correct = (logits.detach().argmax(1) == targets).sum()
+            row = (loss.new_full((), len(targets)), loss.detach(), correct, penalty)
+            unread.append(torch.stack([number.float() for number in row]))
+            if len(unread) < bundle and step + 1 < steps:
+                continue
+            for count, loss_now, correct_now, penalty_now in torch.stack(unread).tolist():
                 read += 1
+                for name, value in (("loss", loss_now), ("penalty", penalty_now)):
+                    if not math.isfinite(value):
+                        raise _diverged(f"the {name} is {value} at step {read} of {steps} of", state, settings, epoch)
+                images_seen += count
+                loss_sum += count * loss_now
+                correct_sum += correct_now
+                penalty_sum += penalty_now
             unread.clear()
-            if loop.progress is not None:
-                loop.progress(StepProgress(loop.phase, epoch, loop.epochs, read, loop.steps, loss_sum / read, rate))
-    if read != loop.steps:
-        raise DataError(f"{loop.phase}: expected {loop.steps} batches an epoch, got {len(sizes)}")
-    return Totals(weighted_loss / images_seen, 100 * correct / images_seen, penalty_sum / read)
+            progress(StepProgress(settings.phase, epoch, settings.epochs, read, steps, loss_sum / images_seen))
+    if read != steps:
+        raise DataError(f"{settings.phase}: expected {steps} batches an epoch, got {read + len(unread)}")
+    finite = [tensor.isfinite().all() for tensor in state.model.state_dict().values()]
+    if finite and not bool(torch.stack(finite).all()):  # after a phase's last step no loss would tell
+        raise _diverged("the weights are not finite after", state, settings, epoch)
+    return EpochRecord(
+        phase=settings.phase,
+        epoch=epoch,
+        learning_rate=settings.learning_rate(epoch * steps),
+        loss=loss_sum / images_seen,
+        penalty=None if state.regulariser is None else penalty_sum / read,
+        train_accuracy=100 * correct_sum / images_seen,
+    )
 
 
-def check_weights(model: nn.Module, loop: Loop, epoch: int) -> None:
-    """Raise TrainingError unless all weights are finite: after a phase's last step no loss would tell."""
-    finite = [tensor.isfinite().all() for tensor in model.state_dict().values()]
-    if finite and not bool(torch.stack(finite).all()):
-        raise _diverged("the weights are not finite after", loop, epoch)
-
-
-def _train_step(loop: Loop, images: Tensor, labels: Tensor, rate: float, *, check: bool) -> Tensor:
-    """Make one step and return loss, number of correct answers and penalty, [3], without waiting for the device."""
-    for group in loop.solver.param_groups:
-        group["lr"] = rate
-    logits = loop.network(images)
-    if check:
-        _check_logits(logits, labels)
-    loss = F.cross_entropy(logits, labels, label_smoothing=loop.label_smoothing)
-    loop.solver.zero_grad(set_to_none=True)
-    loop.fabric.backward(loss)
-    penalty = loss.new_zeros(()) if loop.regulariser is None else loop.regulariser.add_gradient_()
-    loop.solver.step()
-    if loop.regulariser is not None and loss.device.type == "cpu":
-        _drop_tiny_(loop.solver)
-    correct = (logits.detach().argmax(1) == labels).sum()
-    return torch.stack([loss.detach().float(), correct.float(), penalty.float()])
+def _step_(state: TrainState, fabric: Fabric, loss: Tensor, lr: float) -> Tensor:
+    """Make one optimizer step and return the penalty, 0-d; nothing waits for the device."""
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    state.optimizer.zero_grad(set_to_none=True)
+    fabric.backward(loss)
+    penalty = loss.new_zeros(()) if state.regulariser is None else state.regulariser.add_gradient_()
+    state.optimizer.step()
+    if state.regulariser is not None:
+        state.regulariser.after_step_(lr)
+        if loss.device.type == "cpu":
+            _drop_tiny_(state.optimizer)
+    return penalty
 
 
 @torch.no_grad()
-def _drop_tiny_(solver: torch.optim.Optimizer) -> None:
+def _drop_tiny_(optimizer: torch.optim.Optimizer) -> None:
     """Set weights and momenta too small to change anything to zero, before they become subnormal.
 
     An element of two dying channels shrinks by a factor a step. Below 1.2e-38 it is subnormal, and a CPU takes some
     hundred times as long for each product with it: a LeNet-5 epoch went from 15 to more than 130 seconds.
     (``torch.set_flush_denormal`` reaches the calling thread only.)
     """
-    for group in solver.param_groups:
+    for group in optimizer.param_groups:
         for weight in group["params"]:
-            momenta = (value for value in solver.state[weight].values() if isinstance(value, Tensor) and value.ndim)
+            momenta = (value for value in optimizer.state[weight].values() if isinstance(value, Tensor) and value.ndim)
             for tensor in (weight, *momenta):
                 tensor.masked_fill_(tensor.abs() < TINY, 0)
 
 
-def _check_logits(logits: object, labels: Tensor) -> None:
+def _check_logits(logits: object, targets: Tensor) -> None:
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise NetworkError(f"expected a network that returns logits [images, classes], got {got}")
-    lowest, highest = int(labels.min()), int(labels.max())
+    lowest, highest = int(targets.min()), int(targets.max())
     if lowest < 0 or highest >= logits.shape[1]:
         raise DataError(
             f"the network has {logits.shape[1]} outputs, the data has labels {lowest} to {highest}; "
@@ -183,9 +140,9 @@ def _check_logits(logits: object, labels: Tensor) -> None:
         )
 
 
-def _diverged(what: str, loop: Loop, epoch: int) -> TrainingError:
-    strength = f" or the strength ({loop.regulariser.strength:g})" if loop.regulariser is not None else ""
+def _diverged(what: str, state: TrainState, settings: TrainSettings, epoch: int) -> TrainingError:
+    weaker = f", weaken the regulariser ({state.regulariser.describe()})" if state.regulariser is not None else ""
     return TrainingError(
-        f"{loop.phase}: {what} epoch {epoch + 1} of {loop.epochs}; lower the learning rate "
-        f"({loop.schedule(epoch * loop.steps):g} here){strength}, or warm up"
+        f"{settings.phase}: {what} epoch {epoch + 1} of {settings.epochs}; lower the learning rate "
+        f"({settings.learning_rate(epoch * settings.steps_per_epoch):g} here){weaker}, or warm up"
     )

@@ -8,7 +8,7 @@ strength has the unit of weight decay. scale_g = 1 is the paper's form (``scale=
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
 from math import isfinite
 from typing import Literal, get_args
 
@@ -16,16 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from hoyer_export.channels.channel_map import ChannelMap
-from hoyer_export.channels.cost import dense_macs, macs_at
-from hoyer_export.channels.norms import channel_grid, channel_norms, check_fits, safe_sqrt
+from hoyer_export.channels.norms import channel_grid, check_fits, safe_sqrt
 from hoyer_export.errors import NetworkError, TrainingError
-from hoyer_export.sparsify.penalties import group_hs, group_hs_rate, natural_threshold, smooth
-from hoyer_export.tensors import named_tensors
+from hoyer_export.sparsify.penalties import effective_width, group_hs_rate, smooth
 
 Scale = Literal["relative", "paper"]
-
-ALIVE = 0.1
-"""A channel counts as alive from this share of its group's natural threshold on."""
 
 
 class GroupHS:
@@ -74,6 +69,8 @@ class GroupHS:
         self.strength = strength
         self.scale: Scale = scale
         self.max_rate = max_rate
+        self._given = {f"costs.{name}": cost for name, cost in (costs or {}).items()}
+        self._given |= {f"dense_widths.{name}": width for name, width in (dense_widths or {}).items()}
         self._costs = torch.tensor(_normalised(channels, costs), dtype=torch.float64)
         self._dense_widths = torch.tensor(_widths(channels, dense_widths), dtype=torch.float64)
         self._grid = channel_grid(channels)
@@ -109,10 +106,36 @@ class GroupHS:
                 weight.grad.addcmul_(weight, rate)
         return self._value(norms)
 
+    @property
+    def settings(self) -> dict[str, str | float | None]:
+        """What must be the same for a training to go on from a checkpoint."""
+        return {"strength": self.strength, "scale": self.scale, "max_rate": self.max_rate, **self._given}
+
+    def describe(self) -> str:
+        """Return one line for console and card."""
+        return f"Group-HS, strength {self.strength:g} ({self.scale})"
+
+    def observe(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Watch nothing, the penalty knows weights only; NetworkError where they are not those of ``model``."""
+        if not {module for module, _ in self._owners} <= set(model.modules()):
+            raise NetworkError("this Group-HS acts on the weights of another model: make one for the model that trains")
+        return nullcontext()
+
+    def after_step_(self, lr: float) -> None:
+        """Do nothing: all is in the gradient."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the strength, which may be steered while the network trains."""
+        return {"strength": torch.tensor(self.strength, dtype=torch.float64)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on with the strength that ``state_dict`` returned."""
+        self.strength = state["strength"].item()
+
     @torch.no_grad()
     def effective_widths(self) -> dict[str, float]:
         """Return G_H of every group: how many channels it effectively has, between 1 and its width (0 if all dead)."""
-        widths = group_hs(self._read()[1], self._grid.widths)
+        widths = effective_width(self._read()[1], self._grid.widths)
         return dict(zip([group.name for group in self.channels.groups], widths.tolist(), strict=True))
 
     def _read(self) -> tuple[list[Tensor], Tensor]:
@@ -133,48 +156,13 @@ class GroupHS:
         return self._costs * squares / self._dense_widths
 
     def _value(self, norms: Tensor) -> Tensor:
-        return self.strength * (self._scales(norms) * group_hs(norms, self._grid.widths)).sum()
-
-
-@dataclass(frozen=True)
-class MacsShares:
-    """What a network would cost at the widths that its norms speak of, in shares of the dense MACs.
-
-    Args:
-        effective: at the effective widths G_H: smooth, falls before channels are dead.
-        alive: at the channels that hold at least a tenth of the natural threshold.
-    """
-
-    effective: float
-    alive: float
-
-
-@torch.no_grad()
-def macs_shares(channels: ChannelMap, model: nn.Module) -> MacsShares:
-    """Compute the MACs at the effective and at the alive widths, in shares of the dense MACs.
-
-    Raises:
-        NetworkError: ``channels`` does not fit ``model``.
-    """
-    tensors = named_tensors(model)
-    effective, alive = {}, {}
-    for name, norms in channel_norms(channels, tensors).items():
-        norms = norms.cpu()
-        if len(norms):
-            effective[name] = (group_hs(norms) / len(norms)).expand(len(norms))
-            alive[name] = ((norms >= ALIVE * natural_threshold(norms)) & (norms > 0)).double()
-    dense = dense_macs(channels)
-    return MacsShares(macs_at(channels, effective) / dense, macs_at(channels, alive) / dense)
+        return self.strength * (self._scales(norms) * effective_width(norms, self._grid.widths)).sum()
 
 
 def _find(model: nn.Module, parameter: str) -> tuple[nn.Module, str]:
     path, _, name = parameter.rpartition(".")
-    try:
-        module = model.get_submodule(path)
-        found = isinstance(getattr(module, name), Tensor)
-    except AttributeError:
-        found = False
-    if not found:
+    module = dict(model.named_modules(remove_duplicate=False)).get(path)
+    if module is None or not isinstance(getattr(module, name, None), Tensor):
         raise NetworkError(f"{parameter}: expected a weight of this name, got none; trace this very network")
     return module, name
 

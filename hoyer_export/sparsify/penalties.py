@@ -1,4 +1,4 @@
-"""Group-HS on norms: n_k of the channels of a group → how many of them are effectively there.
+"""Group-HS on norms: n_k of the channels of a group → its effective width, and which channels are alive.
 
     G_H = (Σ_k n_k)² / Σ_k n_k²        between 1 (one channel stands out) and K (all are equal)
 
@@ -16,6 +16,9 @@ from torch import Tensor
 EPSILON = 1e-6
 """ε in units of a group's root-mean-square norm: far below any channel that computes something."""
 
+ALIVE = 0.1
+"""A channel counts as alive from this share of its group's natural threshold on."""
+
 
 def smooth(norms: Tensor, width: Tensor | int | None = None) -> Tensor:
     """Smooth norms at zero: sqrt(n² + ε²), and 0 for a channel that is dead (n ≤ ε).
@@ -30,12 +33,12 @@ def smooth(norms: Tensor, width: Tensor | int | None = None) -> Tensor:
     count = norms.shape[-1] if width is None else width
     mean_square = (squares.sum(-1) / count).detach().unsqueeze(-1)
     epsilon_square = EPSILON**2 * mean_square
-    alive = squares > epsilon_square
-    return torch.where(alive, torch.where(alive, squares + epsilon_square, 1).sqrt(), 0)
+    counts = squares > epsilon_square
+    return torch.where(counts, torch.where(counts, squares + epsilon_square, 1).sqrt(), 0)
 
 
-def group_hs(norms: Tensor, width: Tensor | int | None = None) -> Tensor:
-    """Compute G_H = (Σ n)² / Σ n², the effective number of channels; 0 if all are dead.
+def effective_width(norms: Tensor, width: Tensor | int | None = None) -> Tensor:
+    """Compute G_H = (Σ n)² / Σ n², the effective width; 0 if all are dead.
 
     Args:
         norms: [..., K].
@@ -74,6 +77,11 @@ def natural_threshold(norms: Tensor) -> Tensor:
     """
     smoothed = smooth(norms)
     return smoothed.square().sum(-1) / _positive(smoothed.sum(-1))
+
+
+def alive_channels(norms: Tensor) -> Tensor:
+    """Return bool [..., K]: the channel's norm, of ``norms`` [..., K], is at least ``ALIVE`` natural thresholds."""
+    return (norms >= ALIVE * natural_threshold(norms).unsqueeze(-1)) & (norms > 0)
 
 
 def _positive(values: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """One phase of training: a model and batches → the same model, trained, and one record an epoch.
 
 SGD with momentum (or Adam), half a cosine of learning rate over all steps, cross-entropy, and in the sparse phase the
-closed-form gradient of Group-HS added after ``backward``. Lightning Fabric's part is where and in which precision the
-model runs: device placement, bfloat16 autocast, ``backward``. Schedule, checkpoints and random numbers are here.
+gradient of a regulariser, added after ``backward``. Lightning Fabric's part is where and in which precision the model
+runs: device placement, bfloat16 autocast, ``backward``. Schedule, checkpoints and random numbers are here.
 
 A training that was broken goes on from the checkpoint of its last whole epoch. What is random in an epoch depends on
 (seed, phase, epoch) only: the batches that the caller makes, and torch's generators of the CPU and of the device,
@@ -11,13 +11,10 @@ machine, with the same versions, to the last bit.
 """
 
 import hashlib
-import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
 
 import torch
 from lightning_fabric import Fabric
@@ -26,46 +23,37 @@ from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from torch import nn
 
 from hoyer_export.channels.channel_map import ChannelMap
-from hoyer_export.errors import DataError, FileError, TrainingError
+from hoyer_export.channels.cost import dense_macs
+from hoyer_export.errors import DataError, TrainingError
 from hoyer_export.modes import kept_modes
 from hoyer_export.random_state import kept_random_state, seed_generators
 from hoyer_export.sparsify.checkpoint import load_checkpoint, save_checkpoint
-from hoyer_export.sparsify.epoch import Batches, Loop, StepProgress, check_weights, train_epoch
-from hoyer_export.sparsify.group_hs import GroupHS, macs_shares
-
-OptimizerName = Literal["sgd", "adam"]
-PrecisionName = Literal["float32", "bfloat16"]
-
-__all__ = ["EpochRecord", "StepProgress", "TrainingRecord", "evaluate_accuracy", "learning_rate", "train"]
+from hoyer_export.sparsify.epoch import Batches, train_epoch
+from hoyer_export.sparsify.phase import EpochRecord, PrecisionName, StepProgress, TrainSettings
+from hoyer_export.sparsify.regulariser import Regulariser
+from hoyer_export.sparsify.state import TrainState, macs_shares
 
 
-@dataclass(frozen=True)
-class EpochRecord:
-    """One line of metrics.jsonl.
+@dataclass(frozen=True, kw_only=True)
+class Hooks:
+    """Who is called while a phase trains; by default nobody.
 
     Args:
-        phase: "dense", "sparse" or "finetune".
-        epoch: 0 is the first.
-        seconds: wall time of training, evaluation and what the record needs; without the checkpoint.
-        learning_rate: of the epoch's first step.
-        loss: the task's, mean over the epoch's images, in training mode.
-        penalty: strength · Σ cost · scale · G_H, mean over the epoch's steps; None without a regulariser.
-        train_accuracy: %, measured on the fly, in training mode.
-        validation_accuracy: %, or None.
-        effective_macs: at the effective widths, share of dense; None without channels.
-        alive_macs: at the channels above a tenth of the natural threshold, share of dense; None without channels.
+        evaluate: called after each epoch for the validation accuracy in %, or None.
+        on_epoch: called after each epoch with all records of the phase, the newest last; also once, with those of the
+            checkpoint, when a training goes on.
+        progress: called after every step on a CPU, every 20th on a GPU.
+        shrink: (state, epochs done) → the same state, or that of a smaller network, with its plan: called after each
+            epoch, before that is evaluated and kept.
+        rebuild: (state of the network that ``train`` was given, plan in the checkpoint) → state of the smaller
+            network, with whatever weights: called where a training that has shrunk goes on.
     """
 
-    phase: str
-    epoch: int
-    seconds: float
-    learning_rate: float
-    loss: float
-    penalty: float | None
-    train_accuracy: float
-    validation_accuracy: float | None
-    effective_macs: float | None
-    alive_macs: float | None
+    evaluate: Callable[[nn.Module], float | None] = lambda model: None
+    on_epoch: Callable[[tuple[EpochRecord, ...]], None] = lambda history: None
+    progress: Callable[[StepProgress], None] = lambda step: None
+    shrink: Callable[[TrainState, int], TrainState] = lambda state, epochs_done: state
+    rebuild: Callable[[TrainState, str], TrainState] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,67 +61,48 @@ class TrainingRecord:
     """One phase of training.
 
     Args:
-        phase: "dense", "sparse" or "finetune".
         epochs: all of them, also those that were trained before a break.
-        seconds: their wall time.
+        state: what they ended with; its model is the one that ``train`` was given, unless that has shrunk.
     """
 
-    phase: str
     epochs: tuple[EpochRecord, ...]
-    seconds: float
+    state: TrainState = field(compare=False, repr=False)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all epochs."""
+        return sum(record.seconds or 0.0 for record in self.epochs)
+
+
+_NOBODY = Hooks()
 
 
 def train(
     model: nn.Module,
     batches: Callable[[int], Batches],
+    settings: TrainSettings,
     *,
-    phase: str,
-    steps_per_epoch: int,
-    epochs: int,
-    lr: float,
-    optimizer: OptimizerName = "sgd",
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
-    warmup_epochs: float = 0.0,
-    label_smoothing: float = 0.0,
-    precision: PrecisionName = "float32",
-    channels_last: bool = False,
     device: torch.device | str = "cpu",
-    seed: int = 0,
-    regulariser: GroupHS | None = None,
+    channels_last: bool = False,
+    regulariser: Regulariser | None = None,
     channels: ChannelMap | None = None,
-    evaluate: Callable[[nn.Module], float | None] | None = None,
-    on_epoch: Callable[[tuple[EpochRecord, ...]], None] | None = None,
-    progress: Callable[[StepProgress], None] | None = None,
+    hooks: Hooks = _NOBODY,
     checkpoint: Path | None = None,
 ) -> TrainingRecord:
-    """Train ``model`` in place for one phase, all of it in training mode.
+    """Train ``model`` in place for one phase, all of it in training mode; torch's global generators keep their states.
 
     Args:
         model: takes images, returns logits [N, classes]. Its parameters stay the same objects; afterwards it is on
-            ``device``, its modules in the modes (train, eval) that they had.
-        batches: epoch → (images [N, ...], int64 labels [N]), on any device; what it yields depends on the epoch only.
+            ``device``, its modules in the modes (train, eval) that they had. A smaller network that ``hooks.shrink``
+            puts in its place is another object, in training mode.
+        batches: epoch → (images [N, ...], int64 targets [N]), on any device; what it yields depends on the epoch only.
             With ``channels_last`` the first batch of epoch 0 is asked for once more, to try the network on.
-        phase: "dense", "sparse" or "finetune".
-        steps_per_epoch: how many batches an epoch has.
-        epochs: 0 trains nothing.
-        lr: the largest learning rate.
-        optimizer: "sgd" or "adam", each with the weight decay added to the gradient.
-        momentum: of SGD.
-        weight_decay: on all parameters.
-        warmup_epochs: for how long the learning rate rises linearly, before the cosine.
-        label_smoothing: share of the target that is spread over all classes.
-        precision: "float32", or "bfloat16" autocast of the forward pass.
-        channels_last: use this memory format where the network has 4-d weights and accepts it.
+        settings: how.
         device: where to train.
-        seed: of what is random inside the model; the states of torch's global generators, the CPU's and every GPU's,
-            are kept.
-        regulariser: Group-HS on this very ``model``.
+        channels_last: use this memory format where the network has 4-d weights and accepts it.
+        regulariser: of this very ``model``.
         channels: for the MACs in the records; None: the regulariser's, if there is one.
-        evaluate: called after each epoch for the validation accuracy in %.
-        on_epoch: called after each epoch with all records of the phase, the newest last; also once, with those of the
-            checkpoint, when a training goes on.
-        progress: called after every step on a CPU, every 20th on a GPU.
+        hooks: who is called meanwhile.
         checkpoint: written after each epoch, in a folder that exists. If the file is there already, training goes on
             from it; at the last epoch it only loads.
 
@@ -141,100 +110,48 @@ def train(
         TrainingError: the loss or a weight is not a finite number (the checkpoint of the epoch before is intact), or
             an argument makes no sense.
         FileError: the checkpoint is damaged, of another training, or cannot be written.
-        DataError: another number of batches than ``steps_per_epoch``, or a label beyond the network's outputs.
+        DataError: another number of batches than ``settings`` say, or a target beyond the network's outputs.
     """
-    device = torch.device(device)
-    settings = _settings(
-        phase=phase,
-        epochs=epochs,
-        steps_per_epoch=steps_per_epoch,
-        lr=lr,
-        optimizer=optimizer,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        warmup_epochs=warmup_epochs,
-        label_smoothing=label_smoothing,
-        precision=precision,
-        seed=seed,
-        regulariser=regulariser,
-    )
-    if epochs == 0:
-        return TrainingRecord(phase, (), 0.0)
-    if channels is None and regulariser is not None:
-        channels = regulariser.channels
-    _check_device(device, precision)
-    if device.type == "cuda":
-        torch.cuda.init()  # type: ignore[no-untyped-call]  # so that its generator has a state to be kept
-    history: list[EpochRecord] = []
+    same = asdict(settings)
+    if regulariser is not None:
+        if not isinstance(regulariser, Regulariser):
+            got = type(regulariser).__name__
+            raise TrainingError(f"expected a regulariser, got a {got}: docs/adding-a-regulariser.md says what one has")
+        same["regulariser"] = type(regulariser).__name__
+        same |= {f"regulariser.{key}": value for key, value in regulariser.settings.items()}
+        channels = regulariser.channels if channels is None else channels
+    if settings.epochs == 0:
+        return TrainingRecord((), TrainState(model, _optimizer(model, settings), channels, regulariser))
+    fabric = _fabric(torch.device(device), settings.precision)
+    history: tuple[EpochRecord, ...] = ()
     with kept_modes(model), kept_random_state():
         model.to(device)
         if channels_last:
             _to_channels_last(model, batches(0))
-        raw_solver = _solver(model, optimizer, lr=lr, momentum=momentum, weight_decay=weight_decay)
-        fabric = _fabric(device, precision)
-        network, solver = fabric.setup(model, raw_solver)
+        state = TrainState(model, _optimizer(model, settings), channels, regulariser)
         if checkpoint is not None and checkpoint.exists():
-            history = _load(checkpoint, model, raw_solver, settings)
-            if on_epoch is not None and history:
-                on_epoch(tuple(history))
-        loop = Loop(
-            fabric=fabric,
-            network=network,
-            solver=solver,
-            phase=phase,
-            epochs=epochs,
-            steps=steps_per_epoch,
-            schedule=partial(
-                learning_rate, lr, steps=epochs * steps_per_epoch, warmup_steps=warmup_epochs * steps_per_epoch
-            ),
-            label_smoothing=label_smoothing,
-            regulariser=regulariser,
-            progress=progress,
-        )
-        for epoch in range(len(history), epochs):
+            state, history = load_checkpoint(checkpoint, state, settings=same, rebuild=hooks.rebuild)
+            if history:
+                hooks.on_epoch(history)
+        whole_macs = None if channels is None else dense_macs(channels)
+        for epoch in range(len(history), settings.epochs):
             started = time.perf_counter()
-            seed_generators(_epoch_seed(seed, phase, epoch), device)
-            model.train()
-            totals = train_epoch(loop, epoch, batches(epoch))
-            check_weights(model, loop, epoch)
-            validation_accuracy = evaluate(model) if evaluate is not None else None
-            shares = macs_shares(channels, model) if channels is not None else None
-            record = EpochRecord(
-                phase=phase,
-                epoch=epoch,
-                seconds=time.perf_counter() - started,
-                learning_rate=loop.schedule(epoch * steps_per_epoch),
-                loss=totals.loss,
-                penalty=totals.penalty if regulariser is not None else None,
-                train_accuracy=totals.accuracy,
-                validation_accuracy=validation_accuracy,
-                effective_macs=shares.effective if shares else None,
-                alive_macs=shares.alive if shares else None,
-            )
-            history.append(record)
+            seed_generators(_epoch_seed(settings, epoch), fabric.device)
+            state.model.train()
+            trained = train_epoch(state, batches(epoch), settings, epoch, fabric, hooks.progress)
+            before, state = state, hooks.shrink(state, epoch + 1)
+            if state.model is not before.model and state.plan is None:
+                raise TrainingError("shrink returned another network without a plan, so that no checkpoint can hold it")
+            found = {"validation_accuracy": _percent(hooks.evaluate(state.model))}
+            if state.channels is not None:
+                shares = macs_shares(state.channels, state.model, whole_macs)
+                found |= {"effective_macs": shares.effective, "alive_macs": shares.alive}
+            found["seconds"] = time.perf_counter() - started
+            history = (*history, EpochRecord(**trained.model_dump() | found))
             if checkpoint is not None:
-                records = [asdict(record) for record in history]
-                save_checkpoint(checkpoint, model, raw_solver, settings=settings, history=records)
-            if on_epoch is not None:
-                on_epoch(tuple(history))
-    return TrainingRecord(phase, tuple(history), sum(record.seconds for record in history))
-
-
-def learning_rate(lr: float, step: int, *, steps: int, warmup_steps: float = 0.0) -> float:
-    """Compute the learning rate of a step: lr · (step + 1) / warmup_steps, then lr · ½ (1 + cos(π · share done)).
-
-    Args:
-        lr: the largest learning rate.
-        step: 0 is the first.
-        steps: of the whole phase, warm-up included.
-        warmup_steps: how many of them rise linearly.
-
-    Source: Loshchilov, Hutter, "SGDR", 2017, equation 5, one period down to 0, https://arxiv.org/abs/1608.03983.
-    """
-    if step + 1 < warmup_steps:
-        return lr * (step + 1) / warmup_steps
-    done = max(0.0, step - warmup_steps) / max(1.0, steps - warmup_steps)
-    return lr * 0.5 * (1 + math.cos(math.pi * done))
+                save_checkpoint(checkpoint, state, settings=same, history=history)
+            hooks.on_epoch(history)
+    return TrainingRecord(history, state)
 
 
 def evaluate_accuracy(model: nn.Module, batches: Batches) -> float:
@@ -242,7 +159,7 @@ def evaluate_accuracy(model: nn.Module, batches: Batches) -> float:
 
     Args:
         model: images → logits [N, classes]; its modules' modes (train, eval) are as before afterwards.
-        batches: (images [N, ...], int64 labels [N]), on any device.
+        batches: (images [N, ...], int64 targets [N]), on any device.
 
     Raises:
         DataError: there is no image.
@@ -252,78 +169,35 @@ def evaluate_accuracy(model: nn.Module, batches: Batches) -> float:
     seen = 0
     with kept_modes(model), torch.inference_mode():
         model.eval()
-        for images, labels in batches:
-            images, labels = images.to(device), labels.to(device)
-            correct += (model(images).argmax(1) == labels).sum()
-            seen += len(labels)
+        for images, targets in batches:
+            images, targets = images.to(device), targets.to(device)
+            correct += (model(images).argmax(1) == targets).sum()
+            seen += len(targets)
     if seen == 0:
         raise DataError("expected at least one image to measure the accuracy on, got none")
     return 100 * int(correct) / seen
 
 
-def _settings(
-    *,
-    phase: str,
-    epochs: int,
-    steps_per_epoch: int,
-    lr: float,
-    optimizer: str,
-    momentum: float,
-    weight_decay: float,
-    warmup_epochs: float,
-    label_smoothing: float,
-    precision: str,
-    seed: int,
-    regulariser: GroupHS | None,
-) -> dict[str, str | float | None]:
-    """Check what makes no sense, and return what must be the same for a training to go on from a checkpoint."""
-    if epochs < 0 or (epochs > 0 and steps_per_epoch < 1):
-        raise TrainingError(f"{phase}: expected epochs and batches, got {epochs} epochs of {steps_per_epoch} batches")
-    if warmup_epochs >= epochs > 0:
-        raise TrainingError(
-            f"{phase}: expected a warm-up shorter than the {epochs} epochs in all, got {warmup_epochs:g} epochs"
-        )
-    if optimizer not in get_args(OptimizerName):
-        raise TrainingError(f'{phase}: expected the optimizer "sgd" or "adam", got {optimizer!r}')
-    if precision not in get_args(PrecisionName):
-        raise TrainingError(f'{phase}: expected the precision "float32" or "bfloat16", got {precision!r}')
-    return {
-        "phase": phase,
-        "epochs": epochs,
-        "steps_per_epoch": steps_per_epoch,
-        "lr": lr,
-        "optimizer": optimizer,
-        "momentum": momentum,
-        "weight_decay": weight_decay,
-        "warmup_epochs": warmup_epochs,
-        "label_smoothing": label_smoothing,
-        "precision": precision,
-        "seed": seed,
-        "strength": regulariser.strength if regulariser is not None else None,
-        "scale": regulariser.scale if regulariser is not None else None,
-        "max_rate": regulariser.max_rate if regulariser is not None else None,
-    }
+def _percent(accuracy: float | None) -> float | None:
+    if accuracy is not None and not 0 <= accuracy <= 100:
+        raise TrainingError(f"evaluate: expected an accuracy in %, 0 to 100, got {accuracy}")
+    return None if accuracy is None else float(accuracy)
 
 
-def _check_device(device: torch.device, precision: PrecisionName) -> None:
-    if device.type != "cuda":
-        return  # every CPU computes bfloat16, those without the instructions slowly
-    if not torch.cuda.is_available():
-        raise TrainingError(f'expected a GPU for the device "{device}", torch sees none; use the device "cpu"')
-    if precision == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise TrainingError('this GPU does not compute in bfloat16; use the precision "float32"')
-
-
-def _solver(
-    model: nn.Module, name: OptimizerName, *, lr: float, momentum: float, weight_decay: float
-) -> torch.optim.Optimizer:
-    if name == "adam":
-        return torch.optim.Adam(model.parameters(), lr=lr, weight_decay=weight_decay)
-    return torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
+def _optimizer(model: nn.Module, how: TrainSettings) -> torch.optim.Optimizer:
+    if how.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), lr=how.lr, weight_decay=how.weight_decay)
+    return torch.optim.SGD(model.parameters(), lr=how.lr, momentum=how.momentum, weight_decay=how.weight_decay)
 
 
 def _fabric(device: torch.device, precision: PrecisionName) -> Fabric:
     """Make a Fabric for one device. Plugins instead of names: it then neither looks for a cluster nor says hello."""
+    if device.type == "cuda":  # every CPU computes bfloat16, those without the instructions slowly
+        if not torch.cuda.is_available():
+            raise TrainingError(f'expected a GPU for the device "{device}", torch sees none; use the device "cpu"')
+        if precision == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise TrainingError('this GPU does not compute in bfloat16; use the precision "float32"')
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # so that its generator has a state to be kept
     mixed = MixedPrecision("bf16-mixed", device.type) if precision == "bfloat16" else Precision()
     devices = 1 if device.type == "cpu" else [device.index or 0]
     return Fabric(accelerator=device.type, devices=devices, plugins=[mixed, LightningEnvironment()])
@@ -332,30 +206,18 @@ def _fabric(device: torch.device, precision: PrecisionName) -> Fabric:
 def _to_channels_last(model: nn.Module, batches: Batches) -> None:
     """Use the memory format that convolutions are faster in, unless the network refuses it (``view`` may)."""
     images = next((images for images, _ in batches), None)
-    if images is None or images.ndim != 4 or not any(tensor.ndim == 4 for tensor in model.parameters()):
+    if images is None or images.ndim != 4:
         return
     model.to(memory_format=torch.channels_last)
-    device = next(model.parameters()).device
-    with kept_modes(model), torch.no_grad():
-        model.eval()
-        try:
-            # The weights decide the format of the activations: the images may come in any.
-            model(images[:2].to(device))
-        except RuntimeError:
-            model.to(memory_format=torch.contiguous_format)
-
-
-def _load(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, settings: dict[str, str | float | None]
-) -> list[EpochRecord]:
-    history = load_checkpoint(path, model, optimizer, settings=settings)
     try:
-        return [EpochRecord(**record) for record in history]
-    except TypeError as error:
-        raise FileError(f"{path} is no whole checkpoint ({error}); delete it to train this phase anew") from error
+        # The weights decide the format of the activations: the images may come in any.
+        with torch.no_grad():
+            model.eval()(images[:2].to(next(model.parameters()).device))
+    except RuntimeError:
+        model.to(memory_format=torch.contiguous_format)
 
 
-def _epoch_seed(seed: int, phase: str, epoch: int) -> int:
+def _epoch_seed(settings: TrainSettings, epoch: int) -> int:
     """Return 63 bits that differ for every epoch of every phase: torch's generator is seeded with them."""
-    digest = hashlib.sha256(f"{seed}/{phase}/{epoch}".encode()).digest()
+    digest = hashlib.sha256(f"{settings.seed}/{settings.phase}/{epoch}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

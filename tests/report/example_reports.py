@@ -5,8 +5,8 @@ import random
 from datetime import UTC, datetime
 from typing import Any
 
-from hoyer_export.report.metrics import Epoch
 from hoyer_export.report.record import Report, assemble_report
+from hoyer_export.sparsify.phase import EpochRecord
 
 HOSTILE = "<script>alert('x')</script> & \"q\" `code` | **bold** </style> [a](javascript:b)"
 """Markup of every language that the page and the card are written in."""
@@ -235,7 +235,7 @@ def hostile() -> Report:
     return assemble_report(**arguments)
 
 
-def example_metrics(dense: int = 30, sparse: int = 30, finetune: int = 15) -> tuple[Epoch, ...]:
+def example_metrics(dense: int = 30, sparse: int = 30, finetune: int = 15) -> tuple[EpochRecord, ...]:
     """Return curves as such a run draws them."""
     draw = random.Random(5)
     epochs = []
@@ -249,7 +249,7 @@ def example_metrics(dense: int = 30, sparse: int = 30, finetune: int = 15) -> tu
             accuracy = low + (high - low) * part + draw.uniform(-0.8, 0.8)
             shrinking = phase == "sparse"
             epochs.append(
-                Epoch(
+                EpochRecord(
                     phase=phase,
                     epoch=epoch,
                     seconds=77 + draw.uniform(-2, 2),

@@ -8,10 +8,10 @@ import example_reports
 import pytest
 
 from hoyer_export.report import number_format as written
-from hoyer_export.report.metrics import Epoch
 from hoyer_export.report.page import margin, render_page, tiles, width_rows
 from hoyer_export.report.record import Report, assemble_report
 from hoyer_export.report.summary import Step
+from hoyer_export.sparsify.phase import EpochRecord
 
 VOID = {"meta", "br", "hr", "img", "input", "link", "wbr"}
 EXAMPLES = ["passed", "failed", "noisy", "unmeasured", "given", "whole", "many_groups", "hostile"]
@@ -254,7 +254,7 @@ def test_a_margin_bar_is_logarithmic_and_ends_at_the_tolerance() -> None:
 
 @pytest.mark.parametrize("accuracy", [None, 50.0])
 def test_a_single_epoch_has_a_page(accuracy: float | None) -> None:
-    epoch = Epoch(phase="finetune", epoch=0, loss=0.0, train_accuracy=accuracy)
+    epoch = EpochRecord(phase="finetune", epoch=0, loss=0.0, train_accuracy=accuracy)
     page = Page(render_page(example_reports.passed(), [epoch]))
     assert page.complaints == []
     assert ("Accuracy over epochs" in page.text) == (accuracy is not None)
@@ -267,6 +267,6 @@ def test_a_long_run_of_a_deep_network_stays_below_a_quarter_of_a_megabyte() -> N
 
 
 def test_a_loss_over_many_decades_is_drawn_on_a_logarithmic_axis() -> None:
-    metrics = [Epoch(phase="dense", epoch=i, loss=math.exp(-i)) for i in range(8)]
+    metrics = [EpochRecord(phase="dense", epoch=i, loss=math.exp(-i)) for i in range(8)]
     assert "loss, log scale" in render_page(example_reports.passed(), metrics)
     assert "loss, log scale" not in render_page(example_reports.passed(), metrics[:3])

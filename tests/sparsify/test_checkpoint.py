@@ -13,14 +13,14 @@ from torch import nn
 
 from hoyer_export.errors import FileError
 from hoyer_export.sparsify.checkpoint import epochs_done, load_checkpoint, save_checkpoint
+from hoyer_export.sparsify.phase import EpochRecord
+from hoyer_export.sparsify.state import TrainState
 
 SETTINGS = {"phase": "dense", "lr": 0.1, "strength": None}
-HISTORY = [{"epoch": 0, "loss": 0.1 + 0.2}]
+HISTORY = (EpochRecord(phase="dense", epoch=0, loss=0.1 + 0.2),)
 
 
-def trained(
-    *, tied: bool = False, channels_last: bool = False, name: str = "sgd"
-) -> tuple[nn.Module, torch.optim.Optimizer]:
+def trained(*, tied: bool = False, channels_last: bool = False, name: str = "sgd") -> TrainState:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1))
     model[0].bias.requires_grad_(False)
@@ -33,35 +33,34 @@ def trained(
     for _ in range(2):
         model(torch.randn(2, 2, 5, 5)).square().sum().backward()
         optimizer.step()
-    return model, optimizer
+    return TrainState(model, optimizer)
 
 
-def fresh(**options) -> tuple[nn.Module, torch.optim.Optimizer]:
-    model, optimizer = trained(**options)
+def fresh(**options) -> TrainState:
+    state = trained(**options)
     with torch.no_grad():
-        for tensor in model.state_dict().values():
+        for tensor in state.model.state_dict().values():
             tensor.zero_()
-    optimizer.state.clear()
-    return model, optimizer
+    state.optimizer.state.clear()
+    return state
 
 
 @pytest.fixture
 def path(tmp_path):
     path = tmp_path / "dense.safetensors"
-    save_checkpoint(path, *trained(), settings=SETTINGS, history=HISTORY)
+    save_checkpoint(path, trained(), settings=SETTINGS, history=HISTORY)
     return path
 
 
 @pytest.mark.parametrize("options", [{}, {"tied": True}, {"channels_last": True}, {"name": "adam"}])
 def test_what_is_saved_comes_back_to_the_bit(tmp_path, options):
-    model, optimizer = trained(**options)
+    saved, other = trained(**options), fresh(**options)
     path = tmp_path / "c.safetensors"
-    save_checkpoint(path, model, optimizer, settings=SETTINGS, history=HISTORY)
-    other, other_optimizer = fresh(**options)
-    assert load_checkpoint(path, other, other_optimizer, settings=SETTINGS) == HISTORY
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(other.state_dict()[name], tensor), name
-    state, other_state = optimizer.state_dict()["state"], other_optimizer.state_dict()["state"]
+    save_checkpoint(path, saved, settings=SETTINGS, history=HISTORY)
+    assert load_checkpoint(path, other, settings=SETTINGS) == (other, HISTORY)
+    for name, tensor in saved.model.state_dict().items():
+        assert torch.equal(other.model.state_dict()[name], tensor), name
+    state, other_state = saved.optimizer.state_dict()["state"], other.optimizer.state_dict()["state"]
     assert state.keys() == other_state.keys()
     for index in state:
         assert state[index].keys() == other_state[index].keys()
@@ -72,15 +71,15 @@ def test_what_is_saved_comes_back_to_the_bit(tmp_path, options):
 
 
 def test_a_later_checkpoint_replaces_an_earlier_one_and_nothing_else_is_left(path):
-    save_checkpoint(path, *trained(), settings=SETTINGS, history=HISTORY * 2)
-    assert load_checkpoint(path, *fresh(), settings=SETTINGS) == HISTORY * 2
+    save_checkpoint(path, trained(), settings=SETTINGS, history=HISTORY * 2)
+    assert load_checkpoint(path, fresh(), settings=SETTINGS)[1] == HISTORY * 2
     assert epochs_done(path) == 2
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
 def test_a_folder_that_is_absent_is_one_line(tmp_path):
     with pytest.raises(FileError, match=r"^cannot write .*No such file") as caught:
-        save_checkpoint(tmp_path / "absent" / "c", *trained(), settings=SETTINGS, history=HISTORY)
+        save_checkpoint(tmp_path / "absent" / "c", trained(), settings=SETTINGS, history=HISTORY)
     assert "\n" not in str(caught.value)
 
 
@@ -116,21 +115,21 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_checkpoint_is_one_line_and_changes_nothing(path, damage):
     path.write_bytes(DAMAGE[damage](path.read_bytes()))
-    model, optimizer = fresh()
+    state = fresh()
     with pytest.raises(
         FileError, match=r"is no whole checkpoint \(.+\); delete it to train this phase anew$"
     ) as caught:
-        load_checkpoint(path, model, optimizer, settings=SETTINGS)
+        load_checkpoint(path, state, settings=SETTINGS)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert all((tensor == 0).all() for tensor in model.state_dict().values())
-    assert not optimizer.state
+    assert all((tensor == 0).all() for tensor in state.model.state_dict().values())
+    assert not state.optimizer.state
 
 
 def test_a_file_that_is_absent_or_a_folder_is_one_line(tmp_path):
     for path in (tmp_path / "absent", tmp_path):
         with pytest.raises(FileError, match="is no whole checkpoint"):
-            load_checkpoint(path, *fresh(), settings=SETTINGS)
+            load_checkpoint(path, fresh(), settings=SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +142,7 @@ def test_a_file_that_is_absent_or_a_folder_is_one_line(tmp_path):
 )
 def test_other_settings_are_named(path, settings, message):
     with pytest.raises(FileError, match=message):
-        load_checkpoint(path, *fresh(), settings=settings)
+        load_checkpoint(path, fresh(), settings=settings)
 
 
 def wider() -> nn.Module:
@@ -151,20 +150,20 @@ def wider() -> nn.Module:
 
 
 def longer() -> nn.Module:
-    return nn.Sequential(*fresh()[0], nn.Conv2d(3, 3, 1))
+    return nn.Sequential(fresh().model, nn.Conv2d(3, 3, 1))
 
 
 def shorter() -> nn.Module:
-    return fresh()[0][:3]
+    return fresh().model[:3]
 
 
-@pytest.mark.parametrize("other", [wider, longer, shorter, lambda: fresh()[0].double()])
+@pytest.mark.parametrize("other", [wider, longer, shorter, lambda: fresh().model.double()])
 def test_another_network_is_refused_and_not_changed(path, other):
     model = other()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     with pytest.raises(FileError, match=r"another network \((model|optimizer)/.* does not fit\)"):
-        load_checkpoint(path, model, optimizer, settings=SETTINGS)
+        load_checkpoint(path, TrainState(model, optimizer), settings=SETTINGS)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
@@ -180,7 +179,7 @@ def test_an_optimizer_entry_beyond_the_network_is_refused(path):
             metadata={"hoyer_export.checkpoint": json.dumps({**about, "crc32": crc})},
         )
         with pytest.raises(FileError, match=name):
-            load_checkpoint(path, *fresh(), settings=SETTINGS)
+            load_checkpoint(path, fresh(), settings=SETTINGS)
 
 
 def crc_of(tensors) -> int:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from hoyer_export.channels.channel_map import Axis, ChannelGroup, ChannelMap, Contraction, Member
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.errors import NetworkError, TrainingError
-from hoyer_export.sparsify.group_hs import GroupHS, macs_shares
+from hoyer_export.sparsify.group_hs import GroupHS
+from hoyer_export.sparsify.state import macs_shares
 
 
 class Wired(nn.Module):
@@ -340,12 +341,12 @@ def test_without_a_task_only_the_strongest_channel_stays():
     weight = torch.diag(torch.tensor([1.0, 0.9, 0.5, 0.4, 0.3, 0.2])).double()
     model, channels = single(weight)
     penalty = GroupHS(channels, model, 0.1, max_rate=10.0)
-    solver = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     widths = []
     for _ in range(500):
-        solver.zero_grad()
+        optimizer.zero_grad()
         penalty.add_gradient_()
-        solver.step()
+        optimizer.step()
         widths.append(penalty.effective_widths()["g"])
     assert widths == sorted(widths, reverse=True)
     assert widths[-1] == pytest.approx(1, abs=1e-3)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from hoyer_export.sparsify.penalties import (
     EPSILON,
-    group_hs,
+    effective_width,
     group_hs_rate,
     natural_threshold,
     smooth,
@@ -40,19 +40,19 @@ HAND = [
 
 @pytest.mark.parametrize(("norms", "value", "threshold"), HAND)
 def test_value_and_threshold_equal_hand_numbers(norms, value, threshold):
-    assert group_hs(tensor(*norms)).item() == pytest.approx(value, rel=1e-9)
+    assert effective_width(tensor(*norms)).item() == pytest.approx(value, rel=1e-9)
     assert natural_threshold(tensor(*norms)).item() == pytest.approx(threshold, rel=1e-9)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_value_lies_between_one_and_the_number_of_channels(seed):
-    assert 1 <= group_hs(random_norms(seed) ** 3) <= 7
+    assert 1 <= effective_width(random_norms(seed) ** 3) <= 7
 
 
 @pytest.mark.parametrize("factor", [1e-20, 1e-3, 1e3, 1e20])
 def test_the_value_is_invariant_to_scale_and_the_threshold_scales(factor):
     norms = random_norms(0)
-    torch.testing.assert_close(group_hs(factor * norms), group_hs(norms), rtol=1e-12, atol=0)
+    torch.testing.assert_close(effective_width(factor * norms), effective_width(norms), rtol=1e-12, atol=0)
     torch.testing.assert_close(natural_threshold(factor * norms), factor * natural_threshold(norms), rtol=1e-12, atol=0)
     torch.testing.assert_close(
         group_hs_derivative(factor * norms) * factor, group_hs_derivative(norms), rtol=1e-9, atol=1e-12
@@ -68,14 +68,14 @@ def test_the_derivative_equals_a_hand_number():
 @pytest.mark.parametrize("seed", range(5))
 def test_the_derivative_equals_autograd_and_finite_differences(seed):
     norms = random_norms(seed).requires_grad_()
-    (by_autograd,) = torch.autograd.grad(group_hs(norms), norms)
+    (by_autograd,) = torch.autograd.grad(effective_width(norms), norms)
     torch.testing.assert_close(group_hs_derivative(norms.detach()), by_autograd, rtol=1e-9, atol=1e-12)
-    assert torch.autograd.gradcheck(group_hs, norms)
+    assert torch.autograd.gradcheck(effective_width, norms)
 
 
 def test_the_derivative_equals_autograd_just_above_epsilon():
     norms = tensor(1, 1, 3e-6, 1.5e-6).requires_grad_()
-    (by_autograd,) = torch.autograd.grad(group_hs(norms), norms)
+    (by_autograd,) = torch.autograd.grad(effective_width(norms), norms)
     torch.testing.assert_close(group_hs_derivative(norms.detach()), by_autograd, rtol=1e-9, atol=1e-12)
 
 
@@ -100,7 +100,7 @@ def test_dead_channels_and_equal_ones_have_no_derivative(norms):
     assert derivative.isfinite().all()
     assert (derivative.abs() < 1e-9).all()
     norms = norms.clone().requires_grad_()
-    (by_autograd,) = torch.autograd.grad(group_hs(norms), norms)
+    (by_autograd,) = torch.autograd.grad(effective_width(norms), norms)
     torch.testing.assert_close(by_autograd, derivative, rtol=0, atol=1e-9)
 
 
@@ -117,7 +117,7 @@ def test_padding_with_zeros_changes_nothing_if_the_widths_are_told():
     padded = torch.stack([torch.cat([row, row.new_zeros(6 - len(row))]) for row in rows])
     widths = torch.tensor([len(row) for row in rows])
     torch.testing.assert_close(
-        group_hs(padded, widths), torch.stack([group_hs(row) for row in rows]), rtol=1e-12, atol=0
+        effective_width(padded, widths), torch.stack([effective_width(row) for row in rows]), rtol=1e-12, atol=0
     )
     rates = group_hs_rate(padded, widths)
     for row, rate in zip(rows, rates, strict=True):

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -13,8 +13,11 @@ from torch.nn import functional as F
 
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.errors import DataError, FileError, NetworkError, TrainingError
+from hoyer_export.sparsify.epoch import train_epoch
 from hoyer_export.sparsify.group_hs import GroupHS
-from hoyer_export.sparsify.training import EpochRecord, StepProgress, evaluate_accuracy, learning_rate, train
+from hoyer_export.sparsify.phase import EpochRecord, StepProgress, TrainSettings
+from hoyer_export.sparsify.state import TrainState
+from hoyer_export.sparsify.training import Hooks, evaluate_accuracy, train
 
 STEPS = 4
 CLASSES = 3
@@ -77,8 +80,18 @@ def batches(epoch: int):
 
 
 def run(model: nn.Module, **changes):
-    options = {"phase": "dense", "steps_per_epoch": STEPS, "epochs": 4, "lr": 0.1, **changes}
-    return train(model, options.pop("batches", batches), **options)
+    """Train by settings, hooks and other arguments of ``train``, each by its name."""
+    options = {"phase": "dense", "steps_per_epoch": STEPS, "epochs": 4, "lr": 0.1, "batches": batches, **changes}
+    settings, hooks = (
+        kind(**{field.name: options.pop(field.name) for field in fields(kind) if field.name in options})
+        for kind in (TrainSettings, Hooks)
+    )
+    return train(model, options.pop("batches"), settings, hooks=hooks, **options)
+
+
+def learning_rate(lr: float, step: int, *, steps: int, warmup_steps: float = 0.0) -> float:
+    settings = TrainSettings(phase="dense", steps_per_epoch=1, epochs=steps, lr=lr, warmup_epochs=warmup_steps)
+    return settings.learning_rate(step)
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
@@ -92,7 +105,7 @@ def assert_bit_identical(left: dict[str, Tensor], right: dict[str, Tensor]) -> N
 
 
 def without_seconds(epochs) -> list[dict]:
-    return [{**asdict(record), "seconds": None} for record in epochs]
+    return [{**record.model_dump(), "seconds": None} for record in epochs]
 
 
 # --- what it computes
@@ -106,17 +119,17 @@ def test_training_equals_a_hand_written_loop(phase):
     record = run(model, phase=phase, label_smoothing=0.1, regulariser=regulariser, epochs=2)
 
     by_autograd = GroupHS(channels, expected, 3e-3)
-    solver = torch.optim.SGD(expected.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(solver, 2 * STEPS)
+    optimizer = torch.optim.SGD(expected.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 2 * STEPS)
     losses, correct, penalties = [], 0, []
     for epoch in range(2):
         for images, labels in batches(epoch):
             logits = expected(images)
             loss = F.cross_entropy(logits, labels, label_smoothing=0.1)
             penalty = by_autograd.penalty() if phase == "sparse" else torch.zeros(())
-            solver.zero_grad()
+            optimizer.zero_grad()
             (loss + penalty).backward()
-            solver.step()
+            optimizer.step()
             schedule.step()
             losses.append(loss.item())
             penalties.append(penalty.item())
@@ -153,12 +166,12 @@ def test_the_loss_and_accuracy_are_means_over_images_when_the_last_batch_is_smal
 def test_adam_is_adam():
     model, expected = tiny(0.0), tiny(0.0)
     run(model, optimizer="adam", lr=1e-2, epochs=1, weight_decay=1e-3)
-    solver = torch.optim.Adam(expected.parameters(), lr=1e-2, weight_decay=1e-3)
+    optimizer = torch.optim.Adam(expected.parameters(), lr=1e-2, weight_decay=1e-3)
     for step, (images, labels) in enumerate(batches(0)):
-        solver.param_groups[0]["lr"] = 1e-2 * (1 + math.cos(math.pi * step / STEPS)) / 2
-        solver.zero_grad()
+        optimizer.param_groups[0]["lr"] = 1e-2 * (1 + math.cos(math.pi * step / STEPS)) / 2
+        optimizer.zero_grad()
         F.cross_entropy(expected(images), labels).backward()
-        solver.step()
+        optimizer.step()
     assert_bit_identical(state(model), state(expected))
 
 
@@ -214,7 +227,7 @@ def test_the_records_hold_the_fields_of_metrics_jsonl():
     names = (
         "phase epoch seconds learning_rate loss penalty train_accuracy validation_accuracy effective_macs alive_macs"
     )
-    assert [field.name for field in fields(EpochRecord)] == names.split()
+    assert list(EpochRecord.model_fields) == names.split()
     record = run(tiny(), evaluate=lambda model: 12.5)
     assert [epoch.epoch for epoch in record.epochs] == [0, 1, 2, 3]
     assert [epoch.learning_rate for epoch in record.epochs] == pytest.approx(
@@ -222,7 +235,7 @@ def test_the_records_hold_the_fields_of_metrics_jsonl():
     )
     assert {epoch.validation_accuracy for epoch in record.epochs} == {12.5}
     assert record.seconds == pytest.approx(sum(epoch.seconds for epoch in record.epochs))
-    assert json.loads(json.dumps(asdict(record.epochs[0])))["phase"] == "dense"
+    assert json.loads(record.epochs[0].model_dump_json())["phase"] == "dense"
 
 
 def test_the_callbacks_see_every_epoch_and_step():
@@ -238,6 +251,53 @@ def test_the_callbacks_see_every_epoch_and_step():
     assert all(isinstance(step, StepProgress) and (step.epochs, step.steps) == (2, STEPS) for step in steps)
     assert steps[3].loss == pytest.approx(record.epochs[0].loss)
     assert 0 <= record.epochs[0].validation_accuracy <= 100
+
+
+class StandsForAGpu:
+    """What ``train_epoch`` asks of Fabric, on the CPU."""
+
+    def __init__(self, device: str):
+        self.device = torch.device(device)
+        self.setup_module = self.to_device = lambda given: given
+        self.backward = lambda loss: loss.backward()
+
+
+@pytest.mark.parametrize(("device", "told"), [("cpu", [1, 2, 3, 4]), ("cuda", [3, 4])])
+def test_losses_are_read_in_bundles_on_a_gpu_and_are_the_same(monkeypatch, device, told):
+    monkeypatch.setattr("hoyer_export.sparsify.epoch.GPU_BUNDLE_STEPS", 3)
+    settings = TrainSettings(phase="dense", steps_per_epoch=STEPS, epochs=1, lr=0.1)
+
+    def once(batches):
+        model, steps = tiny(0.0), []
+        state = TrainState(model, torch.optim.SGD(model.parameters(), momentum=0.9, weight_decay=5e-4))
+        return train_epoch(state, batches, settings, 0, StandsForAGpu(device), steps.append), steps
+
+    record, steps = once(batches(0))
+    expected = run(tiny(0.0), epochs=1).epochs[0]
+    assert (record.loss, record.train_accuracy) == (expected.loss, expected.train_accuracy)
+    assert [step.step for step in steps] == told
+    assert steps[-1].loss == record.loss
+    poisoned = [(images / 0 if step == 1 else images, labels) for step, (images, labels) in enumerate(batches(0))]
+    with pytest.raises(TrainingError, match="the loss is nan at step 2 of 4 of epoch 1 of 1"):
+        once(poisoned)
+    for count, got in ((3, "got 3"), (5, "got more")):
+        with pytest.raises(DataError, match=got):
+            once([*batches(0), *batches(1)][:count])
+
+
+def test_a_penalty_that_is_not_finite_is_named():
+    model = tiny()
+    regulariser = GroupHS(trace_channels(model, torch.randn(2, 1, 6, 6)), model, 1e300)
+    with pytest.raises(
+        TrainingError, match=r"^sparse: the penalty is inf at step 1 of 4 of .*Group-HS, strength 1e\+300"
+    ):
+        run(model, phase="sparse", regulariser=regulariser)
+
+
+@pytest.mark.parametrize("accuracy", [math.nan, -1.0, 100.5])
+def test_a_validation_accuracy_that_is_none_is_named(accuracy):
+    with pytest.raises(TrainingError, match=rf"expected an accuracy in %, 0 to 100, got {accuracy}"):
+        run(tiny(), epochs=1, evaluate=lambda model: accuracy)
 
 
 def test_no_epochs_train_nothing(tmp_path):
@@ -368,15 +428,15 @@ def test_going_on_without_the_optimizers_state_would_be_seen(tmp_path):
     run(fresh, epochs=4, checkpoint=tmp_path / "c", momentum=0.9)
     assert torch.equal(fresh.fc.weight, unbroken.fc.weight)
     forgetful = tiny(0.0)
-    solver = torch.optim.SGD(forgetful.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    optimizer = torch.optim.SGD(forgetful.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     for epoch in range(4):
         for step, (images, labels) in enumerate(batches(epoch)):
-            solver.param_groups[0]["lr"] = learning_rate(0.1, epoch * STEPS + step, steps=4 * STEPS)
+            optimizer.param_groups[0]["lr"] = learning_rate(0.1, epoch * STEPS + step, steps=4 * STEPS)
             if (epoch, step) == (2, 0):
-                solver.state.clear()
-            solver.zero_grad()
+                optimizer.state.clear()
+            optimizer.zero_grad()
             F.cross_entropy(forgetful(images), labels).backward()
-            solver.step()
+            optimizer.step()
     assert not torch.equal(forgetful.fc.weight, unbroken.fc.weight)
 
 
@@ -444,6 +504,9 @@ def test_labels_and_outputs_that_do_not_fit_are_named():
         ({"warmup_epochs": 4.0}, r"^dense: expected a warm-up shorter than the 4 epochs in all, got 4 epochs$"),
         ({"optimizer": "lion"}, r"\"sgd\" or \"adam\", got 'lion'"),
         ({"precision": "bf16"}, r"\"float32\" or \"bfloat16\", got 'bf16'"),
+        ({"phase": "warm-up"}, r"\"dense\" or \"sparse\" or \"finetune\", got 'warm-up'"),
+        ({"lr": math.nan}, r"expected lr of 0 or more, got nan"),
+        ({"weight_decay": -1e-4}, r"expected weight_decay of 0 or more, got -0.0001"),
         ({"epochs": -1}, r"expected epochs and batches, got -1 epochs"),
         ({"steps_per_epoch": 0}, r"expected epochs and batches, got 4 epochs of 0 batches"),
     ],

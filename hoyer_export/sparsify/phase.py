@@ -1,0 +1,121 @@
+"""A phase of training: how it is done, and what it says about each step and epoch."""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal, get_args
+
+from pydantic import ConfigDict, Field
+
+from hoyer_export.errors import TrainingError
+from hoyer_export.record import Record
+
+PhaseName = Literal["dense", "sparse", "finetune"]
+OptimizerName = Literal["sgd", "adam"]
+PrecisionName = Literal["float32", "bfloat16"]
+NotNegative = Annotated[float, Field(ge=0)]
+Percent = Annotated[float, Field(ge=0, le=100)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """How a phase is done: all of it must be the same for a training to go on from a checkpoint.
+
+    Args:
+        phase: "dense", "sparse" or "finetune".
+        steps_per_epoch: how many batches an epoch has.
+        epochs: 0 trains nothing.
+        lr: the largest learning rate.
+        optimizer: "sgd" or "adam", each with the weight decay added to the gradient.
+        momentum: of SGD.
+        weight_decay: on all parameters.
+        warmup_epochs: for how long the learning rate rises linearly, before the cosine.
+        label_smoothing: share of the target that is spread over all classes.
+        precision: "float32", or "bfloat16" autocast of the forward pass.
+        seed: of what is random inside the model.
+
+    Raises:
+        TrainingError: a value that makes no sense.
+    """
+
+    phase: PhaseName
+    steps_per_epoch: int
+    epochs: int
+    lr: float
+    optimizer: OptimizerName = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup_epochs: float = 0.0
+    label_smoothing: float = 0.0
+    precision: PrecisionName = "float32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, known in (("phase", PhaseName), ("optimizer", OptimizerName), ("precision", PrecisionName)):
+            if (given := getattr(self, name)) not in get_args(known):
+                listed = " or ".join(f'"{value}"' for value in get_args(known))
+                raise TrainingError(f"{self.phase}: expected the {name} {listed}, got {given!r}")
+        for name in ("lr", "momentum", "weight_decay", "warmup_epochs", "label_smoothing"):
+            if not 0 <= (given := getattr(self, name)) < math.inf:
+                raise TrainingError(f"{self.phase}: expected {name} of 0 or more, got {given}")
+        if self.epochs < 0 or (self.epochs > 0 and self.steps_per_epoch < 1):
+            got = f"{self.epochs} epochs of {self.steps_per_epoch} batches"
+            raise TrainingError(f"{self.phase}: expected epochs and batches, got {got}")
+        if self.warmup_epochs >= self.epochs > 0:
+            expected = f"a warm-up shorter than the {self.epochs} epochs in all"
+            raise TrainingError(f"{self.phase}: expected {expected}, got {self.warmup_epochs:g} epochs")
+
+    def learning_rate(self, step: int) -> float:
+        """Compute the learning rate of a step of the phase: lr · (step + 1) / warm-up, then lr · ½ (1 + cos(π · done)).
+
+        Source: Loshchilov, Hutter, "SGDR", 2017, equation 5, one period down to 0, https://arxiv.org/abs/1608.03983.
+        """
+        warmup = self.warmup_epochs * self.steps_per_epoch
+        if step + 1 < warmup:
+            return self.lr * (step + 1) / warmup
+        done = max(0.0, step - warmup) / max(1.0, self.epochs * self.steps_per_epoch - warmup)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+class EpochRecord(Record):
+    """One epoch: a line of metrics.jsonl, and of a checkpoint's history; None is what its phase or data does not have.
+
+    Args:
+        phase: "dense", "sparse" or "finetune".
+        epoch: 0 is the first.
+        seconds: wall time of training, evaluation and what the record needs; without the checkpoint.
+        learning_rate: of the epoch's first step.
+        loss: the task's, mean over the epoch's images, in training mode.
+        penalty: the regulariser's, mean over the epoch's steps.
+        train_accuracy: %, measured on the fly, in training mode.
+        validation_accuracy: %.
+        effective_macs: at the effective widths, share of dense.
+        alive_macs: at the channels that are alive, share of dense.
+    """
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    phase: PhaseName
+    epoch: Annotated[int, Field(ge=0)]
+    seconds: NotNegative | None = None
+    learning_rate: NotNegative | None = None
+    loss: float
+    penalty: float | None = None
+    train_accuracy: Percent | None = None
+    validation_accuracy: Percent | None = None
+    effective_macs: NotNegative | None = None
+    alive_macs: NotNegative | None = None
+
+
+@dataclass(frozen=True)
+class StepProgress:
+    """How far a phase is: in ``epoch``, 0 is the first of ``epochs``, ``step`` of ``steps`` are done.
+
+    ``loss`` is the task's, mean over the epoch's images so far.
+    """
+
+    phase: str
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
