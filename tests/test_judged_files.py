@@ -17,7 +17,10 @@ from hoyer_export.errors import NetworkError
 from hoyer_export.recipe import load_recipe
 from hoyer_export.run import cutting, inputs, inspecting
 from hoyer_export.run.chain import run_recipe, verify_run
-from hoyer_export.run.inputs import check_export, load_inputs, macs_in_torch
+from hoyer_export.run.inputs import check_export, look_at_inputs, macs_in_torch
+from hoyer_export.run.job import Job
+from hoyer_export.run.progress import Silent
+from hoyer_export.run_folder import RunFolder
 
 NETWORKS = """
 import torch
@@ -117,16 +120,6 @@ min_seconds = 0.1
 """
 
 
-class Silent:
-    def headline(self, text):
-        pass
-
-    note = step = headline
-
-    def epoch(self, epoch, epochs):
-        pass
-
-
 @pytest.fixture(scope="module", autouse=True)
 def home(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("judged")
@@ -153,9 +146,11 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     return run
 
 
-def loaded(home: Path, network: str, *overrides: str):
+def loaded(home: Path, network: str, *overrides: str) -> Job:
     recipe = load_recipe(home / "recipe.toml", [f"network.name=judged_nets:{network}", *overrides])
-    return load_inputs(recipe, allow_import=["judged_nets"], progress=Silent())
+    job = Job(recipe, RunFolder(home), Silent(), ["judged_nets"])
+    look_at_inputs(job)
+    return job
 
 
 # T pixels of width E, H of the feed-forward: 3 E² + 2 T E + E² (+ 2 E H) for each pixel
@@ -172,7 +167,7 @@ ATTENTIVE = [
 @pytest.mark.parametrize(("network", "macs"), ATTENTIVE)
 def test_torch_counts_fused_attention_as_the_products_that_it_is(home: Path, network: str, macs: int) -> None:
     found = loaded(home, network)
-    assert asdict(macs_in_torch(found.network, found.example)) == {"macs": macs, "distinct": macs, "uncounted": {}}
+    assert asdict(macs_in_torch(found.network(), found.example)) == {"macs": macs, "distinct": macs, "uncounted": {}}
 
 
 @pytest.mark.parametrize("network", ["Encoder", "Twins"])
@@ -206,9 +201,9 @@ def test_what_is_computed_twice_counts_once_in_the_budget(home: Path, tmp_path: 
     bias.CopyFrom(onnx.numpy_helper.from_array(np.full(10, np.nan, np.float32), bias.name))
     onnx.save(model, tmp_path / "run" / "slim.onnx")
     found = verify_run(tmp_path / "run", allow_import=["judged_nets"], progress=Silent())
-    assert found["passed"] is False
+    assert found.passed is False
     stages = json.loads((tmp_path / "run" / "stages.json").read_text())
-    checks = {check["name"]: check for check in stages["verify"]["checks"]}
+    checks = {check["name"]: check for check in stages["verify"]["found"]["checks"]}
     assert (checks["outputs, optimisation all"]["value"], checks["outputs, optimisation all"]["passed"]) == (
         None,
         False,
