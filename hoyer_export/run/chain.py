@@ -67,7 +67,7 @@ def run_recipe(
     """
     if redo_from is not None and redo_from not in (names := [stage.name for stage in STAGES]):
         raise RecipeError(f"--redo-from {redo_from}: expected one of {', '.join(names)}")
-    with claimed(out, resume=resume or redo_from is not None) as begun, torch_threads(recipe.threads):
+    with claimed(out, resume=resume or redo_from is not None) as begun:
         job = Job(recipe, RunFolder(out), progress, allow_import)
         if begun and is_done(INPUTS, job.folder):
             job.recipe = reopened(recipe, load_recipe(job.folder.recipe), record_of(INPUTS, job.folder).settled)
@@ -75,29 +75,30 @@ def run_recipe(
             if all(is_done(stage, job.folder) for stage in STAGES):
                 progress.note(f"{out} is finished; nothing to do")
                 return read_report(out)
-            write_whole(job.folder.recipe, dump_recipe(job.recipe))
             progress.headline(f"going on with {standing(job.folder)}")
-        else:
-            _begin(job)
-        do_all(STAGES, job)
+        with torch_threads(job.recipe.threads):
+            _begin(job, is_new=not begun)
+            do_all(STAGES, job)
+        for file in job.folder.checkpoint.glob("*"):
+            file.unlink()
         if job.folder.checkpoint.is_dir():
-            for file in job.folder.checkpoint.iterdir():
-                file.unlink()
             job.folder.checkpoint.rmdir()
     return read_report(out)
 
 
-def _begin(job: Job) -> None:
-    """Look at everything that can be looked at before training; leave nothing behind where something is wrong."""
-    job.progress.headline(f"{job.recipe.network.name} on {job.recipe.data.name}")
+def _begin(job: Job, *, is_new: bool) -> None:
+    """Look at everything that can be looked at before training; where that is wrong, a new run leaves nothing behind."""
     folder = job.folder
     write_whole(folder.recipe, dump_recipe(job.recipe))
     try:
-        do(INPUTS, job)
-        write_whole(folder.recipe, dump_recipe(job.recipe))
-        do(CHECK, job)
+        if not is_done(INPUTS, folder):
+            job.progress.headline(f"{job.recipe.network.name} on {job.recipe.data.name}")
+            do(INPUTS, job)
+            write_whole(folder.recipe, dump_recipe(job.recipe))
+        if not is_done(CHECK, folder):
+            do(CHECK, job)
     except BaseException:
-        for file in (folder.recipe, folder.stages, folder.channels):
+        for file in (folder.recipe, folder.stages, folder.channels) if is_new else ():
             file.unlink(missing_ok=True)
         raise
 
