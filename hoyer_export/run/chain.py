@@ -87,7 +87,7 @@ def run_recipe(
 
 
 def _begin(job: Job, *, is_new: bool) -> None:
-    """Look at everything that can be looked at before training; where that is wrong, a new run leaves nothing behind."""
+    """Look at everything that can be looked at before training; a new run leaves nothing behind where it is wrong."""
     folder = job.folder
     write_whole(folder.recipe, dump_recipe(job.recipe))
     try:
