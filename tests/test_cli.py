@@ -314,7 +314,7 @@ def test_control_c_exits_130_and_says_how_to_resume_once_there_is_something(
     monkeypatch.setattr(chain, "run_recipe", interrupted_later)
     code, _, err = call("run", str(recipe), "--out", str(out))
     assert code == 130
-    assert err == "interrupted in dense, epoch 1 of 30; go on with the same command and --resume\n"
+    assert err == "interrupted in inputs; go on with the same command and --resume\n"
 
 
 def test_a_folder_in_the_way_is_said_before_anything_is_loaded(call, recipe: Path, tmp_path: Path) -> None:
