@@ -318,14 +318,16 @@ def _take_over(own: Decision, stands: Decision) -> None:
     for mine, other in zip(own.answers, stands.answers, strict=True):
         if mine.layout != torch.strided or mine.ndim != other.ndim:
             continue
-        shorter = [axis for axis in range(mine.ndim) if mine.shape[axis] != other.shape[axis]]
-        if not shorter:
+        if mine.shape == other.shape:
             mine.copy_(other)
-        elif len(shorter) == 1 and own.evidence and own.evidence[0].shape == mine.shape:  # position by position
-            there, here = _varied_slices(stands.evidence[0], own.evidence[0], shorter[0])
-            mine.index_copy_(
-                shorter[0], *(here.nonzero().flatten(), other.index_select(shorter[0], there.nonzero().flatten()))
-            )
+        elif own.evidence[0].shape == mine.shape:  # position by position, on the slices that both have
+            here, there = torch.ones_like(mine, dtype=torch.bool), torch.ones_like(other, dtype=torch.bool)
+            for axis in (axis for axis in range(mine.ndim) if mine.shape[axis] != other.shape[axis]):
+                masks = _varied_slices(stands.evidence[0], own.evidence[0], axis)
+                for places, mask in zip((there, here), masks, strict=True):
+                    places &= mask.reshape([-1 if at == axis else 1 for at in range(mine.ndim)])
+            if int(here.sum()) == int(there.sum()):
+                mine[here] = other[there]
 
 
 def _choices(name: str, args: Any, evidence: Sequence[Tensor]) -> int | None:

@@ -233,9 +233,17 @@ def _blind(model: nn.Module, case: Case, expected: Run) -> list[bool]:
 
 
 def shows_change(first: Run, second: Run, least: float) -> bool:
-    """Return whether some number in which a change would show differs between two runs, by more than ``least``."""
+    """Return whether some tensor in which a change would show differs between two runs, by more than ``least``.
+
+    That is relative to the largest of the numbers that differ: a mask's −1e9 hides nothing.
+    """
+
+    def changed(x: Tensor, y: Tensor) -> bool:
+        other = (x != y) & ~(x.isnan() & y.isnan())
+        return bool(other.any()) and bool((x - y)[other].abs().max() > least * x[other].abs().max())
+
     pairs = zip_longest(first.witnesses(), second.witnesses())
-    return any(x is None or y is None or difference(x, y) > least for x, y in pairs)
+    return any(x is None or y is None or x.shape != y.shape or changed(x, y) for x, y in pairs)
 
 
 def _require_training(first: nn.Module, second: nn.Module, case: Case) -> None:
