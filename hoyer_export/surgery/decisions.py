@@ -50,6 +50,7 @@ class Decision:
         evidence: the floating-point tensors among its arguments, as they were.
         answers: what it returned that is no continuous function of these: tensors, or one plain number.
         choices: how many there are to choose from where each answer is the number of one: the classes of an argmax.
+        is_read: the answers are floating-point numbers that Python or numpy read: what is made of them, nobody sees.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Decision:
     evidence: tuple[Tensor, ...]
     answers: tuple[Any, ...]
     choices: int | None = None
+    is_read: bool = False
 
 
 @dataclass
@@ -138,7 +140,7 @@ class Decisions:
 
 
 def _drawn(decision: Decision, generator: torch.Generator) -> Decision:
-    """Return the decision with other answers of the same kind: truth values and choices at random, others reordered.
+    """Return the decision with other answers of the same kind, at random; places are only reordered.
 
     What is decided from a zeroed channel stays: where that is gone, no answer could be handed over.
     """
@@ -147,6 +149,11 @@ def _drawn(decision: Decision, generator: torch.Generator) -> Decision:
     def drawn(answer: Any) -> Any:
         if isinstance(answer, bool):
             return bool(torch.rand((), generator=generator) < 0.5)
+        if decision.is_read:  # up to ten times as large as any that came
+            numbers = torch.as_tensor(answer)
+            size = 10 ** float(torch.rand((), generator=generator)) * float(_largest(numbers.abs().double()))
+            other = (2 * torch.rand(numbers.shape, generator=generator) - 1).to(numbers) * size
+            return other if isinstance(answer, Tensor) else float(other)
         if not isinstance(answer, Tensor) or is_continuous(answer):
             return answer
         if answer.dtype == torch.bool:
@@ -259,9 +266,8 @@ class _Reads(TorchFunctionMode):
             return func(*args, **kwargs)
         evidence = args[0].detach()
         if func in _READS:  # both read the same numbers: the first network's
-            stands = self.decisions.note(Decision(func.__name__, (), (evidence,), ()))
-            same = stands.evidence[0] if stands.evidence[0].shape == evidence.shape else evidence
-            return func(same, *args[1:], **kwargs)
+            (same,) = self.decisions.note(Decision(func.__name__, (), (evidence,), (evidence,), is_read=True)).answers
+            return func(same if same.shape == evidence.shape else evidence, *args[1:], **kwargs)
         output = func(*args, **kwargs)
         if func.__name__.endswith("_with_indices"):
             places = tuple(x for x in tensors_in(output) if not is_continuous(x))
@@ -293,7 +299,8 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         evidence = tuple(x.clone() if is_step else x for x in read if is_continuous(x))  # it may write into them
         output = func(*args, **kwargs)
         if isinstance(output, bool | int | float):
-            return self.decisions.note(Decision(name, (), evidence, (output,))).answers[0] if evidence else output
+            own = Decision(name, (), evidence, (output,), is_read=isinstance(output, float))
+            return self.decisions.note(own).answers[0] if evidence else output
         answers = tuple(x for x in tensors_in(output) if is_step or not is_continuous(x))
         if not answers or not (evidence or (numbers := _thresholds(func, args, kwargs))):
             return output
@@ -311,14 +318,16 @@ def _take_over(own: Decision, stands: Decision) -> None:
     for mine, other in zip(own.answers, stands.answers, strict=True):
         if mine.layout != torch.strided or mine.ndim != other.ndim:
             continue
-        shorter = [axis for axis in range(mine.ndim) if mine.shape[axis] != other.shape[axis]]
-        if not shorter:
+        if mine.shape == other.shape:
             mine.copy_(other)
-        elif len(shorter) == 1 and own.evidence and own.evidence[0].shape == mine.shape:  # position by position
-            there, here = _varied_slices(stands.evidence[0], own.evidence[0], shorter[0])
-            mine.index_copy_(
-                shorter[0], *(here.nonzero().flatten(), other.index_select(shorter[0], there.nonzero().flatten()))
-            )
+        elif own.evidence[0].shape == mine.shape:  # position by position, on the slices that both have
+            here, there = torch.ones_like(mine, dtype=torch.bool), torch.ones_like(other, dtype=torch.bool)
+            for axis in (axis for axis in range(mine.ndim) if mine.shape[axis] != other.shape[axis]):
+                masks = _varied_slices(stands.evidence[0], own.evidence[0], axis)
+                for places, mask in zip((there, here), masks, strict=True):
+                    places &= mask.reshape([-1 if at == axis else 1 for at in range(mine.ndim)])
+            if int(here.sum()) == int(there.sum()):
+                mine[here] = other[there]
 
 
 def _choices(name: str, args: Any, evidence: Sequence[Tensor]) -> int | None:
