@@ -8,15 +8,11 @@ import pytest
 
 from hoyer_export.errors import CannotWrite, FileError
 from hoyer_export.run_folder import (
-    RunFolder,
     check_free,
     claimed,
-    drop_stages,
     open_folder,
-    read_stages,
     whole_file,
     whole_folder,
-    write_stage,
     write_whole,
 )
 
@@ -163,28 +159,3 @@ def test_opening_what_is_no_run_says_what_to_give(tmp_path: Path) -> None:
     for name, said in [("absent", "is absent"), ("file", "is a file"), (".", "holds no run")]:
         with pytest.raises(FileError, match=said):
             open_folder(tmp_path / name)
-
-
-def test_the_records_of_stages_add_up_and_the_newest_of_a_stage_counts(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    assert read_stages(folder) == {}
-    write_stage(folder, "dense", {"seconds": 1.5})
-    write_stage(folder, "sparse", {"widths": {"conv1": [1, 2]}})
-    write_stage(folder, "dense", {"seconds": 2.5})
-    assert read_stages(folder) == {"dense": {"seconds": 2.5}, "sparse": {"widths": {"conv1": [1, 2]}}}
-
-
-@pytest.mark.parametrize("content", ["{", "[]", '{"dense": 3}', "\x00"])
-def test_damaged_stage_records_are_said_so(content: str, tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    folder.stages.write_text(content)
-    with pytest.raises(FileError, match=r"stages\.json is damaged"):
-        read_stages(folder)
-
-
-def test_a_dropped_stage_is_forgotten_and_the_others_stay(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    for stage in ("export", "verify", "report"):
-        write_stage(folder, stage, {"seconds": 1})
-    drop_stages(folder, "verify", "report", "never there")
-    assert read_stages(folder) == {"export": {"seconds": 1}}
