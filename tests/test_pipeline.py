@@ -21,7 +21,7 @@ from hoyer_export.pipeline.reporting import report_run
 from hoyer_export.recipe import Recipe, load_recipe
 from hoyer_export.run_folder import RunFolder, drop_stages, read_stages
 from hoyer_export.sparsify.training import EpochRecord, StepProgress
-from hoyer_export.surgery.slim_file import load_slim
+from hoyer_export.store.slim_file import load_slim
 
 NETWORK = """
 from torch import nn

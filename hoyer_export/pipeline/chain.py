@@ -27,8 +27,8 @@ from hoyer_export.run_folder import (
     write_stage,
     write_whole,
 )
-from hoyer_export.surgery.cut import SlimModel
-from hoyer_export.surgery.slim_file import load_slim
+from hoyer_export.store.slim_file import load_slim
+from hoyer_export.surgery.step import SlimModel
 
 
 def run_recipe(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.cost import dense_macs, macs_of_keep, params_of_keep
+from hoyer_export.choices import ALIGNMENTS
 from hoyer_export.data import DataSplits, load_data
 from hoyer_export.data.load import _DEFAULTS
 from hoyer_export.deploy.export import as_float32, export_onnx, inference_copy
@@ -22,7 +23,7 @@ from hoyer_export.networks import build_network, is_function_name
 from hoyer_export.pipeline.progress import Progress
 from hoyer_export.recipe import Recipe, left_open, resolved
 from hoyer_export.report.number_format import share
-from hoyer_export.surgery.selection import least_keep
+from hoyer_export.select.align import least_keep
 from hoyer_export.surgery.self_test import self_test
 from hoyer_export.weights import load_weights
 
@@ -194,7 +195,7 @@ def check_budget(inputs: Inputs, progress: Progress) -> None:
         keep = least_keep(inputs.channels, table.align)
         least = cost(inputs.channels, keep) / cost(inputs.channels, {})
         if least > asked:
-            lower = [align for align in (1, 4, 8, 16, 32) if align < table.align]
+            lower = [align for align in ALIGNMENTS if align < table.align]
             way_out = " or lower cut.align" if lower else ""
             raise RecipeError(
                 f"cut.{key} = {asked:g} cannot be reached: {inputs.recipe.network.name} at its narrowest with "

@@ -20,9 +20,9 @@ from hoyer_export.pipeline.inputs import (
     two_images,
 )
 from hoyer_export.recipe import Recipe
-from hoyer_export.surgery.selection import least_keep
+from hoyer_export.select.align import least_keep
+from hoyer_export.select.rival import CrossCheck, cross_check
 from hoyer_export.surgery.self_test import Verdict, self_test
-from hoyer_export.surgery.torch_pruning_baseline import CrossCheck, cross_check
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,15 @@ from hoyer_export.report.making import LITTLE_EFFECT, little_effect_words
 from hoyer_export.report.metrics import read_metrics
 from hoyer_export.report.number_format import share
 from hoyer_export.run_folder import RunFolder, drop_stages, read_stages, write_stage, write_whole
+from hoyer_export.select.choose import Selection, select_channels
 from hoyer_export.sparsify.group_hs import ALIVE, GroupHS, macs_shares
 from hoyer_export.sparsify.penalties import natural_threshold
 from hoyer_export.sparsify.training import EpochRecord, evaluate_accuracy, train
-from hoyer_export.surgery.cut import SlimModel, cut
-from hoyer_export.surgery.selection import Selection, select_channels
-from hoyer_export.surgery.slim_file import load_slim, save_slim
-from hoyer_export.surgery.zero import named_tensors, zero_
+from hoyer_export.store.slim_file import load_slim, save_slim
+from hoyer_export.surgery.cut import cut
+from hoyer_export.surgery.step import SlimModel
+from hoyer_export.surgery.zero import zero_
+from hoyer_export.tensors import named_tensors
 from hoyer_export.weights import load_weights
 
 PHASES = ("dense", "sparse", "finetune")
@@ -91,7 +93,7 @@ def cut_again(inputs: Inputs, folder: RunFolder, progress: Progress) -> dict[str
         (folder.checkpoint / "finetune.safetensors").unlink(missing_ok=True)
         write_stage(folder, "cut", made.record)
         _write_slim(made, inputs, folder)
-    shares = {"macs": made.chosen.macs, "dense_macs": made.chosen.dense_macs, "alive_macs": made.chosen.alive_macs}
+    shares = {"macs": made.chosen.macs, "dense_macs": made.chosen.dense_macs, "alive_macs": made.chosen.unaligned_macs}
     return {"changed": changed, **shares, **made.record}
 
 
@@ -131,7 +133,7 @@ def _cut(inputs: Inputs, progress: Progress) -> _Cut:
         }
         for group in inputs.channels.groups
     ]
-    stay, alive = (share(macs / chosen.dense_macs) for macs in (chosen.macs, chosen.alive_macs))
+    stay, alive = (share(macs / chosen.dense_macs) for macs in (chosen.macs, chosen.unaligned_macs))
     agreement = f"zeroed and slim agree to {slim.max_rel_error:.1e}"
     progress.note(f"{stay} of the MACs stay, {alive} before alignment; {agreement}")
     record = {

@@ -20,7 +20,7 @@ from hoyer_export.pipeline.progress import Progress
 from hoyer_export.report.record import sample_quantiles
 from hoyer_export.run_folder import RunFolder, read_stages, write_stage
 from hoyer_export.sparsify.training import evaluate_accuracy
-from hoyer_export.surgery.cut import SlimModel
+from hoyer_export.surgery.step import SlimModel
 from hoyer_export.weights import load_weights
 
 

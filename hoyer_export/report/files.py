@@ -6,10 +6,11 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from hoyer_export.errors import FileError
+from hoyer_export.record import first_complaint
 from hoyer_export.report.card import render_card
 from hoyer_export.report.metrics import Epoch
 from hoyer_export.report.page import render_page
-from hoyer_export.report.record import FORMAT, Report, first_complaint
+from hoyer_export.report.record import FORMAT, Report
 from hoyer_export.run_folder import write_whole
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hoyer_export.errors import FileError
-from hoyer_export.report.record import first_complaint
+from hoyer_export.record import first_complaint
 from hoyer_export.report.sections import NotNegative, Percent
 
 

@@ -9,8 +9,6 @@ from datetime import UTC, datetime
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import ValidationError
-
 from hoyer_export.report.sections import (
     CUT_TOLERANCE,
     MOST_SAMPLES,
@@ -138,18 +136,6 @@ def assemble_report(
     }
     # Through JSON, so that what is written can be read: the same validation as read_report's.
     return Report.model_validate_json(json.dumps(_plain(report)))
-
-
-def first_complaint(error: ValidationError) -> str:
-    """Return what is wrong first, in one line: where, what was expected, what came."""
-    detail = error.errors(include_url=False)[0]
-    # A key of the file may hold anything, also what moves a terminal's cursor.
-    place = "".join(c if c.isprintable() else " " for c in ".".join(str(part) for part in detail["loc"]))
-    if detail["type"] == "missing":
-        return f"{place} is missing"
-    if detail["type"] == "json_invalid":
-        return f"not JSON ({detail['msg'].removeprefix('Invalid JSON: ')})"
-    return f"{place or 'the top'}: {detail['msg'].lower()}, got {detail['input']!r:.60}"
 
 
 def sample_quantiles(samples: Sequence[float], most: int = MOST_SAMPLES) -> list[float]:

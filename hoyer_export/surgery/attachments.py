@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from hoyer_export.errors import CutRefused
+from hoyer_export.tensors import named_tensors
 
 
 def check_attachments(model: nn.Module, sliced: Iterable[str]) -> None:
@@ -34,7 +35,7 @@ def check_attachments(model: nn.Module, sliced: Iterable[str]) -> None:
     """
     for name in sliced:
         _check_sliced(model, name)
-    for name, tensor in _named_tensors(model):
+    for name, tensor in named_tensors(model).items():
         # No public way to ask for them.
         if tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None):
             raise CutRefused(
@@ -57,8 +58,8 @@ def carry_attributes(model: nn.Module, slim: nn.Module) -> None:
         model: where they come from, by name.
         slim: changed in place.
     """
-    targets = dict(_named_tensors(slim))
-    for name, tensor in _named_tensors(model):
+    targets = named_tensors(slim)
+    for name, tensor in named_tensors(model).items():
         if name in targets:
             target = targets[name] if targets[name].is_leaf else targets[name].detach_()
             target.requires_grad_(tensor.requires_grad)
@@ -80,7 +81,3 @@ def _check_sliced(model: nn.Module, name: str) -> None:
         raise CutRefused(
             f"{name} is a {kind.__module__}.{kind.__name__}, which the cut cannot slice: make it a plain parameter"
         )
-
-
-def _named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
-    return [*model.named_parameters(), *model.named_buffers()]

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from hoyer_export.errors import HoyerExportError
-from hoyer_export.surgery.cut import SlimModel
 from hoyer_export.surgery.plan import PruningPlan
+from hoyer_export.surgery.step import SlimModel
 
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
 
@@ -127,7 +127,7 @@ def _sliced_state(
                 f" {tuple(dense.shape)}: pass the optimizer as it was before the cut"
             )
         kept = value
-        for dim, indices in plan.keep.get(name, {}).items():
+        for dim, indices in plan.kept.get(name, {}).items():
             kept = kept.index_select(dim, indices.to(value.device))
         # Laid out in memory as the parameter is.
         sliced[key] = torch.empty_like(slim, dtype=value.dtype, device=value.device, requires_grad=False).copy_(kept)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from hoyer_export.channels.channel_map import ChannelGroup, ChannelMap, Member, removed_channels
 from hoyer_export.surgery.plan import check_fits, checked_keep
+from hoyer_export.tensors import named_tensors
 
 
 def zero_(model: nn.Module, channels: ChannelMap, keep: Mapping[str, Tensor]) -> None:
@@ -35,7 +36,7 @@ def zero_(model: nn.Module, channels: ChannelMap, keep: Mapping[str, Tensor]) ->
                 tensor.index_fill_(member.dim, slices.to(tensor.device), float(_is_variance(member.parameter)))
 
 
-def loud_channels(group: ChannelGroup, gone: Tensor, tensors: Mapping[str, Tensor]) -> dict[int, tuple[Member, int]]:
+def live_channels(group: ChannelGroup, gone: Tensor, tensors: Mapping[str, Tensor]) -> dict[int, tuple[Member, int]]:
     """Return which channels cannot be taken out as they are: they are neither exactly zero nor unread.
 
     A channel is *unread* where all of its consumer slices are zero, whatever its filter, γ and β are.
@@ -67,11 +68,6 @@ def zero_slices(tensor: Tensor, dim: int, indices: Tensor) -> Tensor:
     filled = tensor.detach().index_select(dim, indices.to(tensor.device)) != 0
     others = [axis for axis in range(tensor.ndim) if axis != dim]
     return ~(filled.any(others) if others else filled).cpu()
-
-
-def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return every parameter and buffer by its first name."""
-    return dict([*model.named_parameters(), *model.named_buffers()])
 
 
 def _is_variance(name: str) -> bool:

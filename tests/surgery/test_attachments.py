@@ -12,9 +12,9 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.channels.wrappers import check_wrappers
 from hoyer_export.errors import CutRefused, NetworkError
+from hoyer_export.store.slim_file import load_slim, save_slim
 from hoyer_export.surgery.cut import cut
 from hoyer_export.surgery.self_test import self_test
-from hoyer_export.surgery.slim_file import load_slim, save_slim
 from hoyer_export.surgery.zero import zero_
 
 IMAGE = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))

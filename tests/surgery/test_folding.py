@@ -14,9 +14,10 @@ from torch.nn import functional as F
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.errors import CutRefused
-from hoyer_export.surgery.cut import SlimModel, cut
-from hoyer_export.surgery.folding import fold_constants
-from hoyer_export.surgery.slim_file import load_slim, save_slim
+from hoyer_export.store.slim_file import load_slim, save_slim
+from hoyer_export.surgery.cut import cut
+from hoyer_export.surgery.extras.folding import fold_constants
+from hoyer_export.surgery.step import SlimModel
 
 IMAGE = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 GONE = [1, 2, 5]

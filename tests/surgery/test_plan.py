@@ -13,10 +13,11 @@ from torch.nn import functional as F
 from hoyer_export.channels.channel_map import Axis, ChannelMap, SizeAttribute
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.errors import CutRefused, FileError
-from hoyer_export.surgery.cut import SlimModel, cut
+from hoyer_export.store.slim_file import load_slim, save_slim
+from hoyer_export.surgery.cut import cut
 from hoyer_export.surgery.edits import AttributeEdit, BiasEdit, ShortcutEdit
 from hoyer_export.surgery.plan import PruningPlan, check_fits, compose, make_plan, with_plan
-from hoyer_export.surgery.slim_file import load_slim, save_slim
+from hoyer_export.surgery.step import SlimModel
 from hoyer_export.surgery.zero import zero_
 
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -69,9 +70,9 @@ def by_hand() -> ChannelMap:
 def test_sizes_in_attributes_follow_what_is_kept() -> None:
     plan = make_plan(by_hand(), {"a": torch.tensor([0, 2, 3, 5, 6, 8])})
     assert plan.edits == (
-        AttributeEdit("", "first", None, 4, 3),
-        AttributeEdit("", "parts", 0, 8, 6),
-        AttributeEdit("", "parts", 1, 5, 4),
+        AttributeEdit(module="", attribute="first", index=None, dense=4, slim=3),
+        AttributeEdit(module="", attribute="parts", index=0, dense=8, slim=6),
+        AttributeEdit(module="", attribute="parts", index=1, dense=5, slim=4),
     )
     model = Split()
     model.parts = [8, 5]
@@ -106,9 +107,9 @@ def test_a_size_that_changed_after_tracing_is_refused() -> None:
 @pytest.mark.parametrize(
     "edit",
     [
-        AttributeEdit("", "parts", 1, 5, 2),
-        BiasEdit("fc"),
-        ShortcutEdit("layer", ("b", "d"), relu=True),
+        AttributeEdit(module="", attribute="parts", index=1, dense=5, slim=2),
+        BiasEdit(module="fc"),
+        ShortcutEdit(module="layer", children=("b", "d"), relu=True),
     ],
 )
 def test_an_edit_comes_back_from_json(edit: AttributeEdit | BiasEdit | ShortcutEdit) -> None:
@@ -186,8 +187,8 @@ def test_two_cuts_are_one_plan() -> None:
         slim = cut(slim, channels, keep, IMAGE).model
     both = compose(*plans)
     assert both.shapes["a.weight"] == (9, 3, 3, 3)
-    assert both.keep["a.weight"][0].tolist() == [2, 3, 6, 7, 8]
-    assert AttributeEdit("", "first", None, 4, 2) in both.edits
+    assert both.kept["a.weight"][0].tolist() == [2, 3, 6, 7, 8]
+    assert AttributeEdit(module="", attribute="first", index=None, dense=4, slim=2) in both.edits
     rebuilt = with_plan(dense, PruningPlan.from_dict(json.loads(json.dumps(both.to_dict())), dense))
     assert {n: p.shape for n, p in rebuilt.named_parameters()} == {n: p.shape for n, p in slim.named_parameters()}
     assert rebuilt.parts == slim.parts == [2, 3]
@@ -201,7 +202,7 @@ def test_cutting_a_slim_model_further_goes_on_with_its_plan() -> None:
     channels = trace_channels(slim.model, IMAGE)
     zero_(slim.model, channels, {"a": torch.arange(0, 9, 2)})
     slimmer = cut(slim, channels, {"a": torch.arange(0, 9, 2)}, IMAGE)
-    assert slimmer.plan.keep["bn.bias"][0].tolist() == [3, 5, 7, 9, 11]
+    assert slimmer.plan.kept["bn.bias"][0].tolist() == [3, 5, 7, 9, 11]
     assert slimmer.plan.shapes["bn.bias"] == (12,)
 
 

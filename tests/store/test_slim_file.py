@@ -11,10 +11,11 @@ from safetensors.torch import save_file
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.errors import FileError, HoyerExportError, NetworkError
 from hoyer_export.networks import build_network
-from hoyer_export.surgery.cut import SlimModel, cut
+from hoyer_export.select.choose import select_channels
+from hoyer_export.store.slim_file import FORMAT, METADATA_KEY, load_slim, save_slim
+from hoyer_export.surgery.cut import cut
 from hoyer_export.surgery.plan import PruningPlan
-from hoyer_export.surgery.selection import select_channels
-from hoyer_export.surgery.slim_file import FORMAT, METADATA_KEY, load_slim, save_slim
+from hoyer_export.surgery.step import SlimModel
 from hoyer_export.surgery.zero import zero_
 
 IMAGE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -10,9 +10,9 @@ import torch
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.errors import NetworkError
 from hoyer_export.networks import build_network
+from hoyer_export.select.choose import select_channels
+from hoyer_export.store.widths_file import build_slim
 from hoyer_export.surgery.cut import cut
-from hoyer_export.surgery.selection import select_channels
-from hoyer_export.surgery.widths_file import build_slim
 from hoyer_export.surgery.zero import zero_
 
 IMAGE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,77 @@
+"""Tensors inside other things: found in an argument or a result, named in a model, compared in a record."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_iter
+
+_SCALARS = (Tensor, int, float, complex, str, bytes, type(None))
+
+
+def leaves_in(value: Any) -> Iterator[Any]:
+    """Yield what is in nested containers: those that torch's pytree knows, other mappings, dataclasses and sets."""
+    for leaf in (value,) if isinstance(value, Tensor) else tree_iter(value):
+        if isinstance(leaf, _SCALARS):
+            yield leaf
+        elif isinstance(leaf, Mapping):
+            yield from leaves_in(list(leaf.values()))
+        elif isinstance(leaf, tuple | list | set | frozenset):  # of a type of its own
+            yield from leaves_in(list(leaf))
+        elif is_dataclass(leaf) and not isinstance(leaf, type):
+            yield from leaves_in(vars(leaf))
+        else:
+            yield leaf
+
+
+def hidden_in(value: Any) -> Any:
+    """Return the first thing in nested containers that may hold tensors which nobody can find; None without any."""
+    return next((leaf for leaf in leaves_in(value) if not isinstance(leaf, _SCALARS)), None)
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield every tensor in the nested containers of an argument or a result."""
+    return (leaf for leaf in leaves_in(value) if isinstance(leaf, Tensor))
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return every parameter and buffer by its first name."""
+    return dict([*model.named_parameters(), *model.named_buffers()])
+
+
+class TensorRecord:
+    """Base of frozen dataclasses that hold tensors, to be declared with ``eq=False, repr=False``.
+
+    Two of them are equal if they are of one class and hold the same; shown are a tensor's shape, not its numbers.
+    """
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and _equal(vars(self), vars(other))
+
+    def __repr__(self) -> str:
+        shown = (f"{field.name}={_shown(getattr(self, field.name))}" for field in fields(self))  # type: ignore[arg-type]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return (one.dtype, one.device) == (other.dtype, other.device) and torch.equal(one, other)
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_equal(value, other[key]) for key, value in one.items())
+    if isinstance(one, tuple | list) and type(one) is type(other):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    return type(one) is type(other) and bool(one == other)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key!r}: {_shown(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, tuple):
+        return "(" + ", ".join(map(_shown, value)) + ("," if len(value) == 1 else "") + ")"
+    return repr(value)
