@@ -225,7 +225,10 @@ def print_cut(found: "CutReport", folder: Path) -> None:
         if figures.failed:
             console.print(_plain(f"{name}: NOT VERIFIED, do not ship it: {', '.join(figures.failed)} failed, {error}"))
         else:
-            console.print(_plain(f"{name}: verified, {error}"))
+            left_open = (
+                f" ({figures.left_open} comparisons left open: torch rounds as much)" if figures.left_open else ""
+            )
+            console.print(_plain(f"{name}: verified, {error}{left_open}"))
     cautions = [found.warning] if found.warning else []
     if found.uncounted:
         nodes = ", ".join(f"{count} × {op}" for op, count in found.uncounted.items())

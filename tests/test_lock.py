@@ -60,7 +60,7 @@ with claimed(out, resume=True):
 
 
 def python(script: str, *arguments: str | Path) -> subprocess.Popen[str]:
-    program = textwrap.dedent(START + script)
+    program = START + textwrap.dedent(script)
     return subprocess.Popen(
         [sys.executable, "-c", program, *map(str, arguments)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -149,18 +149,22 @@ def test_two_processes_cannot_write_to_one_folder_and_a_kill_frees_it(tmp_path: 
 
 
 def test_a_forked_child_does_not_keep_the_lock_of_a_parent_that_was_killed(tmp_path: Path) -> None:
-    script = HOLD.replace(
-        "print(", "child = os.fork()\n    if child == 0:\n        sys.stdin.read(); os._exit(0)\n    print("
-    )
-    parent = python(script, tmp_path, "")
-    assert parent.stdout is not None
-    parent.stdout.readline()
-    parent.kill()
-    parent.wait()
-    with only_writer(tmp_path):
+    script = """
+    with claimed(out):
+        if os.fork() == 0:
+            print("the child runs", flush=True)
+        sys.stdin.read()
+        os._exit(0)
+    """
+    with python(script, tmp_path, "") as parent:
         assert parent.stdin is not None
-        parent.stdin.write("")
-    parent.communicate()
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "the child runs\n"
+        parent.kill()
+        parent.wait()
+        with only_writer(tmp_path):
+            pass
+        parent.stdin.close()  # which ends the child
 
 
 def test_the_lock_of_one_process_is_not_taken_twice_and_goes_with_its_file(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
+from torch.nn.parameter import is_lazy
 
 from hoyer_export.deploy.onnx_file import first_line, subnormals, tensors_of
 from hoyer_export.errors import FileError, NetworkError
@@ -91,7 +92,13 @@ def export_onnx(
         if not isinstance(value, str):
             raise FileError(f"metadata {key!r} must be text, got {type(value).__name__}: give it as JSON")
     onnx.helper.set_model_props(proto, {METADATA_PREFIX + key: facts[key] for key in sorted(facts)})
-    onnx.checker.check_model(proto, full_check=True)
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise NetworkError(
+            f"torch.onnx wrote {type(model).__name__} with operations that ONNX does not have ({first_line(error)}); "
+            "change that in its forward: bfloat16 or float16 inside (autocast), say"
+        ) from error
 
     content = proto.SerializeToString(deterministic=True)
     with whole_file(path) as part:
@@ -101,15 +108,30 @@ def export_onnx(
 
 def inference_copy(model: nn.Module) -> nn.Module:
     """Return what is shipped: a float32 copy of ``model`` on the CPU, contiguous, in eval mode, without gradients."""
-    shipped = copy.deepcopy(model).cpu().float().to(memory_format=torch.contiguous_format)
+    # Types of one's own for weights cannot always be copied; a copy computes with their numbers.
+    memo: dict[int, Any] = {
+        id(p): nn.Parameter(_plain(p.detach()).clone()) for p in model.parameters() if _is_dressed(p)
+    }
+    memo |= {id(b): _plain(b.detach()).clone() for b in model.buffers() if _is_dressed(b)}
+    shipped = copy.deepcopy(model, memo).cpu().float().to(memory_format=torch.contiguous_format)
     result: nn.Module = shipped.eval().requires_grad_(False)
     return result
 
 
 def as_float32(inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Return inputs as a tuple on the CPU, contiguous, floating-point ones in float32."""
+    """Return inputs as a tuple of plain tensors on the CPU, contiguous, floating-point ones in float32."""
     tensors = inputs if isinstance(inputs, tuple) else (inputs,)
-    return tuple((x.float() if x.is_floating_point() else x).detach().cpu().contiguous() for x in tensors)
+    return tuple(_plain((x.float() if x.is_floating_point() else x).detach().cpu().contiguous()) for x in tensors)
+
+
+def _is_dressed(tensor: Tensor) -> bool:
+    """Return whether a tensor is of a type of one's own that holds its numbers as any tensor does."""
+    own = type(tensor) not in (Tensor, nn.Parameter) and not is_lazy(tensor)
+    return own and type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.as_subclass(Tensor) if _is_dressed(tensor) else tensor
 
 
 def _pair_of_examples(example_inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

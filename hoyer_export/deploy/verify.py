@@ -3,8 +3,7 @@
     interface            names, float32, dynamic batch (else VerificationFailed: nothing further could run)
     outputs              max |onnxruntime − torch| ≤ tolerance, graph optimisations off, then all on;
                          batches 1, 2, 3 and 8; real images, zeros, ones, noise
-    inputs left open     not all of them: inputs on which torch's own float32 is further from its float64 than
-                         can be allowed for are not compared
+    inputs left open     not all: where the outputs differ, but torch's own rounding decides them, nothing follows
     rows of a batch      row i of every batch equals the run of image i alone, within the same tolerance
     weight sizes         the weights of the file's convolutions and matrix products have the network's sizes
     subnormal weights    none
@@ -18,7 +17,7 @@ float32, their differences are taken in float64. An output that is not a number 
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,22 +30,11 @@ from hoyer_export.deploy.export import as_float32, inference_copy
 from hoyer_export.deploy.file_weights import FileWeights
 from hoyer_export.deploy.interface import check_interface
 from hoyer_export.deploy.onnx_file import ORT_ERRORS, first_line, open_session, read_onnx, subnormals, tensors_of
-from hoyer_export.deploy.sensitivity import (
-    MOST,
-    Expected,
-    Floats,
-    Inputs,
-    expected_output,
-    float64_copy,
-    max_error,
-    scale_of,
-    torch_output,
-)
+from hoyer_export.deploy.sensitivity import LEAST, MOST, Expected, Floats, Inputs, Judged, Sensitivity, torch_output
 from hoyer_export.environment import usable_threads
 from hoyer_export.errors import DataError, VerificationFailed
 
-RELATIVE_TOLERANCE = 1e-5
-"""What two runtimes that round differently may differ by, where torch itself is no less certain."""
+RELATIVE_TOLERANCE = LEAST
 
 Optimization = Literal["disabled", "all"]
 
@@ -153,26 +141,35 @@ def verify_onnx(
     network = inference_copy(model)
     cases = _cases(real, max(2, *batches))
     two = _rows(cases["real"], 0, 2)
-    exact = float64_copy(network, two)
+    torchs = Sensitivity(network)
     expected = {
-        (kind, batch): expected_output(network, exact, _rows(inputs, 0, batch), RELATIVE_TOLERANCE)
-        for kind, inputs in cases.items()
-        for batch in batches
+        (kind, batch): torchs.expected(_rows(inputs, 0, batch)) for kind, inputs in cases.items() for batch in batches
     }
     sessions: dict[Optimization, Any] = {
         "disabled": open_session(path, optimize=False, threads=usable_threads()),
         "all": open_session(path, threads=usable_threads()),
     }
 
-    comparisons = tuple(_comparisons(path, sessions, cases, expected))
-    left_open = sum(it.tolerance is None for it in expected.values())
+    judged = {
+        (*key, optimization): torchs.judge(_ort_output(session, it.inputs, path), it.output, it, RELATIVE_TOLERANCE)
+        for key, it in expected.items()
+        for optimization, session in sessions.items()
+    }
+    comparisons = tuple(
+        OnnxComparison(batch, kind, optimization, it.error, it.tolerance, it.scale)
+        for (kind, batch, optimization), it in judged.items()
+        if not it.is_open
+    )
+    left_open = sum(it.is_open for it in judged.values())
     weights = FileWeights(Path(path), network, two)
     checks = [
         _check("interface", 0, 0),
-        _closest("outputs, optimisation disabled", [_error(c) for c in comparisons if c.optimization == "disabled"]),
-        _closest("outputs, optimisation all", [_error(c) for c in comparisons if c.optimization == "all"]),
-        *([_check("inputs left open", left_open, len(expected) - 1)] if left_open else []),
-        _closest("rows of a batch", list(_row_errors(path, sessions, cases, expected))),
+        *(
+            _closest(f"outputs, optimisation {level}", [it for (*_, of), it in judged.items() if of == level])
+            for level in sessions
+        ),
+        *([_check("inputs left open", left_open, len(judged) - 1)] if left_open else []),
+        _closest("rows of a batch", _judged_rows(path, sessions, torchs, cases, expected)),
         _check("weight sizes", weights.wrong_sizes(), 0),
         _check("subnormal weights", sum(int(subnormals(tensor).sum()) for tensor in tensors_of(file.graph)), 0),
     ]
@@ -196,59 +193,32 @@ def _check(name: str, value: float, tolerance: float) -> Check:
     return Check(name, value, tolerance, value <= tolerance)
 
 
-@dataclass(frozen=True)
-class _Error:
-    """One difference, beside what it may be and its unit."""
-
-    value: float
-    tolerance: float
-    scale: float
+def _closest(name: str, judged: list[Judged]) -> Check:
+    """Return the check of the error that is largest beside its tolerance; where all are open nothing was shown."""
+    nothing = Judged(math.inf, RELATIVE_TOLERANCE, 1.0, False)
+    worst = max((it for it in judged if not it.is_open), key=lambda it: it.error / it.tolerance, default=nothing)
+    return _check(name, worst.error / worst.scale, worst.tolerance / worst.scale)
 
 
-def _error(comparison: OnnxComparison) -> _Error:
-    return _Error(comparison.max_abs_error, comparison.tolerance, comparison.scale)
-
-
-def _closest(name: str, errors: list[_Error]) -> Check:
-    """Return the check of the error that is largest beside its tolerance; without any nothing was shown."""
-    worst = max(errors, key=lambda it: it.value / it.tolerance, default=_Error(math.inf, RELATIVE_TOLERANCE, 1.0))
-    return _check(name, worst.value / worst.scale, worst.tolerance / worst.scale)
-
-
-def _comparisons(
+def _judged_rows(
     path: str | Path,
     sessions: dict[Optimization, Any],
+    torchs: Sensitivity,
     cases: dict[str, Inputs],
     expected: dict[tuple[str, int], Expected],
-) -> Iterator[OnnxComparison]:
-    """Yield every kind of input at every batch size that torch does not leave open, through both sessions."""
-    for (kind, batch), torchs in expected.items():
-        if torchs.tolerance is not None:
-            for optimization, session in sessions.items():
-                output = _ort_output(session, _rows(cases[kind], 0, batch), path)
-                error = max_error(output, torchs.output)
-                yield OnnxComparison(batch, kind, optimization, error, torchs.tolerance, torchs.scale)
-
-
-def _row_errors(
-    path: str | Path,
-    sessions: dict[Optimization, Any],
-    cases: dict[str, Inputs],
-    expected: dict[tuple[str, int], Expected],
-) -> Iterator[_Error]:
-    """Yield the differences of a batch's rows from the runs of single images: real ones, or others if they are open."""
-    batches = {
-        kind: {batch: it for (of, batch), it in expected.items() if of == kind and it.tolerance is not None}
-        for kind in cases
-    }
-    kind = max(cases, key=lambda of: len(batches[of]))
-    for session in sessions.values():
-        rows = range(max(batches[kind], default=0))
-        alone = [_ort_output(session, _rows(cases[kind], i, i + 1), path) for i in rows]
-        for batch, torchs in batches[kind].items():
-            together = _ort_output(session, _rows(cases[kind], 0, batch), path)
-            assert torchs.tolerance is not None
-            yield _Error(max_error(together, np.concatenate(alone[:batch])), torchs.tolerance, torchs.scale)
+) -> list[Judged]:
+    """Compare every batch's rows with the runs of single images: real ones, or others where those are left open."""
+    judged: list[Judged] = []
+    for kind, inputs in cases.items():
+        batches = {batch: it for (of, batch), it in expected.items() if of == kind}
+        for session in sessions.values():
+            alone = [_ort_output(session, _rows(inputs, i, i + 1), path) for i in range(max(batches))]
+            for batch, it in batches.items():
+                together = _ort_output(session, it.inputs, path)
+                judged.append(torchs.judge(together, np.concatenate(alone[:batch]), it, RELATIVE_TOLERANCE))
+        if not all(it.is_open for it in judged):
+            break
+    return judged
 
 
 def _cases(real: Inputs, count: int) -> dict[str, Inputs]:
@@ -302,7 +272,7 @@ def _agreement(
         if expected.ndim != 2 or expected.shape[1] < 2:
             raise DataError(f"top-1 needs logits [N, at least 2 classes], the network returns {list(expected.shape)}")
         second, best = np.sort(expected)[:, -2:].T
-        clear = best - second > tolerance * scale_of(expected)
+        clear = best - second > tolerance * max(1.0, np.abs(expected[np.isfinite(expected)]).max(initial=0))
         onnx_class, torch_class = output.argmax(1), expected.argmax(1)
         # What is not a number is no answer.
         numbers = np.isfinite(expected).all(1) & np.isfinite(output).all(1)

@@ -13,6 +13,7 @@ class FileFigures:
         uncounted: operator → number of nodes that may multiply and accumulate beside that.
         onnx_bytes: of the file.
         max_error: largest |onnxruntime − torch| in units of max(1, max |torch|); None where that is not finite.
+        left_open: comparisons of outputs that torch's own rounding decides, so that nothing follows from them.
         failed: the checks of the file against the network that did not pass.
         accuracy: top-1 on the whole test set in percent; None without data.
     """
@@ -22,6 +23,7 @@ class FileFigures:
     uncounted: dict[str, int]
     onnx_bytes: int
     max_error: float | None
+    left_open: int
     failed: tuple[str, ...]
     accuracy: float | None
 

@@ -27,7 +27,7 @@ from hoyer_export.deploy.verify import verify_onnx
 from hoyer_export.errors import DataError, NetworkError
 from hoyer_export.networks import build_network, default_input_shape, is_function_name
 from hoyer_export.pipeline.cut_report import CutReport, FileFigures, Moved
-from hoyer_export.pipeline.inputs import check_output, proved_channels, two_images
+from hoyer_export.pipeline.inputs import TRIES, check_output, proved_channels, stricter_macs, two_images
 from hoyer_export.pipeline.phases import widths_text
 from hoyer_export.pipeline.progress import Progress
 from hoyer_export.run_folder import RunFolder, claimed, whole_folder, write_whole
@@ -144,6 +144,7 @@ def cut_network(
         start = remove_dead_blocks(dense.model, dense.example)
     blocks = tuple(edit.module for edit in start.plan.edits)
     channels = proved_channels(name, start.model, dense.example, progress)
+    asked_macs = macs
     budgets = {"macs": macs, "params": params, "threshold": threshold}
     asked = {key: value for key, value in budgets.items() if value is not None}
     if blocks:  # shares of the network that came, not of what is left of it
@@ -159,7 +160,7 @@ def cut_network(
         scored = copy.deepcopy(start.model)
         zero_(scored, channels, select_channels(channels, scored, method="dead", inputs=training).keep)
 
-    def choose(params: float | None) -> tuple[Selection, Folding]:
+    def choose(macs: float | None, params: float | None) -> tuple[Selection, Folding]:
         chosen = select_channels(
             channels,
             scored,
@@ -173,16 +174,21 @@ def cut_network(
         # What is a constant moves into the layers that read it; zeroing it would change what they compute.
         return chosen, fold_constants(start.model, channels, chosen.keep, dense.example)
 
-    chosen, folding = choose(params)
-    if params is not None:
-        whole, slim_params = params_of_keep(channels, {}), params_of_keep(folding.channels, chosen.keep)
-        if slim_params > params * whole:  # layers gained biases, which the selection could not know of
-            biases = slim_params - params_of_keep(channels, chosen.keep)
-            chosen, folding = choose(params - biases / whole)
-    zeroed = copy.deepcopy(folding.model)
-    zero_(zeroed, folding.channels, chosen.keep)
-    whole_plan = SlimModel(zeroed, compose(start.plan, folding.plan))
-    slim = cut(whole_plan, folding.channels, chosen.keep, dense.example)
+    share = macs
+    for _ in range(TRIES):
+        chosen, folding = choose(share, params)
+        if params is not None:
+            whole, slim_params = params_of_keep(channels, {}), params_of_keep(folding.channels, chosen.keep)
+            if slim_params > params * whole:  # layers gained biases, which the selection could not know of
+                biases = slim_params - params_of_keep(channels, chosen.keep)
+                chosen, folding = choose(share, params - biases / whole)
+        zeroed = copy.deepcopy(folding.model)
+        zero_(zeroed, folding.channels, chosen.keep)
+        whole_plan = SlimModel(zeroed, compose(start.plan, folding.plan))
+        slim = cut(whole_plan, folding.channels, chosen.keep, dense.example)
+        share = stricter_macs(chosen, asked_macs, dense.model, slim.model, dense.example)
+        if share is None:
+            break
     steps: list[SlimModel | Folding] = [start, folding, slim]
     if gather:
         slim = gather_inputs(slim, gather, dense.example)
@@ -301,7 +307,8 @@ def _figures(file: str, model: nn.Module, path: Path, dense: _Dense, data: DataS
     if data is not None:
         facts |= {"data": data.name, "mean": json.dumps(data.mean), "std": json.dumps(data.std)}
     exported = export_onnx(model, dense.example, path, metadata=facts)
-    found = verify_onnx(path, model, dense.example, labelled=None if data is None else data.test.batches(BATCH))
+    labelled = None if data is None else data.test.batches(BATCH)
+    found = verify_onnx(path, model, dense.example, labelled=labelled, sha256=exported.sha256)
     error = max(check.value for check in found.checks if check.name.startswith("outputs"))
     counted = count_macs(path)
     return FileFigures(
@@ -310,6 +317,7 @@ def _figures(file: str, model: nn.Module, path: Path, dense: _Dense, data: DataS
         uncounted=counted.uncounted,
         onnx_bytes=exported.size_bytes,
         max_error=error if isfinite(error) else None,
+        left_open=sum(int(check.value) for check in found.checks if check.name == "inputs left open"),
         failed=tuple(check.name for check in found.checks if not check.passed),
         accuracy=found.torch_accuracy,
     )

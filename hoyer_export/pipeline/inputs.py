@@ -24,8 +24,12 @@ from hoyer_export.pipeline.progress import Progress
 from hoyer_export.recipe import Recipe, left_open, resolved
 from hoyer_export.report.number_format import share
 from hoyer_export.select.align import least_keep
+from hoyer_export.select.choose import Selection
 from hoyer_export.surgery.self_test import self_test
 from hoyer_export.weights import load_weights
+
+TRIES = 8
+"""Selections before a budget counts as missed: each comes closer by what the one before was off."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +179,23 @@ def check_export(inputs: Inputs) -> None:
 def macs_in_torch(network: nn.Module, example: Tensor) -> TorchMacs:
     """Count what one image costs when torch runs what is shipped of ``network``."""
     return torch_macs(inference_copy(network), as_float32(example))
+
+
+def stricter_macs(
+    chosen: Selection, asked: float | None, dense: nn.Module, slim: nn.Module, example: Tensor
+) -> float | None:
+    """Return the share to select by next, where the slim file would have more MACs than asked for; None where not.
+
+    A selection meets a share of what torch runs. The file has once what the network computes twice, so that its share
+    may be another.
+    """
+    if asked is None:
+        return None
+    whole = macs_in_torch(dense, example)
+    if whole.distinct == whole.macs:  # nothing is computed twice
+        return None
+    reached = macs_in_torch(slim, example).distinct / whole.distinct
+    return None if reached <= asked else chosen.macs / chosen.dense_macs * asked / reached
 
 
 def uncounted_words(uncounted: Mapping[str, int]) -> str:

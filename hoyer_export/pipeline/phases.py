@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hoyer_export.channels.norms import channel_norms
 from hoyer_export.data.splits import batch_indices
-from hoyer_export.pipeline.inputs import Inputs
+from hoyer_export.pipeline.inputs import TRIES, Inputs, stricter_macs
 from hoyer_export.pipeline.progress import Progress
 from hoyer_export.recipe import Phase
 from hoyer_export.report.making import LITTLE_EFFECT, little_effect_words
@@ -110,20 +110,25 @@ def _cut(inputs: Inputs, progress: Progress) -> _Cut:
     recipe, started = inputs.recipe, time.perf_counter()
     asked = " ".join(f"{key} = {value}" for key, value in recipe.cut.asked().items())
     progress.headline(f"cut: {asked}, align = {recipe.cut.align}")
-    chosen = select_channels(
-        inputs.channels,
-        inputs.network,
-        macs=recipe.cut.macs,
-        params=recipe.cut.params,
-        threshold=recipe.cut.threshold,
-        align=recipe.cut.align,
-    )
+    norms = channel_norms(inputs.channels, named_tensors(inputs.network))
+    macs = recipe.cut.macs
+    for _ in range(TRIES):
+        chosen = select_channels(
+            inputs.channels,
+            inputs.network,
+            macs=macs,
+            params=recipe.cut.params,
+            threshold=recipe.cut.threshold,
+            align=recipe.cut.align,
+        )
+        zeroed = copy.deepcopy(inputs.network)
+        zero_(zeroed, inputs.channels, chosen.keep)
+        slim = cut(zeroed, inputs.channels, chosen.keep, inputs.example)
+        macs = stricter_macs(chosen, recipe.cut.macs, inputs.network, slim.model, inputs.example)
+        if macs is None:
+            break
     if chosen.warning:
         progress.note(chosen.warning)
-    norms = channel_norms(inputs.channels, named_tensors(inputs.network))
-    zeroed = copy.deepcopy(inputs.network)
-    zero_(zeroed, inputs.channels, chosen.keep)
-    slim = cut(zeroed, inputs.channels, chosen.keep, inputs.example)
     widths = [
         {
             "group": group.name,

@@ -87,6 +87,8 @@ def verify_files(
         example,
         batches=inputs.recipe.verify.batches,
         labelled=inputs.data.test.batches(EVALUATION_BATCH),
+        # Asked for again, the weights are compared for themselves.
+        sha256=None if again else read_stages(folder)["export"]["slim"]["onnx_sha256"],
     )
     checks = [*found.checks, *_same_macs(slim.model, inputs, folder)]
     accuracy = {

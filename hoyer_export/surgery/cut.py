@@ -63,7 +63,8 @@ def cut(
     plan = make_plan(channels, keep)
     slim = with_plan(given.model, plan)
     compared = prove_equal(given.model, slim, example_inputs, cause=_HIDDEN_WIDTH)
-    if compared.is_blind:  # a head that starts at zero, for one: other weights of the same code tell
+    # A head that starts at zero, for one: other weights of the same code tell.
+    if compared.is_half_blind or _has_zero_weight(given.model):
         _prove_perturbed(given.model, channels, keep, plan, example_inputs)
     return SlimModel(
         slim,
@@ -74,6 +75,11 @@ def cut(
     )
 
 
+def _has_zero_weight(model: nn.Module) -> bool:
+    """Return whether some weight is zero as a whole, so that nothing shows of what it reads."""
+    return any(weight.ndim > 1 and not bool(weight.any()) for weight in model.parameters())
+
+
 def _prove_perturbed(
     model: nn.Module,
     channels: ChannelMap,
@@ -81,7 +87,7 @@ def _prove_perturbed(
     plan: PruningPlan,
     example_inputs: ExampleInputs,
 ) -> None:
-    """Prove the cut on a copy whose weights let the input through; CutRefused where even that shows nothing."""
+    """Prove the cut on copies whose weights let the input through; CutRefused where even that shows nothing."""
     for size in (1.0, 4.0, -4.0):  # a larger shift wakes what sleeps behind a ReLU, or a minimum
         other = perturbed(model, example_inputs, torch.Generator().manual_seed(0), size)
         zero_(other, channels, keep)

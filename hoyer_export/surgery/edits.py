@@ -25,7 +25,7 @@ from hoyer_export.record import Record
 KeptIndices = Mapping[str, Mapping[int, Tensor]]
 """Parameter or buffer → dimension → sorted int64 indices that stay."""
 
-Size = Annotated[int, Field(gt=0, lt=2**31)]
+Size = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 def _without_repeats(children: tuple[str, ...]) -> tuple[str, ...]:

@@ -6,13 +6,14 @@ a decision: an argmax alone would prove nothing (``decisions.py``). Neither netw
 """
 
 import copy
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from hoyer_export.channels.trace import ExampleInputs as ExampleInputs
 from hoyer_export.channels.tracer import tensors_in
@@ -22,6 +23,8 @@ from hoyer_export.surgery.decisions import TOLERANCE, Decision, Decisions, diffe
 
 Case = tuple[Tensor, ...]
 
+_NOISE = 20261127  # a seed that no example's noise is drawn with
+
 
 @dataclass(frozen=True)
 class Run:
@@ -29,16 +32,18 @@ class Run:
 
     Args:
         outputs: every tensor that it returned.
+        values: every plain number, text and the like that it returned.
         decisions: what it decided on the way, and from what.
     """
 
     outputs: tuple[Tensor, ...]
+    values: tuple[Any, ...]
     decisions: tuple[Decision, ...]
 
-    def witnesses(self) -> Iterator[Tensor]:
-        """Yield the tensors in which a change would show: floating-point outputs, and what decisions are made from."""
-        yield from (y for y in self.outputs if is_continuous(y))
-        yield from (x for decision in self.decisions for x in decision.evidence)
+    def witnesses(self) -> list[Tensor]:
+        """Return the tensors in which a change would show: floating-point outputs, and what decisions are made from."""
+        evidence = [x for decision in self.decisions for x in decision.evidence]
+        return [x for x in (*self.outputs, *evidence) if is_continuous(x) and x.numel()]
 
 
 @dataclass(frozen=True)
@@ -47,14 +52,18 @@ class Comparison:
 
     Args:
         error: their largest difference in float64, relative to the largest number of the tensor that it was found in.
-        is_blind: no number in which a change would show depends on the input, so that nothing was shown.
+        is_blind: nothing that was compared depends on the input, so that nothing was shown.
+        is_half_blind: something that was compared does not, and may hide what leads to it: a head that starts at zero.
     """
 
     error: float
     is_blind: bool
+    is_half_blind: bool
 
 
-def prove_equal(before: nn.Module, after: nn.Module, example_inputs: ExampleInputs, cause: str) -> Comparison:
+def prove_equal(
+    before: nn.Module, after: nn.Module, example_inputs: ExampleInputs, cause: str, *, part_is_gone: bool = False
+) -> Comparison:
     """Compare two networks' outputs, and what they make their decisions from, in float64.
 
     Args:
@@ -62,6 +71,7 @@ def prove_equal(before: nn.Module, after: nn.Module, example_inputs: ExampleInpu
         after: what it was turned into.
         example_inputs: what both are called with.
         cause: what it means if they differ, for the message.
+        part_is_gone: ``after`` may lack modules, and the decisions that they made.
 
     Raises:
         CutRefused: they differ by more than rounding, or only the first one runs.
@@ -69,17 +79,19 @@ def prove_equal(before: nn.Module, after: nn.Module, example_inputs: ExampleInpu
     first, second = in_float64(before), in_float64(after)
     with torch.no_grad():
         cases = _runs(first, example_inputs)
-        if not all(
-            bool(y.isfinite().all()) for _, expected in cases for y in expected.outputs if y.is_floating_point()
-        ):
-            raise CutRefused(
-                "the network's own outputs are not finite in float64 on the example inputs and on noise: nothing can be"
-                " compared; look at its weights and inputs"
-            )
-        error = max(_error(second, case, expected, cause) for case, expected in cases)
-        is_blind = _is_blind(first, *cases[0])
+        for y in (y for _, expected in cases for y in expected.outputs if y.is_floating_point() and y.numel()):
+            # An infinite number may be a mask's; not a number is nothing that could be compared.
+            if bool(y.isnan().any()) or not bool(y.isfinite().any()):
+                raise CutRefused(
+                    "the network's own outputs are not finite in float64 on the example inputs and on noise:"
+                    " nothing can be compared; look at its weights and inputs"
+                )
+        error = max(_error(second, case, expected, cause, part_is_gone) for case, expected in cases)
+        if cases[0][1].decisions:
+            error = max(error, _drawn_error(first, second, example_inputs, cause, part_is_gone))
+        blind = _blind(first, *cases[0])
         _require_training(first, second, proof_cases(example_inputs)[0])
-    return Comparison(error, is_blind)
+    return Comparison(error, all(blind), any(blind))
 
 
 def rel_difference(before: nn.Module, after: nn.Module, example_inputs: ExampleInputs) -> float:
@@ -88,7 +100,8 @@ def rel_difference(before: nn.Module, after: nn.Module, example_inputs: ExampleI
     worst = 0.0
     with torch.no_grad():
         for case, expected in _runs(first, example_inputs):
-            found = run(second, case, Decisions(followed=expected.decisions, tolerance=float("inf")))
+            decisions = Decisions(followed=expected.decisions, tolerance=float("inf"), skips=True)
+            found = run(second, case, decisions)
             worst = max([worst, *map(difference, expected.outputs, found.outputs)])
     return worst
 
@@ -100,6 +113,23 @@ def _runs(model: nn.Module, example_inputs: ExampleInputs) -> list[tuple[Case, R
         return [(together, run(model, together))]
     except Exception:
         return [(case, run_in_float64(model, case)) for case in (real, noise)]
+
+
+def _drawn_error(
+    first: nn.Module, second: nn.Module, example_inputs: ExampleInputs, cause: str, part_is_gone: bool
+) -> float:
+    """Return the error behind decisions that are drawn: branches, filters and experts that the inputs never ask for."""
+    real, _, together = proof_cases(example_inputs)
+    error = 0.0
+    for case, seed in ((together, 0), (together, 1), (real, 0), (real, 1)):
+        try:
+            expected = run(first, case, Decisions(drawn=torch.Generator().manual_seed(seed)))
+        except Exception:  # its code does not expect such decisions, or holds the batch size
+            continue
+        error = max(error, _error(second, case, expected, cause, part_is_gone))
+        if seed == 1:
+            break
+    return error
 
 
 def in_float64(model: nn.Module) -> nn.Module:
@@ -120,31 +150,33 @@ def in_float64(model: nn.Module) -> nn.Module:
 def proof_cases(example_inputs: ExampleInputs) -> tuple[Case, Case, Case]:
     """Return the example inputs, noise of their shapes, and both in one batch with one more, in float64."""
     inputs = tuple(tensors_in(example_inputs))
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(_NOISE)
     noise = tuple(
         torch.randn(x.shape, generator=generator).to(x.device, torch.float64) if x.is_floating_point() else x
         for x in inputs
     )
     real = tuple(x.detach().double() if x.is_floating_point() else x for x in inputs)
     # Another batch size, where the network takes one: a size may hide behind the example's.
-    together = tuple(torch.cat([x, y, y[:1]]) if x.ndim else x for x, y in zip(real, noise, strict=True))
+    one_more = (y[:1] / 2 if y.is_floating_point() else y[:1] for y in noise if y.ndim)
+    together = tuple(torch.cat([x, y, next(one_more)]) if x.ndim else x for x, y in zip(real, noise, strict=True))
     return real, noise, together
 
 
-def run(model: nn.Module, case: Case, followed: Decisions | None = None) -> Run:
+def run(model: nn.Module, case: Case, decisions: Decisions | None = None) -> Run:
     """Run a network once, with random numbers of a fixed seed; ``case`` stays as it is.
 
     Args:
         model: the network, in the mode that it is in.
         case: its arguments; copies are handed over, for it may write into them.
-        followed: the decisions to be taken over, if any.
+        decisions: what notes them, and hands over those that are to be followed; nothing is followed where None.
     """
-    decisions = followed or Decisions()
+    decisions = decisions or Decisions()
     with kept_random_state():
         seed_generators(0, case[0].device)
         with decisions.watch():
             outputs = model(*(x.clone() for x in case))
-    return Run(tuple(tensors_in(outputs)), tuple(decisions.made))
+    values = tuple(leaf for leaf in tree_leaves(outputs) if isinstance(leaf, bool | int | float | str))
+    return Run(tuple(tensors_in(outputs)), values, tuple(decisions.made))
 
 
 def run_in_float64(model: nn.Module, case: Case) -> Run:
@@ -158,9 +190,9 @@ def run_in_float64(model: nn.Module, case: Case) -> Run:
         ) from error
 
 
-def _error(slim: nn.Module, case: Case, expected: Run, cause: str) -> float:
+def _error(slim: nn.Module, case: Case, expected: Run, cause: str, part_is_gone: bool) -> float:
     """Return the error of one run that takes over the other's decisions; CutRefused where it is more than rounding."""
-    decisions = Decisions(followed=expected.decisions)
+    decisions = Decisions(followed=expected.decisions, skips=part_is_gone)
     try:
         found = run(slim, case, decisions)
     except CutRefused as refusal:
@@ -170,7 +202,7 @@ def _error(slim: nn.Module, case: Case, expected: Run, cause: str) -> float:
     except Exception as failure:
         raise CutRefused(_does_not_run("", failure)) from failure
     apart = [float("inf")]  # it returns more or fewer tensors
-    if len(found.outputs) == len(expected.outputs):
+    if len(found.outputs) == len(expected.outputs) and _same_values(expected.values, found.values):
         apart = [difference(a, b) for a, b in zip(expected.outputs, found.outputs, strict=True)]
     error = max(apart, default=0.0)
     if error > TOLERANCE:
@@ -181,26 +213,24 @@ def _error(slim: nn.Module, case: Case, expected: Run, cause: str) -> float:
     return max(error, decisions.error)
 
 
-def _is_blind(model: nn.Module, case: Case, expected: Run) -> bool:
-    """Return whether no number in which a change would show depends on the input."""
-    if any(bool((x[1:] != x[:1]).any()) for x in expected.witnesses() if x.ndim):
-        return False
-    other = tuple(x.flip(0) / 2 if x.ndim and x.is_floating_point() else x for x in case)
-    return not shows_change(expected, run(model, other))
-
-
-def shows_change(first: Run, second: Run, least: float = 0.0) -> bool:
-    """Return whether some number in which a change would show differs between two runs, by more than ``least``.
-
-    Args:
-        first: one run.
-        second: the other.
-        least: of Σ |difference| relative to Σ |first| of one tensor.
-    """
-    return any(
-        x is None or y is None or x.shape != y.shape or bool((x - y).abs().nansum() > least * x.abs().nansum())
-        for x, y in zip_longest(first.witnesses(), second.witnesses())
+def _same_values(expected: tuple[Any, ...], found: tuple[Any, ...]) -> bool:
+    return len(expected) == len(found) and all(
+        a == b or (isinstance(a, float) and isinstance(b, float) and (math.isclose(a, b, rel_tol=TOLERANCE) or a != a))
+        for a, b in zip(expected, found, strict=True)
     )
+
+
+def _blind(model: nn.Module, case: Case, expected: Run) -> list[bool]:
+    """Return of every tensor in which a change would show whether it is the same for another input; [True] for none."""
+    other = tuple(x.flip(0) / 2 if x.ndim and x.is_floating_point() else x for x in case)
+    pairs = zip_longest(expected.witnesses(), run(model, other).witnesses())
+    return [x is not None and y is not None and difference(x, y) == 0 for x, y in pairs] or [True]
+
+
+def shows_change(first: Run, second: Run, least: float) -> bool:
+    """Return whether some number in which a change would show differs between two runs, by more than ``least``."""
+    pairs = zip_longest(first.witnesses(), second.witnesses())
+    return any(x is None or y is None or difference(x, y) > least for x, y in pairs)
 
 
 def _require_training(first: nn.Module, second: nn.Module, case: Case) -> None:

@@ -1,5 +1,6 @@
 import math
 
+import networks
 import numpy as np
 import onnx
 import pytest
@@ -7,11 +8,12 @@ import torch
 from torch import nn
 from torchvision.models import get_model
 
-from hoyer_export.deploy import verify
+from hoyer_export.deploy import file_weights, sensitivity, verify
 from hoyer_export.deploy.export import export_onnx
+from hoyer_export.deploy.sensitivity import MOST, Judged
 from hoyer_export.deploy.verify import verify_onnx
 from hoyer_export.deploy.weight_sizes import contraction_weights
-from hoyer_export.errors import DataError, VerificationFailed
+from hoyer_export.errors import DataError, NetworkError, VerificationFailed
 
 torch.manual_seed(0)
 IMAGES = torch.randn(5, 2, 8, 8)
@@ -288,6 +290,162 @@ def test_weights_are_those_that_meet_the_input_whatever_holds_them():
     found = contraction_weights(Odd().eval().requires_grad_(False), (torch.randn(2, 3, 6),))
     assert found == {(4, 6), (4, 12), (4, 4)}
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+class Sub(torch.Tensor):
+    """A type of one's own."""
+
+
+def dressed():
+    network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+    for layer in (network[0], network[4]):
+        layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Sub))
+    return network
+
+
+def blurred():
+    def blur(net, x):
+        x = net.a(x)
+        return net.fc(nn.functional.conv2d(x, net.kernel.expand(4, 1, 3, 3), groups=4).mean((2, 3)))
+
+    kernel = nn.Parameter(torch.rand(1, 1, 3, 3))
+    return networks.Net(blur, a=nn.Conv2d(2, 4, 3), kernel=kernel, fc=nn.Linear(4, 5))
+
+
+def expanded():
+    def product(net, x):
+        return net.fc(torch.matmul(net.w.expand(2, 3, 3), net.a(x).flatten(2).unflatten(1, (2, 3))).mean((1, 3)))
+
+    return networks.Net(product, a=nn.Conv2d(2, 6, 3), w=nn.Parameter(torch.randn(1, 3, 3)), fc=nn.Linear(3, 5))
+
+
+def recurrent():
+    return networks.Net(
+        lambda net, x: net.fc(net.gru(net.a(x).mean(2).mT[:, :2])[0][:, -1]),
+        a=nn.Conv2d(2, 4, 3), gru=nn.GRU(4, 3, batch_first=True), fc=nn.Linear(3, 5),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [dressed, blurred, expanded, recurrent], ids=lambda make: make.__name__)
+def test_weights_in_another_form_than_torchs_are_right_and_a_wrong_one_of_them_is_not(tmp_path, make):
+    torch.manual_seed(0)
+    model, images = make(), IMAGES.as_subclass(Sub)
+    export_onnx(model, images, tmp_path / "f.onnx")
+    assert failed(verify_onnx(tmp_path / "f.onnx", model, images)) == []
+    largest = max(onnx.load(tmp_path / "f.onnx").graph.initializer, key=lambda tensor: np.prod(tensor.dims))
+    wrong = changed(tmp_path / "f.onnx", tmp_path, change_weight(largest.name, lambda w: w * np.float32(1.1)))
+    assert failed(verify_onnx(wrong, model, images)) != []
+
+
+def constant_features():
+    """A constant image has the variance 0, by which it is divided."""
+    layers = nn.Conv2d(2, 8, 3), nn.InstanceNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.InstanceNorm2d(8), nn.ReLU()
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+
+
+@pytest.mark.parametrize("most", [MOST, 2e-5])
+def test_a_norm_of_constant_images_condemns_no_right_file_and_passes_no_wrong_one(tmp_path, monkeypatch, most):
+    monkeypatch.setattr(sensitivity, "MOST", most)  # beyond it torch leaves the output open
+    torch.manual_seed(0)
+    model, images = constant_features(), torch.randn(4, 2, 48, 48)
+    sha256 = export_onnx(model, images, tmp_path / "f.onnx").sha256
+    record = verify_onnx(tmp_path / "f.onnx", model, images, sha256=sha256)
+    assert record.passed
+    assert all(c.max_abs_error <= c.tolerance <= most * c.scale for c in record.onnx)
+    assert all(check.value <= check.tolerance for check in record.checks)
+    left_open = {c.name: c.value for c in record.checks}.get("inputs left open", 0)
+    assert (left_open > 0, len(record.onnx)) == (most < MOST, 32 - left_open)
+    if not left_open:
+        assert any(c.max_abs_error > 1e-5 * c.scale for c in record.onnx)  # more than the least was needed
+    assert {c.inputs for c in record.onnx} >= {"real", "noise"}
+    weights = [t.name for t in onnx.load(tmp_path / "f.onnx").graph.initializer if len(t.dims) > 1]
+    assert len(weights) == 3
+    for name in weights:
+        wrong = changed(tmp_path / "f.onnx", tmp_path, largest_too_large(name))
+        assert failed(verify_onnx(wrong, model, images, sha256=sha256)) != [], name
+
+
+def test_where_torch_leaves_every_input_open_nothing_is_verified():
+    judged = [Judged(error=1.0, tolerance=1e-3, scale=1.0, is_open=True)]
+    check = verify._closest("outputs", judged)
+    assert (check.value, check.passed) == (math.inf, False)
+
+
+def largest_too_large(name):
+    def change(array):
+        array.flat[np.abs(array).argmax()] *= 1.1
+        return array
+
+    return change_weight(name, change)
+
+
+# Of these the outputs show every wrong weight but that of a query's bias, which softmax forgets.
+SWEPT = ["chain", "transposed", "Attention"]
+
+
+@pytest.mark.parametrize(
+    "wiring",
+    [pytest.param(w, marks=() if w.__name__ in SWEPT else pytest.mark.slow) for w in networks.WIRINGS],
+    ids=lambda wiring: wiring.__name__,
+)
+def test_the_largest_weight_of_every_layer_times_1_1_is_caught(tmp_path, wiring):
+    torch.manual_seed(0)
+    model, images = networks.unsettled(wiring()), torch.randn(4, 3, 16, 16)
+    try:
+        written = export_onnx(model, images, tmp_path / "f.onnx")
+    except NetworkError as error:
+        pytest.skip(str(error))
+    right = verify_onnx(tmp_path / "f.onnx", model, images, sha256=written.sha256)
+    assert failed(right) == []
+    weights = [t for t in onnx.load(tmp_path / "f.onnx").graph.initializer if t.data_type == 1 and np.prod(t.dims) > 1]
+    assert len(weights) >= 2
+    for weight in weights:
+        wrong = changed(tmp_path / "f.onnx", tmp_path, largest_too_large(weight.name))
+        record = verify_onnx(wrong, model, images, batches=(2,), sha256=written.sha256)
+        assert failed(record) != [], weight.name
+        # Where an output moves ten times its tolerance, that is what shows it.
+        moved = max(c.max_abs_error / c.tolerance for c in record.onnx)
+        assert ("weights" not in failed(record)) or moved <= 1, weight.name
+        assert any(name.startswith("outputs") for name in failed(record)) or moved < 10, weight.name
+
+
+class Silent(nn.Module):
+    """A layer that no output shows: its ReLU never fires."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.dead, self.fc = nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 4), nn.Linear(4, 5)
+        nn.init.constant_(self.dead.bias, -1e3)
+
+    def forward(self, x):
+        x = self.norm(self.a(x)).mean((2, 3))
+        return self.fc(x + self.dead(x).relu())
+
+
+def test_a_wrong_weight_that_no_output_shows_is_found_in_the_file(tmp_path, monkeypatch):
+    model = Silent()
+    written = export_onnx(model, IMAGES, tmp_path / "f.onnx")
+    assert verify_onnx(tmp_path / "f.onnx", model, IMAGES).passed
+    wrong = changed(tmp_path / "f.onnx", tmp_path, largest_too_large("dead.weight"))
+    assert failed(verify_onnx(wrong, model, IMAGES, sha256=written.sha256)) == ["weights"]
+    # rounding is no wrong weight: another processor may fold a norm in another order
+    near = changed(tmp_path / "f.onnx", tmp_path, change_weight("dead.weight", lambda w: w * np.float32(1 + 1e-6)))
+    assert verify_onnx(near, model, IMAGES).passed
+
+
+def test_the_bytes_that_were_written_need_no_second_export(net, file, tmp_path, monkeypatch):
+    monkeypatch.setattr(file_weights, "export_onnx", None)  # not to be called
+    sha256 = export_onnx(net, IMAGES, tmp_path / "same.onnx").sha256
+    assert verify_onnx(file, net, IMAGES, sha256=sha256).passed
+    with pytest.raises(TypeError):
+        verify_onnx(file, net, IMAGES, sha256="0" * 64)
+
+
+def test_logits_that_are_not_numbers_agree_with_nothing(net, file, tmp_path):
+    labels = torch.zeros(5, dtype=torch.int64)
+    wrong = changed(file, tmp_path, change_weight("linear.bias", lambda b: b * np.float32(np.nan)))
+    record = verify_onnx(wrong, net, IMAGES, batches=(1,), labelled=[(IMAGES, labels)])
+    assert next(check.value for check in record.checks if check.name == "top-1") == 5
 
 
 @pytest.mark.slow

@@ -70,7 +70,11 @@ def kill(block: nn.Module, constant: bool = False) -> None:
     [
         (Block(8, 8, relu=True), 8, ShortcutEdit(module="block", children=("act",), relu=False)),
         (Block(8, 8, relu=False), 8, ShortcutEdit(module="block", children=(), relu=True)),
-        (Block(8, 6, relu=True, project=True), 6, ShortcutEdit(module="block", children=("project", "act"), relu=False)),
+        (
+            Block(8, 6, relu=True, project=True),
+            6,
+            ShortcutEdit(module="block", children=("project", "act"), relu=False),
+        ),
         (Block(8, 6, relu=False, project=True), 6, ShortcutEdit(module="block", children=("project",), relu=True)),
         (Linear(8), 8, ShortcutEdit(module="block", children=(), relu=False)),
     ],

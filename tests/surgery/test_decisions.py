@@ -1,6 +1,7 @@
 """A network that returns decisions is proved by what it decides from; a tie that rounding turns over is no error."""
 
 import copy
+import time
 from collections.abc import Callable
 
 import networks
@@ -131,6 +132,110 @@ def test_a_decision_by_a_number_made_from_the_width_is_refused(name: str) -> Non
         cut(model, channels, KEEP, IMAGE)
 
 
+def by_width(n: networks.Net) -> int:
+    return n.b.out_channels
+
+
+def by_experts(y: Tensor, wrong: float) -> Tensor:
+    """Route each example to one of four experts, of which only the last is wrong."""
+    return y * torch.tensor([1.0, 1.0, 1.0, wrong]).to(y)[(y[:, :4] - torch.arange(4).to(y) * 1e6).argmax(1)][:, None]
+
+
+BEHIND: dict[str, Callable[[int, Tensor], object]] = {
+    "fewer classes": lambda c, y: y[:, : c // 2 + 1].argmax(1),
+    "the last classes": lambda c, y: y[:, -(c // 2 + 1) :].topk(2, 1).indices,
+    "fewer classes on two axes": lambda c, y: (y[:, :, None] * y[:, None])[:, : c // 2 + 1, : c // 2 + 1].gt(5).any(),
+    "boxes behind a filter": lambda c, y: boxes_of(y)[y[:, 0] > 1000] * (1 + 1 / c),
+    "a second stage": lambda c, y: (y[y[:, 0] > 1000] * torch.linspace(1, c, 6).to(y)).argmax(1),
+    "selected numbers": lambda c, y: (y * c).masked_select(y > 1000),
+    "a large mask": lambda c, y: (y + torch.arange(6).to(y) / c).masked_fill(y > y.mean(), -1e9).argmax(1),
+    "the largest mask": lambda c, y: (y * (1 + 1 / c)).masked_fill(y > y.mean(), torch.finfo(y.dtype).min),
+    "a loop": lambda c, y: sum((y[:, i % 6] > 1000 * (i + 1)).long() for i in range(c)),
+    "a branch": lambda c, y: y if bool((y[:, 0].max() < 1000).item()) else y * (1 + 1 / c),
+    "a branch to labels": lambda c, y: y.argmax(1) if bool((y.max() < 1000).item()) else (y * c).argmax(1) + c,
+    "an expert": lambda c, y: by_experts(y, 1 / c),
+    "a column of a mask": lambda c, y: (y > 1000)[:, c % 4 + 1],
+    "a filled place": lambda c, y: y.masked_fill(y > 1000, c),
+    "numbers beside a tensor": lambda c, y: {"label": y.argmax(1), "score": float(y.detach().mean()) * c},
+    "labels in Python": lambda c, y: ([label + c for label in y.argmax(1).tolist()], y),
+    "text": lambda c, y: {"text": f"{c} wide", "y": y},
+    "a filtered list": lambda c, y: torch.tensor([k for k in y.argmax(1).tolist() if k != c % 4 + 1]),
+    "masks added": lambda c, y: torch.add((y > 1000).long(), (y > 1000).long(), alpha=c),
+    "a power": lambda c, y: (2 * c) ** (y > 1000).long(),
+    "places shifted": lambda c, y: (y > 1000).nonzero() + torch.tensor([0, c]),
+    "shrunk hard": lambda c, y: (F.hardshrink(y * c, 1e4), y.argmax(1)),
+    "rounded down": lambda c, y: torch.div(y * c, 1e6, rounding_mode="floor"),
+}  # fmt: skip
+AROUND: dict[str, Callable[[int, Tensor, Tensor], object]] = {
+    "a check": lambda c, x, y: y * c if bool(x.isfinite().all()) else x,
+    "a second output": lambda c, x, y: (y * c, x.mean((2, 3))),
+    "a grid": lambda c, x, y: (y * c, torch.linspace(0, 1, 5)),
+    "a mask": lambda c, x, y: (x * (x > 0)).mean() + y * c,
+}
+
+
+@pytest.mark.parametrize("name", BEHIND)
+@pytest.mark.parametrize("hidden", [True, False])
+def test_what_lies_behind_a_decision_is_compared(name: str, hidden: bool) -> None:
+    torch.manual_seed(0)
+    model = networks.unsettled(networks.Net(
+        lambda n, x: BEHIND[name](by_width(n) if hidden else 10, n.fc(n.b(n.a(x).relu()).relu().mean((2, 3)))),
+        a=networks.conv(3, 8), b=networks.conv(8, 10), fc=nn.Linear(10, 6),
+    ))  # fmt: skip
+    found = verdicts(model)
+    channels = trace_channels(model, IMAGE)
+    zero_(model, channels, {name: KEEP.get(name, torch.arange(2)) for name in found})
+    keep = {name: KEEP.get(name, torch.arange(2)) for name in found}
+    if hidden:
+        assert found["b"] == "refuted"
+        with pytest.raises(CutRefused):
+            cut(model, channels, keep, IMAGE)
+    else:
+        assert (found["a"], found["b"]) == ("proved", "proved")
+        assert cut(model, channels, keep, IMAGE).max_rel_error <= 1e-9
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_a_head_of_zeros_hides_nothing_whatever_stands_beside_it(name: str) -> None:
+    torch.manual_seed(0)
+    model = networks.unsettled(networks.Net(
+        lambda n, x: AROUND[name](by_width(n), x, n.fc(n.b(n.a(x).relu()).relu().mean((2, 3)))),
+        a=networks.conv(3, 8), b=networks.conv(8, 10), fc=nn.Linear(10, 6),
+    ))  # fmt: skip
+    nn.init.zeros_(model.fc.weight)
+    nn.init.zeros_(model.fc.bias)
+    channels = trace_channels(model, IMAGE)
+    zero_(model, channels, KEEP)
+    with pytest.raises(CutRefused, match="depends on its width"):
+        cut(model, channels, KEEP, IMAGE)
+
+
+RIGHT: dict[str, Callable[[Tensor], object]] = {
+    "dropout at test time": lambda y: F.dropout(y, 0.5, True),
+    "drawn in place": lambda y: y * torch.empty_like(y).bernoulli_(0.5),
+    "into fresh memory": lambda y: torch.floor(y, out=torch.empty_like(y)),
+    "a sparse output": lambda y: y.to_sparse().coalesce().values(),
+    "an infinite mask": lambda y: y.masked_fill(torch.arange(6) > 3, -torch.inf).argmax(1),
+    "masked logits": lambda y: y.masked_fill(torch.arange(6) > 3, -torch.inf),
+    "places of equal maxima": lambda y: F.max_pool2d((y > 0).to(y)[:, None, :, None], (2, 1), return_indices=True)[1],
+    "unique numbers": lambda y: y.round().unique(),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_what_is_right_is_not_refused(name: str) -> None:
+    assert verdicts(deciding(RIGHT[name], hidden=False)) == {"a": "proved", "b": "proved"}
+
+
+def test_a_mask_on_many_channels_takes_no_time_to_speak_of() -> None:
+    torch.manual_seed(0)
+    many = torch.randn(5, 20_000, 2)
+    many[:, ::2] = 0
+    started = time.perf_counter()
+    assert evidence_difference(many, many[:, 1::2]) == 0.0
+    assert time.perf_counter() - started < 5  # a walk over the slices takes minutes
+
+
 def test_a_tie_that_rounding_turns_over_is_no_error() -> None:
     class Tied(nn.Module):
         """Two heads of the same sum, in another order: which of both is larger is a matter of the last bit."""
@@ -217,34 +322,54 @@ def test_a_difference_is_relative_to_the_largest_number(expected: Tensor, found:
     assert difference(expected, found) == error
 
 
-GRID = torch.arange(24.0).reshape(2, 4, 3)
+ZEROED = torch.arange(24.0).reshape(2, 4, 3) * torch.tensor([1.0, 0, 1, 0])[:, None]
+"""Of four channels two hold one number."""
 
 
 @pytest.mark.parametrize(
     ("found", "error"),
     [
-        (GRID, 0.0),
-        (GRID[:, [0, 2]], 0.0),
-        (GRID[:, [3]], 0.0),
-        (GRID[:, [2, 0]], 9 / 23),  # another order; at 1: the row at 0 is 3 · (1 to 3) away, and 3 is the nearest
-        (GRID[:, [0, 2]] + 23, 17 / 23),
-        (GRID[:, [1, 1, 2]], 3 / 23),
-        (GRID[:1, :2], 0.0),  # two axes: what is made of them is compared
-        (GRID[..., None], float("inf")),
-        (torch.cat([GRID, GRID]), float("inf")),
-        (GRID[:, :0], 0.0),
+        (ZEROED, 0.0),
+        (ZEROED[:, [0, 2]], 0.0),
+        (ZEROED[:, [0, 1, 2]], 0.0),
+        (ZEROED[:, [2, 0]], 6 / 20),
+        (ZEROED[:, [0, 2]] + 1, 1 / 20),
+        (ZEROED[:, [0]], float("inf")),  # what is gone held more than one number
+        (ZEROED[:, :0], float("inf")),
+        (ZEROED[:, [0, 2]][:, :, :2], float("inf")),
+        (ZEROED[..., None], float("inf")),
+        (torch.cat([ZEROED, ZEROED]), float("inf")),
     ],
 )
-def test_what_is_left_of_a_cut_tensor_are_some_of_its_slices(found: Tensor, error: float) -> None:
-    assert evidence_difference(GRID, found) == pytest.approx(error)
+def test_what_is_gone_of_a_cut_tensor_held_one_number(found: Tensor, error: float) -> None:
+    assert evidence_difference(ZEROED, found) == pytest.approx(error)
+
+
+def test_a_channel_of_one_number_an_example_is_compared_too() -> None:
+    pooled = torch.tensor([[1.0, 0.0, 3.0, 0.0]])
+    assert evidence_difference(pooled, pooled[:, [0, 2]]) == 0.0
+    assert evidence_difference(pooled, pooled[:, [0, 1]]) == float("inf")
+    both = pooled[:, :, None] * pooled[:, None]
+    assert evidence_difference(both, both[:, [0, 2]][:, :, [0, 2]]) == 0.0
+    assert evidence_difference(both, both[:, [0, 2]][:, :, [0, 2]] * 1.5) == pytest.approx(0.5)
+
+
+def test_a_mask_sets_no_scale() -> None:
+    masked = torch.tensor([-1e9, 1.0, 2.0])
+    assert difference(masked, masked + torch.tensor([0, 0, 0.5])) > 1e-7
+    assert difference(masked, masked * 1.5) == pytest.approx(0.5)
 
 
 def test_decisions_of_a_part_that_is_gone_are_skipped_and_others_are_not() -> None:
     first, second = (Decision("gt", (0,), (T([x]),), (T([x > 0]),)) for x in (1.0, -2.0))
-    following = Decisions(followed=[first, second])
+    following = Decisions(followed=[first, second], skips=True)
     assert following.note(Decision("gt", (0,), (T([-2.0]),), (T([False]),))) is second
     with pytest.raises(CutRefused, match="`gt`"):
         following.note(Decision("gt", (0,), (T([1.0]),), (T([True]),)))
+    with pytest.raises(CutRefused, match="differs by 3"):
+        Decisions(followed=[first, second]).note(second)
+    with pytest.raises(CutRefused, match="does not make a decision"), Decisions(followed=[first]).watch():
+        pass
     with pytest.raises(CutRefused, match="other numbers: 1 instead of 0"):
         Decisions(followed=[first]).note(Decision("gt", (1,), (T([1.0]),), (T([True]),)))
     with pytest.raises(CutRefused, match="does not make"):

@@ -136,7 +136,7 @@ def test_an_edit_comes_back_from_json(edit: AttributeEdit | BiasEdit | ShortcutE
         (attribute(attribute="training", dense=1, slim=1), "but the network's is True"),
         (attribute(dense=5), "but the network's is 4"),
         (attribute(slim=5), "5, down from 4"),
-        (attribute(slim=0), "is damaged"),
+        (attribute(slim=-1), "is damaged"),
         (attribute(slim=True), "is damaged"),
         (attribute(slim=2**40), "is damaged"),
         (attribute(slim="3"), "is damaged"),

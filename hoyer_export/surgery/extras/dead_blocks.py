@@ -29,6 +29,8 @@ from hoyer_export.surgery.step import SlimModel, as_slim, proved_step
 _SCALES = (3.0, 1e6)
 """Of the noise: a ReLU6 saturates at the first, and a ReLU that sleeps behind a large shift wakes up at the second."""
 
+_CAUSE = "the dead blocks are used in another way as well"
+
 _ROUNDING = 1e-12
 """Relative; what adding a constant before or after the projection's own shift may change."""
 
@@ -69,8 +71,7 @@ def remove_dead_blocks(model: nn.Module | SlimModel, example_inputs: ExampleInpu
                 bias.copy_(bias.double() + by)
 
     plan = PruningPlan(edits=tuple(reduction.edit for reduction in reductions))
-    cause = "the dead blocks are used in another way as well"
-    return proved_step(given, plan, example_inputs, cause=cause, fill_=fill_)
+    return proved_step(given, plan, example_inputs, cause=_CAUSE, fill_=fill_)
 
 
 @dataclass(frozen=True)
