@@ -24,7 +24,7 @@ IMAGE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 @pytest.fixture(scope="module")
 def slim() -> SlimModel:
     torch.manual_seed(0)
-    model = networks.unsettled(build_network("cifar_resnet20"))
+    model = networks.perturbed(build_network("cifar_resnet20"))
     channels = trace_channels(model, IMAGE)
     keep = select_channels(channels, model, macs=0.5, align=4).keep
     zero_(model, channels, keep)
@@ -55,7 +55,7 @@ def test_ones_own_network_is_filled_and_not_changed(slim: SlimModel, tmp_path: P
 
 
 def test_tied_weights_are_stored_once(tmp_path: Path) -> None:
-    model = networks.unsettled(networks.tied())
+    model = networks.perturbed(networks.tied())
     image = torch.randn(2, 3, 16, 16)
     channels = trace_channels(model, image)
     keep = {"a": torch.tensor([1, 2, 6])}

@@ -19,7 +19,7 @@ IMAGE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 def test_the_widths_of_a_cut_and_a_name_give_the_same_architecture(tmp_path: Path) -> None:
-    model = networks.unsettled(build_network("cifar_resnet20", classes=7))
+    model = networks.perturbed(build_network("cifar_resnet20", classes=7))
     channels = trace_channels(model, IMAGE)
     keep = select_channels(channels, model, macs=0.5, align=4).keep
     zero_(model, channels, keep)

@@ -50,7 +50,7 @@ class Linear(nn.Module):
 def network(block: nn.Module, width: int = 8) -> nn.Module:
     """Stem → block → head, where also the stem's own output is read: nobody may write into it."""
     torch.manual_seed(0)
-    return networks.unsettled(
+    return networks.perturbed(
         networks.Net(
             lambda n, x: (lambda y: n.fc(n.block(y).mean((2, 3))) + n.side(y.mean((2, 3))))(n.stem(x)),
             stem=networks.conv(3, 8), block=block, fc=nn.Linear(width, 5), side=nn.Linear(8, 5),
@@ -170,7 +170,7 @@ def test_code_that_uses_a_part_of_the_block_is_refused() -> None:
 
 def test_a_resnet_loses_the_macs_of_its_dead_blocks_and_is_then_cut(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = networks.unsettled(build_network("cifar_resnet20"))
+    model = networks.perturbed(build_network("cifar_resnet20"))
     for name in ("layer1.1", "layer2.0"):
         block = model.get_submodule(name)
         with torch.no_grad():

@@ -61,7 +61,7 @@ def trained_and_cut(
     """Return a network that was trained, then zeroed; its optimizer; the slim model; and the slices that went."""
     build, keep = NETWORKS[network]
     torch.manual_seed(0)
-    model = networks.unsettled(build()).double().to(memory_format=layout)
+    model = networks.perturbed(build()).double().to(memory_format=layout)
     channels = trace_channels(model, IMAGES)
     optimizer = make(model)
     train(model, optimizer, 3)

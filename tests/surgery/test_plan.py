@@ -84,7 +84,7 @@ def test_sizes_in_attributes_follow_what_is_kept() -> None:
 
 
 def test_a_network_with_sizes_in_attributes_is_cut_exactly() -> None:
-    model = networks.unsettled(Split())
+    model = networks.perturbed(Split())
     channels = trace_channels(model, IMAGE)
     assert channels.attributes
     keep = {group.name: torch.arange(group.width - 1) for group in channels.groups}
@@ -161,7 +161,7 @@ def test_an_edit_that_does_not_fit_is_refused_in_one_line(edit: Any, message: st
 
 
 def test_edits_that_contradict_each_other_are_refused() -> None:
-    model = networks.unsettled(nn.Sequential(nn.Sequential(nn.Linear(3, 3, bias=False)), nn.Linear(3, 3)))
+    model = networks.perturbed(nn.Sequential(nn.Sequential(nn.Linear(3, 3, bias=False)), nn.Linear(3, 3)))
     plan = edit_plan(
         {"kind": "shortcut", "module": "0", "children": [], "relu": False}, {"kind": "bias", "module": "0.0"}
     )
@@ -176,7 +176,7 @@ def test_edits_that_are_no_list_are_refused(edits: Any) -> None:
 
 
 def test_two_cuts_are_one_plan() -> None:
-    dense = networks.unsettled(Split())
+    dense = networks.perturbed(Split())
     slim = copy.deepcopy(dense)
     plans = []
     for _ in range(2):
@@ -195,7 +195,7 @@ def test_two_cuts_are_one_plan() -> None:
 
 
 def test_cutting_a_slim_model_further_goes_on_with_its_plan() -> None:
-    dense = networks.unsettled(networks.chain())
+    dense = networks.perturbed(networks.chain())
     channels = trace_channels(dense, IMAGE)
     zero_(dense, channels, {"a": torch.arange(3, 12)})
     slim = cut(dense, channels, {"a": torch.arange(3, 12)}, IMAGE)
