@@ -21,7 +21,12 @@ def perturbed(
 
 
 def perturb_(
-    model: nn.Module, generator: torch.Generator, size: float = 1.0, example_inputs: ExampleInputs | None = None
+    model: nn.Module,
+    generator: torch.Generator,
+    size: float = 1.0,
+    example_inputs: ExampleInputs | None = None,
+    *,
+    either_sign: bool = False,
 ) -> None:
     """Change weights in place so that every channel counts: nothing is zero, and no signal dies on its way.
 
@@ -30,11 +35,15 @@ def perturb_(
         generator: of the numbers that are drawn, on the CPU.
         size: of the numbers: what is added to a vector or a constant is from 0.2 to 0.7 of it.
         example_inputs: what it is called with; its batch norms measure their statistics on them and on noise first.
+        either_sign: half of what is added is taken away instead: shifts that all add up cost float32 its last digits.
     """
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.is_floating_point() and _is_constant(parameter):
-                parameter.add_(_noise(parameter, generator).mul_(0.5).add_(0.2).mul_(size))
+                shift = _noise(parameter, generator).mul_(0.5).add_(0.2).mul_(size)
+                if either_sign:
+                    shift.mul_(_noise(parameter, generator).round_().mul_(2).sub_(1))
+                parameter.add_(shift)
         if example_inputs is not None:
             _measure_statistics_(model, example_inputs)
         buffers = dict(model.named_buffers())
