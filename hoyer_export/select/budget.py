@@ -1,6 +1,6 @@
-"""What a network may cost: a cost, and a share of the dense network's or an absolute number.
+"""What a network may cost: a cost, and a share of the dense network's or a number of one's own.
 
-A cost is anything with a name, ``of_keep`` and ``describe``; docs/adding-a-cost.md adds one.
+docs/adding-a-cost.md adds a cost.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,11 +16,11 @@ from hoyer_export.channels.cost import macs_of_keep, params_of_keep
 from hoyer_export.errors import HoyerExportError
 
 _LAST_BIT = 1e-12
-"""Relative: slim ≤ share · dense and slim / dense ≤ share may differ in the last bit of a float64."""
+"""Relative: what was met as slim ≤ share · dense may differ from slim / dense ≤ share in the last bit."""
 
 
 class Cost(Protocol):
-    """What a network costs at given widths. It must not rise where channels are taken away."""
+    """What a network costs at given widths: never more where channels are taken away."""
 
     @property
     def name(self) -> str:
@@ -34,31 +34,20 @@ class Cost(Protocol):
 
 
 @dataclass(frozen=True)
-class CountedCost:
-    """A cost that is counted on the channel map.
-
-    Args:
-        name: the word by which it is asked for.
-        unit: of one of them.
-        count: as ``Cost.of_keep``.
-    """
+class _Count:
+    """A cost that is counted in whole ``unit``s by ``of_keep``."""
 
     name: str
     unit: str
-    count: Callable[[ChannelMap, Mapping[str, Tensor]], float]
-
-    def of_keep(self, channels: ChannelMap, keep: Mapping[str, Tensor]) -> float:
-        """Return the count once only the channels in ``keep`` are left."""
-        return self.count(channels, keep)
+    of_keep: Callable[[ChannelMap, Mapping[str, Tensor]], float]
 
     def describe(self, value: float) -> str:
-        """Return a count with its unit."""
         return f"{value:,.0f} {self.unit}"
 
 
-MACS = CountedCost("macs", "MACs", macs_of_keep)
-PARAMS = CountedCost("params", "parameters", params_of_keep)
-BYTES = CountedCost("bytes", "bytes", lambda channels, keep: 4 * params_of_keep(channels, keep))
+MACS = _Count("macs", "MACs", macs_of_keep)
+PARAMS = _Count("params", "parameters", params_of_keep)
+BYTES = _Count("bytes", "bytes", lambda channels, keep: 4 * params_of_keep(channels, keep))
 """Of the parameters in float32."""
 
 
@@ -83,23 +72,20 @@ class Budget:
         name, share, at_most = self.cost.name, self.share, self.at_most
         if (share is None) == (at_most is None):
             raise HoyerExportError(f"a budget of {name} is a share of the dense network or at_most a number: give one")
-        if share is not None and (not _is_number(share) or not 0 < share <= 1):
+        if share is not None and not (_is_number(share) and 0 < share <= 1):
             raise HoyerExportError(f"{name} is a share of the dense network, above 0 and at most 1, got {share!r}")
-        if at_most is not None and (not _is_number(at_most) or not 0 < at_most < inf):
+        if at_most is not None and not (_is_number(at_most) and 0 < at_most < inf):
             raise HoyerExportError(f"at_most is a number of {name} above 0, got {at_most!r}")
 
     def __str__(self) -> str:
-        return (
-            f"{self.cost.name} = {self.share}"
-            if self.at_most is None
-            else f"at most {self.cost.describe(self.at_most)}"
-        )
+        if self.at_most is not None:
+            return f"at most {self.cost.describe(self.at_most)}"
+        return f"{self.cost.name} = {self.share}"
 
     def is_met_by(self, value: float, dense: float) -> bool:
         """Return whether a network that costs ``value`` meets the budget, where the dense one costs ``dense``."""
-        limit = self.share * dense if self.share is not None else self.at_most
-        assert limit is not None
-        return value <= limit * (1 + _LAST_BIT)
+        limit = self.at_most if self.share is None else self.share * dense
+        return limit is not None and value <= limit * (1 + _LAST_BIT)
 
 
 def _is_number(value: object) -> bool:

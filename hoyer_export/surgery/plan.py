@@ -226,10 +226,16 @@ def _mend_and_edit_(slim: nn.Module, plan: PruningPlan) -> None:
         apply_edit_(slim, edit, plan.kept)
 
 
-def _sliced(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
+def kept_slices(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
+    """Return what stays of a tensor, detached; ``dims``: dimension → kept indices."""
     slim = tensor.detach()
     for dim, kept in dims.items():
         slim = slim.index_select(dim, kept.to(tensor.device))
+    return slim
+
+
+def _sliced(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
+    slim = kept_slices(tensor, dims)
     for layout in (torch.channels_last, torch.channels_last_3d):
         if tensor.ndim == (4 if layout is torch.channels_last else 5) and tensor.is_contiguous(memory_format=layout):
             slim = slim.contiguous(memory_format=layout)

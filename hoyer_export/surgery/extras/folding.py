@@ -123,15 +123,6 @@ class _Network:
     shared: frozenset[str]
 
 
-@dataclass(frozen=True)
-class _Shift:
-    """What is added to one vector of the model: the bias of a layer or the running mean behind it."""
-
-    layer: str
-    vector: str
-    by: Tensor
-
-
 def _network(model: nn.Module, example_inputs: ExampleInputs) -> _Network:
     wide = in_float64(model)
     tensors = named_tensors(wide)
@@ -204,9 +195,9 @@ def _input_channels(module: nn.Module, slices: Tensor) -> Tensor:
     return slices.repeat(int(module.groups)) if isinstance(module, CONVOLUTIONS) else slices
 
 
-def _shifts(network: _Network, slices: Iterable[tuple[Member, Tensor]], *, into_batch_norms: bool) -> list[_Shift]:
-    """Return what the readers' folded slices add to their outputs, and where that goes."""
-    shifts = []
+def _shifts(network: _Network, slices: Iterable[tuple[Member, Tensor]], *, into_batch_norms: bool) -> dict[str, Tensor]:
+    """Return bias or running mean → what is added to it: what the readers' folded slices add to their outputs."""
+    shifts = {}
     for layer in dict.fromkeys(_owner(member.parameter) for member, _ in slices):
         module = network.model.get_submodule(layer)
         if layer not in network.ranges or not _is_same_everywhere(module):
@@ -223,9 +214,9 @@ def _shifts(network: _Network, slices: Iterable[tuple[Member, Tensor]], *, into_
         summed = weight.reshape(groups, len(weight) // groups, weight.shape[1], -1).sum(3)  # [G, O / G, I / G]
         by = torch.einsum("goi,gi->go", summed, constant.reshape(groups, -1)).flatten()  # [O]
         if module.bias is None and read.batch_norm is not None and into_batch_norms:
-            shifts.append(_Shift(layer, f"{read.batch_norm}.running_mean", -by))
+            shifts[f"{read.batch_norm}.running_mean"] = -by
         else:
-            shifts.append(_Shift(layer, _child(layer, "bias"), by))
+            shifts[_child(layer, "bias")] = by
     return shifts
 
 
@@ -239,14 +230,13 @@ def _folded(
 ) -> SlimModel:
     """Return the folded copy of ``model``, and the biases that it gained as its plan."""
     shifts = _shifts(network, slices, into_batch_norms=into_batch_norms)
-    new = (shift.layer for shift in shifts if shift.vector not in network.tensors)
+    new = (_owner(vector) for vector in shifts if vector not in network.tensors)
 
     def fill_(target: nn.Module) -> None:
         tensors = named_tensors(target)
         with torch.no_grad():
-            for shift in shifts:
-                vector = tensors[shift.vector]
-                vector.copy_(vector.double() + shift.by)
+            for vector, by in shifts.items():
+                tensors[vector].copy_(tensors[vector].double() + by)
             for member, mask in slices:
                 weight = tensors[member.parameter]
                 weight.index_fill_(member.dim, mask.nonzero().flatten().to(weight.device), 0)
@@ -263,18 +253,13 @@ def _folded(
 def _with_biases(channels: ChannelMap, plan: PruningPlan) -> ChannelMap:
     """Return the channel map of the network whose layers have the biases that ``plan`` gave them."""
     biases = {_child(edit.module, "weight"): _child(edit.module, "bias") for edit in plan.edits}
-    groups = tuple(
-        replace(
-            group,
-            members=group.members
-            + tuple(
-                Member(biases[member.parameter], 0, member.owner)
-                for member in group.members
-                if member.parameter in biases and member.dim == 0
-            ),
-        )
-        for group in channels.groups
-    )
+
+    def widened(group: ChannelGroup) -> ChannelGroup:
+        layers = (member for member in group.members if member.dim == 0 and member.parameter in biases)
+        added = (Member(biases[member.parameter], 0, member.owner) for member in layers)
+        return replace(group, members=(*group.members, *added))
+
+    groups = tuple(map(widened, channels.groups))
     shapes = {bias: channels.shapes[weight][:1] for weight, bias in biases.items()}
     return replace(channels, groups=groups, shapes={**channels.shapes, **shapes})
 
