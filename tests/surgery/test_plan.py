@@ -2,6 +2,8 @@
 
 import copy
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import networks
@@ -93,6 +95,35 @@ def test_a_network_with_sizes_in_attributes_is_cut_exactly() -> None:
     assert any(isinstance(edit, AttributeEdit) for edit in slim.plan.edits)
     assert slim.model.first == slim.model.parts[0] == 3
     assert (model.first, model.parts) == (4, [4, 5])
+
+
+def test_a_part_of_which_nothing_is_left_is_saved_and_loaded(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, image = networks.perturbed(networks.Widths()), torch.randn(2, 3, 16, 16)
+    channels = trace_channels(model, image)
+    keep = {"b": torch.arange(3)}
+    zero_(model, channels, keep)
+    slim = cut(model, channels, keep, image)
+    assert 0 in slim.model.parts
+    save_slim(slim, tmp_path / "slim.safetensors")
+    loaded = load_slim(tmp_path / "slim.safetensors", into=networks.Widths().eval())
+    assert loaded.plan == slim.plan
+    assert torch.equal(loaded.model(image), slim.model(image))
+
+
+def test_plans_are_equal_if_they_do_the_same() -> None:
+    first, again, other = (
+        PruningPlan({"a.weight": {0: torch.tensor([0, last])}}, {"a.weight": (9, 3, 3, 3)}) for last in (1, 1, 2)
+    )
+    assert first == again != other
+    assert first != PruningPlan(first.kept, first.shapes, (BiasEdit(module="fc"),))
+    assert "int64[2]" in repr(first)
+
+
+def test_a_slim_model_is_shown_in_one_line() -> None:
+    model = networks.chain()
+    shown = repr(SlimModel(model, PruningPlan({"a.weight": {0: torch.tensor([0])}}, {"a.weight": (12, 3, 3, 3)})))
+    assert re.fullmatch(r"SlimModel\(Net of [\d,]+ parameters, 1 tensors sliced, 0 edits, max_rel_error=None\)", shown)
 
 
 def test_a_size_that_changed_after_tracing_is_refused() -> None:
