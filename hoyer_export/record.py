@@ -1,4 +1,7 @@
-"""Records that come from JSON and go there: pydantic says what is wrong, and it is told in one line."""
+"""Records: what a stage finds, as one frozen model that is checked when it is made, and when it is read from JSON.
+
+Writing forbids unknown keys. Reading ignores them: a file that a newer version wrote, with a key more, is still read.
+"""
 
 from pathlib import Path
 from typing import TypeVar
@@ -9,30 +12,30 @@ from hoyer_export.errors import FileError
 
 
 class Record(BaseModel):
-    """Base of what is written as JSON: it cannot be changed, and nothing is converted or unknown."""
+    """Base of all records. Making one refuses unknown keys, and so does writing; ``read_record`` ignores them."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
 
-Kind = TypeVar("Kind", bound=BaseModel)
+AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
-def read_record(kind: type[Kind], content: str | bytes, path: str | Path, advice: str) -> Kind:
-    """Return the record in a file's JSON; keys that this release does not know are ignored.
+def read_record(kind: type[AnyRecord], content: bytes | str, path: Path | str, advice: str) -> AnyRecord:
+    """Read a record from JSON.
 
     Args:
-        kind: class of the record.
+        kind: its class.
         content: the JSON.
-        path: where it comes from, for the error.
+        path: the file that it comes from, for the error.
         advice: what to do if it is damaged, for the error.
 
     Raises:
-        FileError: it is no JSON, or not of this kind.
+        FileError: the content is not JSON, or a value is missing or wrong; one line.
     """
     try:
         return kind.model_validate_json(content, extra="ignore")
     except ValidationError as error:
-        raise FileError(f"{path} is damaged: {first_complaint(error)}; {advice}") from error
+        raise FileError(f"{path} is damaged: {first_complaint(error)}; {advice}") from None
 
 
 def first_complaint(error: ValidationError) -> str:

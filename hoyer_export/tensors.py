@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_iter
+from torch.utils._pytree import tree_iter, tree_map_only
 
 _SCALARS = (Tensor, int, float, complex, str, bytes, type(None))
 
@@ -67,11 +67,14 @@ def _equal(one: Any, other: Any) -> bool:
     return type(one) is type(other) and bool(one == other)
 
 
+class _Shape(str):
+    """What is shown of a tensor."""
+
+    __repr__ = str.__str__
+
+
 def _shown(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key!r}: {_shown(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, tuple):
-        return "(" + ", ".join(map(_shown, value)) + ("," if len(value) == 1 else "") + ")"
-    return repr(value)
+    def shape(tensor: Tensor) -> _Shape:
+        return _Shape(f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}")
+
+    return repr(tree_map_only(Tensor, shape, value))

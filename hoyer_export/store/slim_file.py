@@ -4,9 +4,10 @@ Loading builds the dense network (by name, or the one that the caller passes), a
 weights. Nothing in the file is ever executed or imported, and its sizes are checked before memory is taken for them.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from pydantic import Field, JsonValue, ValidationError
@@ -22,14 +23,14 @@ from hoyer_export.tensors import named_tensors
 from hoyer_export.tensors_file import read_tensors, write_tensors
 
 METADATA_KEY = "hoyer_export"
-FORMAT = "hoyer-export-slim/1"
+_Format = Literal["hoyer-export-slim/1"]
+(FORMAT,) = get_args(_Format)
 MAX_SIZE = 100_000
 """Classes or input channels that a file may ask for."""
 MAX_NAME = 200
 """Letters of a network's name."""
 MAX_NUMBERS = 2**30
 """Parameters of the dense network that a file may ask for: 4 GiB in float32. torchvision's largest has 645 million."""
-
 
 _Size = Annotated[int, Field(ge=1, le=MAX_SIZE)]
 
@@ -43,11 +44,11 @@ class _Network(Record):
 
 
 class _About(Record):
-    """What the metadata say, each part looked at when it is needed."""
+    """What the metadata say; network and plan are looked at when they are needed."""
 
-    format: JsonValue = None
-    network: JsonValue = None
-    plan: JsonValue = None
+    format: _Format
+    network: JsonValue
+    plan: JsonValue
 
 
 def save_slim(
@@ -67,12 +68,9 @@ def save_slim(
         in_channels: of that network.
         classes: of that network.
     """
-    about = {
-        "format": FORMAT,
-        "network": {"name": network, "in_channels": in_channels, "classes": classes},
-        "plan": slim.plan.to_dict(),
-    }
-    write_tensors(Path(path), _state(slim.model), about, METADATA_KEY)
+    built = {"name": network, "in_channels": in_channels, "classes": classes}
+    about = {"format": FORMAT, "network": built, "plan": slim.plan.to_dict()}
+    write_tensors(Path(path), _state(slim.model), json.dumps(about), METADATA_KEY)
 
 
 def load_slim(path: str | Path, into: nn.Module | None = None) -> SlimModel:
@@ -92,10 +90,9 @@ def load_slim(path: str | Path, into: nn.Module | None = None) -> SlimModel:
         CutRefused: something hangs on ``into`` that a copy would lose.
     """
     path = Path(path)
-    weights, metadata = read_tensors(path)
-    about = read_record(_About, metadata.get(METADATA_KEY, "{}"), path, "make the slim file again")
-    if about.format != FORMAT:
-        raise FileError(f"{path} is no slim file: expected format {FORMAT} in its metadata, got {_shown(about.format)}")
+    advice = "give the file that save_slim wrote"
+    text, weights = read_tensors(path, METADATA_KEY, kind="slim file", advice=advice)
+    about = read_record(_About, text, path, advice)
     if into is None:
         build = _builder(path, about.network)
         _check_size(path, build, about.plan, weights)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from pydantic import Field, RootModel
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from hoyer_export.channels.channel_map import ChannelMap
@@ -16,17 +16,13 @@ from hoyer_export.channels.trace import Function, trace_channels
 from hoyer_export.channels.tracer import Rule
 from hoyer_export.errors import CutRefused, FileError, NetworkError
 from hoyer_export.networks import build_network, default_input_shape
-from hoyer_export.record import read_record
+from hoyer_export.record import first_complaint
 from hoyer_export.surgery.plan import checked_keep, make_plan, with_plan
 from hoyer_export.surgery.step import SlimModel
 
 _ADVICE = "expected group → sorted indices of the channels that stay"
-# A tensor holds none that is larger.
-_Index = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
-
-
-class _Widths(RootModel[dict[str, list[_Index]]]):
-    """What the file holds."""
+# A stranger's number may be larger than a tensor's.
+_WIDTHS = TypeAdapter(dict[str, list[Annotated[int, Field(strict=True, ge=0, lt=2**31)]]])
 
 
 def build_slim(
@@ -70,9 +66,11 @@ def build_slim(
 
 def _read_keep(path: Path, channels: ChannelMap) -> dict[str, Tensor]:
     try:
-        content = read_record(_Widths, path.read_bytes(), path, _ADVICE).root
+        content = _WIDTHS.validate_json(path.read_bytes())
         return checked_keep(channels, {name: torch.tensor(kept, dtype=torch.int64) for name, kept in content.items()})
     except OSError as error:
         raise FileError(f"{path} cannot be read ({error.strerror}): {_ADVICE}") from error
+    except ValidationError as error:
+        raise FileError(f"{path} is damaged: {first_complaint(error)}; {_ADVICE}") from error
     except CutRefused as error:  # it quotes the file, which may hold names of any length
         raise FileError(f"{path} does not fit the network: {error!s:.300}") from error
