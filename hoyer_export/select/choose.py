@@ -181,6 +181,6 @@ def _warning(scores: Mapping[str, Tensor]) -> str | None:
     if between <= 0.25:
         return None
     return (
-        f"{100 * between:.0f} % of the norms lie near the natural threshold: it separates dead from alive only after"
+        f"{100 * between:.0f} % of the norms lie near the natural threshold: it parts weak from strong only after"
         " sparse training; on a dense network it removes about half of the channels"
     )

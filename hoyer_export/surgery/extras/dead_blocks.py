@@ -3,7 +3,7 @@
 A block is any module that turns one tensor into another and holds a layer whose weights are all exactly zero. What it
 becomes is found by trying: the identity or one of its children (a projection), followed by nothing, by one of its
 children without parameters, or by a ReLU, which the code may call as a function. The block alone has to agree with it
-to the last bit in float64, on what reaches it and on noise (behind another block's ReLU nobody could tell the identity
+to the last bit in float64, on what reaches it and on noise (behind another block's ReLU nothing would tell the identity
 from a ReLU), and in training mode too. Then the whole network is proved.
 
 A branch that is one constant c a channel is folded into the bias at the end of the projection, to rounding. A shortcut
@@ -129,7 +129,7 @@ def _inputs(model: nn.Module, example_inputs: ExampleInputs) -> dict[str, Tensor
 
 @torch.no_grad()
 def _reduction(name: str, block: nn.Module, x: Tensor) -> _Reduction | None:
-    """Return what a block may become, the simplest first; None if its branch is alive."""
+    """Return what a block may become, the simplest first; None if its branch is not zero."""
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype).to(x.device)
     inputs = (x, *(scale * noise for scale in _SCALES))
     cases = [(case, output) for case in inputs if (output := _call(block, case)) is not None]
