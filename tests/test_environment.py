@@ -24,7 +24,9 @@ def test_the_record_holds_the_versions_of_what_is_installed_and_nothing_of_what_
     assert "no-such-package" not in environment_record().versions
 
 
-def test_a_source_tree_states_the_version_in_its_pyproject_and_that_it_is_one():
+def test_a_source_tree_states_the_version_in_its_pyproject_and_that_it_is_one(monkeypatch):
+    # The tests run on an installed copy as well.
+    monkeypatch.setattr(environment, "__file__", str(ROOT / "hoyer_export" / "environment.py"))
     stated = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
     assert environment_record().versions["hoyer-export"] == f"{stated} (source tree)"
     assert hx.__version__ == stated

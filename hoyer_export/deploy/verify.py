@@ -272,7 +272,8 @@ def _agreement(
         if expected.ndim != 2 or expected.shape[1] < 2:
             raise DataError(f"top-1 needs logits [N, at least 2 classes], the network returns {list(expected.shape)}")
         second, best = np.sort(expected)[:, -2:].T
-        clear = best - second > tolerance * max(1.0, np.abs(expected[np.isfinite(expected)]).max(initial=0))
+        with np.errstate(invalid="ignore"):  # inf - inf
+            clear = best - second > tolerance * max(1.0, np.abs(expected[np.isfinite(expected)]).max(initial=0))
         onnx_class, torch_class = output.argmax(1), expected.argmax(1)
         # What is not a number is no answer.
         numbers = np.isfinite(expected).all(1) & np.isfinite(output).all(1)

@@ -128,7 +128,7 @@ def test_recurrent_layers_and_cells_count_alike_in_the_map_and_in_torch(rnn, mac
 
 
 # The exporter takes seconds for each.
-QUICK = ("deep", "rnn", "gru cell")
+QUICK = ("rnn",)
 
 
 @pytest.mark.parametrize(
