@@ -26,20 +26,23 @@ if TYPE_CHECKING:
         TrainingError,
         VerificationFailed,
     )
+    from hoyer_export.select.budget import Budget
+    from hoyer_export.select.choose import Selection, select_channels
     from hoyer_export.sparsify.group_hs import GroupHS
-    from hoyer_export.surgery.cut import SlimModel, cut
-    from hoyer_export.surgery.dead_blocks import remove_dead_blocks
-    from hoyer_export.surgery.folding import Folding, fold_constants
-    from hoyer_export.surgery.gather import gather_inputs
+    from hoyer_export.store.slim_file import load_slim, save_slim
+    from hoyer_export.store.widths_file import build_slim
+    from hoyer_export.surgery.cut import cut
+    from hoyer_export.surgery.extras.dead_blocks import remove_dead_blocks
+    from hoyer_export.surgery.extras.folding import Folding, fold_constants
+    from hoyer_export.surgery.extras.gather import gather_inputs
     from hoyer_export.surgery.optimizer_state import slice_optimizer
-    from hoyer_export.surgery.selection import Selection, select_channels
     from hoyer_export.surgery.self_test import SelfTest, Verdict, self_test
-    from hoyer_export.surgery.slim_file import load_slim, save_slim
-    from hoyer_export.surgery.widths_file import build_slim
+    from hoyer_export.surgery.step import SlimModel
     from hoyer_export.surgery.zero import zero_
 
 __all__ = [
     "BenchmarkRecord",
+    "Budget",
     "CannotWrite",
     "ChannelGroup",
     "ChannelMap",
@@ -83,6 +86,7 @@ __all__ = [
 
 _HOME = {
     "BenchmarkRecord": "deploy.benchmark",
+    "Budget": "select.budget",
     "ChannelGroup": "channels.channel_map",
     "ChannelMap": "channels.channel_map",
     "CannotWrite": "errors",
@@ -90,33 +94,33 @@ _HOME = {
     "DataError": "errors",
     "ExportRecord": "deploy.export",
     "FileError": "errors",
-    "Folding": "surgery.folding",
+    "Folding": "surgery.extras.folding",
     "GroupHS": "sparsify.group_hs",
     "HoyerExportError": "errors",
     "MacsRecord": "deploy.macs",
     "Member": "channels.channel_map",
     "NetworkError": "errors",
     "RecipeError": "errors",
-    "Selection": "surgery.selection",
+    "Selection": "select.choose",
     "SelfTest": "surgery.self_test",
-    "SlimModel": "surgery.cut",
+    "SlimModel": "surgery.step",
     "TrainingError": "errors",
     "Unprunable": "channels.channel_map",
     "Verdict": "surgery.self_test",
     "VerificationFailed": "errors",
     "VerifyRecord": "deploy.verify",
     "benchmark": "deploy.benchmark",
-    "build_slim": "surgery.widths_file",
+    "build_slim": "store.widths_file",
     "count_macs": "deploy.macs",
     "cut": "surgery.cut",
     "export_onnx": "deploy.export",
-    "fold_constants": "surgery.folding",
-    "gather_inputs": "surgery.gather",
-    "load_slim": "surgery.slim_file",
-    "remove_dead_blocks": "surgery.dead_blocks",
+    "fold_constants": "surgery.extras.folding",
+    "gather_inputs": "surgery.extras.gather",
+    "load_slim": "store.slim_file",
+    "remove_dead_blocks": "surgery.extras.dead_blocks",
     "rules": "rules",
-    "save_slim": "surgery.slim_file",
-    "select_channels": "surgery.selection",
+    "save_slim": "store.slim_file",
+    "select_channels": "select.choose",
     "self_test": "surgery.self_test",
     "slice_optimizer": "surgery.optimizer_state",
     "trace_channels": "channels.trace",

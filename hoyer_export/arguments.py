@@ -6,7 +6,8 @@ from typing import Any
 
 import typer
 
-METHODS = ("group-hs", "magnitude", "dead")  # as in surgery/selection.py, which would import torch
+from hoyer_export.choices import ALIGNMENTS, METHODS
+
 SEED = 2**63 - 1  # the largest that torch's generators take
 CLASSES = 100_000  # more than any data set has, and few enough for a layer to be made
 
@@ -53,7 +54,7 @@ def check_share(option: str, share: float | None) -> None:
 
 def check_align(align: int | None) -> None:
     """Refuse what no runtime wants."""
-    if align not in (None, 1, 4, 8, 16, 32, 64):
+    if align not in (None, *ALIGNMENTS):
         raise typer.BadParameter(f"expected 1, 4, 8, 16, 32 or 64, got {align}", param_hint="--align")
 
 

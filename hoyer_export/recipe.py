@@ -14,6 +14,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from hoyer_export.choices import Alignment
 from hoyer_export.errors import RecipeError
 
 BUDGETS = ("macs", "params", "threshold")
@@ -112,7 +113,7 @@ class Cut(_Table):
     macs: Share | None = None
     params: Share | None = None
     threshold: Literal["natural"] | Positive | None = None
-    align: Literal[1, 4, 8, 16, 32, 64] = 16
+    align: Alignment = 16
 
     @model_validator(mode="after")
     def _exactly_one_budget(self) -> "Cut":

@@ -34,6 +34,8 @@ from hoyer_export.channels.trace import trace_channels
 from hoyer_export.deploy.export import export_onnx
 from hoyer_export.errors import CutRefused, NetworkError
 from hoyer_export.surgery.cut import cut
+from hoyer_export.surgery.perturb import perturb_
+from hoyer_export.surgery.self_test import random_keep
 from hoyer_export.surgery.zero import zero_
 
 ROOT = Path(__file__).parent.parent
@@ -118,7 +120,7 @@ def cut_at_random(name: str) -> Row:
 
 
 def _cut(model: nn.Module, channels: ChannelMap, images: Tensor) -> Row:
-    keep = random_keep(channels)
+    keep = random_keep(channels, torch.Generator().manual_seed(SEED))
     with torch.no_grad():
         before = model(images)
         zero_(model, channels, keep)
@@ -131,7 +133,7 @@ def export_slim(name: str) -> Row:
     """Cut, export, and compare onnxruntime with torch: max |Δ| / max(1, max |y|), float32."""
     model, images = prepared(name)
     channels = trace_channels(model, images)
-    keep = random_keep(channels)
+    keep = random_keep(channels, torch.Generator().manual_seed(SEED))
     zero_(model, channels, keep)
     slim = cut(model, channels, keep, images).model.eval()
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
@@ -169,29 +171,9 @@ def ask_rival(name: str) -> Row:
 def prepared(name: str) -> tuple[nn.Module, Tensor]:
     """Return a network no removal from which could hide behind parameters of zero or one, and images."""
     model, images = zoo_models.build(name)
-    generator = torch.Generator().manual_seed(SEED)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            # Constant, because a ConvNeXt's scales of 1e-6 hide its blocks.
-            if parameter.ndim < 2 or bool((parameter == parameter.flatten()[0]).all()):
-                # Either sign: shifts that all add up cost onnxruntime's layer norms their last digits.
-                signs = torch.randint(0, 2, parameter.shape, generator=generator) * 2 - 1
-                parameter.add_((0.1 + 0.2 * torch.rand(parameter.shape, generator=generator)) * signs)
-        for buffer_name, buffer in model.named_buffers():
-            if buffer_name.endswith(("running_mean", "running_var")):
-                buffer.add_(0.5 * torch.rand(buffer.shape, generator=generator))
+    # Small and of either sign, for the sake of onnxruntime's layer norms.
+    perturb_(model, torch.Generator().manual_seed(SEED), 0.4, either_sign=True)
     return model, images
-
-
-def random_keep(channels: ChannelMap) -> dict[str, Tensor]:
-    """Draw a share for each group and the channels that stay: equal shares could not see a missing tie of widths."""
-    generator = torch.Generator().manual_seed(SEED)
-    keep = {}
-    for group in channels.groups:
-        share = float(torch.rand(1, generator=generator))
-        order = torch.randperm(group.width, generator=generator)
-        keep[group.name] = order[: max(1, int(group.width * share))].sort().values
-    return keep
 
 
 def unprunable(channels: ChannelMap) -> dict[str, int]:

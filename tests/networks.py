@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hoyer_export.surgery.perturb import perturb_
+
 
 class Net(nn.Module):
     """Layers by name, and a forward function that wires them."""
@@ -343,14 +345,7 @@ WIRINGS = [
 ]  # fmt: skip
 
 
-def unsettled(model: nn.Module, seed: int = 0) -> nn.Module:
+def perturbed(model: nn.Module, seed: int = 0) -> nn.Module:
     """Give every parameter and statistic a value that no removal could hide behind (zeros, ones), in eval mode."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim < 2 or not bool(parameter.any()):
-                parameter.add_(0.2 + 0.5 * torch.rand(parameter.shape, generator=generator))
-        for name, buffer in model.named_buffers():
-            if name.endswith(("running_mean", "running_var")):
-                buffer.add_(0.5 * torch.rand(buffer.shape, generator=generator))
+    perturb_(model, torch.Generator().manual_seed(seed))
     return model.eval()

@@ -10,15 +10,14 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from hoyer_export import arguments, cli
+from hoyer_export import arguments, choices, cli
 from hoyer_export.data import load_data
 from hoyer_export.deploy.macs import count_macs
 from hoyer_export.deploy.verify import verify_onnx
 from hoyer_export.networks import build_network
 from hoyer_export.run import cutting
 from hoyer_export.sparsify.training import evaluate_accuracy
-from hoyer_export.surgery import selection
-from hoyer_export.surgery.slim_file import load_slim
+from hoyer_export.store.slim_file import load_slim
 
 NETWORK = """
 from torch import nn
@@ -413,5 +412,5 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert [path.name for path in full.iterdir()] == ["thesis.tex"]
 
 
-def test_the_command_line_knows_the_methods_without_importing_torch() -> None:
-    assert arguments.METHODS == selection.METHODS
+def test_the_command_line_has_the_list_of_methods_that_loads_no_torch() -> None:
+    assert arguments.METHODS is choices.METHODS

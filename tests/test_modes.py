@@ -16,14 +16,14 @@ from hoyer_export.errors import DataError
 from hoyer_export.modes import kept_modes
 from hoyer_export.run.inputs import check_output
 from hoyer_export.run.job import two_images
+from hoyer_export.select.choose import select_channels
+from hoyer_export.select.rival import cross_check
 from hoyer_export.sparsify.phase import TrainSettings
 from hoyer_export.sparsify.training import evaluate_accuracy, train
 from hoyer_export.surgery.cut import cut
-from hoyer_export.surgery.dead_blocks import remove_dead_blocks
-from hoyer_export.surgery.folding import fold_constants
-from hoyer_export.surgery.selection import select_channels
+from hoyer_export.surgery.extras.dead_blocks import remove_dead_blocks
+from hoyer_export.surgery.extras.folding import fold_constants
 from hoyer_export.surgery.self_test import self_test
-from hoyer_export.surgery.torch_pruning_baseline import cross_check
 from hoyer_export.surgery.zero import zero_
 
 DATA = load_data("digits")

@@ -25,7 +25,7 @@ from hoyer_export.run.reporting import report_run
 from hoyer_export.run.stage import record_of
 from hoyer_export.run_folder import RunFolder
 from hoyer_export.sparsify.phase import EpochRecord
-from hoyer_export.surgery.slim_file import load_slim
+from hoyer_export.store.slim_file import load_slim
 
 NETWORK = """
 from torch import nn

@@ -15,10 +15,11 @@ from hoyer_export.run.job import Job
 from hoyer_export.run.records import CutRecord
 from hoyer_export.run.stage import Stage
 from hoyer_export.run_folder import RunFolder, write_whole
+from hoyer_export.select.choose import Selection, select_channels
 from hoyer_export.sparsify.penalties import alive_channels
-from hoyer_export.surgery.cut import SlimModel, cut
-from hoyer_export.surgery.selection import Selection, select_channels
-from hoyer_export.surgery.slim_file import save_slim
+from hoyer_export.store.slim_file import save_slim
+from hoyer_export.surgery.cut import cut
+from hoyer_export.surgery.step import SlimModel
 from hoyer_export.surgery.zero import zero_
 from hoyer_export.tensors import named_tensors
 
@@ -51,7 +52,7 @@ def cut_sparse(job: Job) -> CutRecord:
     if chosen.warning:
         job.progress.note(chosen.warning)
     assert slim.max_rel_error is not None
-    stay, alive = (share(macs / chosen.dense_macs) for macs in (chosen.macs, chosen.alive_macs))
+    stay, alive = (share(macs / chosen.dense_macs) for macs in (chosen.macs, chosen.unaligned_macs))
     agreement = f"zeroed and slim agree to {slim.max_rel_error:.1e}"
     job.progress.note(f"{stay} of the MACs stay, {alive} before alignment; {agreement}")
     job.folder.checkpoint.mkdir(exist_ok=True)

@@ -31,13 +31,14 @@ from hoyer_export.run.inputs import check_output, proved_channels
 from hoyer_export.run.job import two_images
 from hoyer_export.run.progress import Progress
 from hoyer_export.run_folder import RunFolder, claimed, whole_folder, write_whole
-from hoyer_export.surgery.cut import SlimModel, as_slim, cut
-from hoyer_export.surgery.dead_blocks import remove_dead_blocks
-from hoyer_export.surgery.folding import Folding, fold_constants
-from hoyer_export.surgery.gather import gather_inputs
+from hoyer_export.select.choose import Selection, select_channels
+from hoyer_export.store.slim_file import save_slim
+from hoyer_export.surgery.cut import cut
+from hoyer_export.surgery.extras.dead_blocks import remove_dead_blocks
+from hoyer_export.surgery.extras.folding import Folding, fold_constants
+from hoyer_export.surgery.extras.gather import gather_inputs
 from hoyer_export.surgery.plan import compose
-from hoyer_export.surgery.selection import Selection, select_channels
-from hoyer_export.surgery.slim_file import save_slim
+from hoyer_export.surgery.step import SlimModel, as_slim
 from hoyer_export.surgery.zero import zero_
 from hoyer_export.tensors import tensors_in
 from hoyer_export.weights import load_weights

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.cost import dense_macs, macs_of_keep, params_of_keep
+from hoyer_export.choices import ALIGNMENTS
 from hoyer_export.data import DataSplits
 from hoyer_export.data.load import augments
 from hoyer_export.deploy.export import as_float32, export_onnx, inference_copy
@@ -25,7 +26,7 @@ from hoyer_export.run.job import Job
 from hoyer_export.run.progress import Progress
 from hoyer_export.run.records import CheckRecord, InputsRecord
 from hoyer_export.run.stage import Stage
-from hoyer_export.surgery.selection import least_keep
+from hoyer_export.select.align import least_keep
 from hoyer_export.surgery.self_test import self_test
 
 
@@ -123,7 +124,7 @@ def check_budget(job: Job) -> float | None:
             continue
         least = cost(channels, least_keep(channels, table.align)) / cost(channels, {})
         if least > asked:
-            lower = [align for align in (1, 4, 8, 16, 32) if align < table.align]
+            lower = [align for align in ALIGNMENTS if align < table.align]
             way_out = " or lower cut.align" if lower else ""
             raise RecipeError(
                 f"cut.{key} = {asked:g} cannot be reached: {job.recipe.network.name} at its narrowest with "

@@ -18,9 +18,9 @@ from hoyer_export.run.inputs import macs_in_torch
 from hoyer_export.run.job import Job
 from hoyer_export.run.progress import Silent
 from hoyer_export.run_folder import RunFolder
-from hoyer_export.surgery.selection import least_keep
+from hoyer_export.select.align import least_keep
+from hoyer_export.select.rival import CrossCheck, cross_check
 from hoyer_export.surgery.self_test import Verdict, self_test
-from hoyer_export.surgery.torch_pruning_baseline import CrossCheck, cross_check
 
 
 @dataclass(frozen=True)

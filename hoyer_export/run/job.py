@@ -17,8 +17,8 @@ from hoyer_export.recipe import Recipe
 from hoyer_export.run.channel_file import read_channels
 from hoyer_export.run.progress import Progress
 from hoyer_export.run_folder import RunFolder
-from hoyer_export.surgery.cut import SlimModel
-from hoyer_export.surgery.slim_file import load_slim
+from hoyer_export.store.slim_file import load_slim
+from hoyer_export.surgery.step import SlimModel
 from hoyer_export.weights import load_weights
 
 

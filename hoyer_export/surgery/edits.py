@@ -13,26 +13,36 @@ is ever executed or imported.
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 from hoyer_export.errors import FileError
+from hoyer_export.record import Record
 
-Keep = Mapping[str, Mapping[int, Tensor]]
+KeptIndices = Mapping[str, Mapping[int, Tensor]]
+"""Parameter or buffer → dimension → sorted int64 indices that stay."""
+
+Size = Annotated[int, Field(ge=0, lt=2**31)]
 
 
-@dataclass(frozen=True)
-class AttributeEdit:
+def _without_repeats(children: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(children)) < len(children):
+        raise ValueError("a child is named twice")
+    return children
+
+
+class AttributeEdit(Record):
     """A size in a module's attribute, or at ``index`` of a list or tuple there, becomes ``slim``."""
 
+    kind: Literal["attribute"] = "attribute"
     module: str
     attribute: str
-    index: int | None
-    dense: int
-    slim: int
+    index: Annotated[int, Field(ge=0)] | None
+    dense: Size
+    slim: Size
 
     @property
     def place(self) -> tuple[str, str, int | None]:
@@ -40,10 +50,10 @@ class AttributeEdit:
         return self.module, self.attribute, self.index
 
 
-@dataclass(frozen=True)
-class BiasEdit:
+class BiasEdit(Record):
     """A convolution or linear layer gains a bias, zero at first."""
 
+    kind: Literal["bias"] = "bias"
     module: str
 
     @property
@@ -52,8 +62,7 @@ class BiasEdit:
         return f"{self.module}.bias".lstrip(".")
 
 
-@dataclass(frozen=True)
-class ShortcutEdit:
+class ShortcutEdit(Record):
     """A module becomes the chain of some of its children, under their names, and of a ReLU where its code had one.
 
     Args:
@@ -62,15 +71,17 @@ class ShortcutEdit:
         relu: a ReLU comes last.
     """
 
+    kind: Literal["shortcut"] = "shortcut"
     module: str
-    children: tuple[str, ...]
+    # A JSON array arrives as a list, which a strict tuple refuses.
+    children: Annotated[tuple[str, ...], Field(strict=False), AfterValidator(_without_repeats)]
     relu: bool
 
 
-@dataclass(frozen=True)
-class GatherEdit:
+class GatherEdit(Record):
     """A linear layer picks the input features whose weight columns the plan keeps."""
 
+    kind: Literal["gather"] = "gather"
     module: str
 
     @property
@@ -79,13 +90,7 @@ class GatherEdit:
         return f"{self.module}.weight".lstrip(".")
 
 
-Edit = AttributeEdit | BiasEdit | ShortcutEdit | GatherEdit
-_KINDS: dict[str, type[Edit]] = {
-    "attribute": AttributeEdit,
-    "bias": BiasEdit,
-    "shortcut": ShortcutEdit,
-    "gather": GatherEdit,
-}
+Edit = Annotated[AttributeEdit | BiasEdit | ShortcutEdit | GatherEdit, Field(discriminator="kind")]
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _RELU = "relu"
 
@@ -103,50 +108,13 @@ class GatheredLinear(nn.Linear):
         return super().forward(x.index_select(-1, self.index))
 
 
-def edit_to_dict(edit: Edit) -> dict[str, Any]:
-    """Return the edit as what JSON holds."""
-    kind = next(kind for kind, record in _KINDS.items() if isinstance(edit, record))
-    return {"kind": kind, **{name: list(v) if isinstance(v, tuple) else v for name, v in asdict(edit).items()}}
-
-
-def edit_from_dict(entry: Any) -> Edit:
-    """Read an edit back.
-
-    Raises:
-        FileError: its kind is unknown, or a field is missing, unknown or of another type.
-    """
-    if not isinstance(entry, dict) or entry.get("kind") not in _KINDS:
-        raise FileError(
-            f"the pruning plan holds an edit that this release does not know: {str(entry)[:80]}: upgrade it"
-        )
-    fields = {name: value for name, value in entry.items() if name != "kind"}
-    if set(fields) != set(_KINDS[entry["kind"]].__dataclass_fields__) or not all(map(_is_sane, fields.items())):
-        raise FileError(f"the pruning plan's edit {str(entry)[:80]} is damaged: make the slim file again")
-    record: Callable[..., Edit] = _KINDS[entry["kind"]]
-    return record(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
-
-
-def _is_sane(field: tuple[str, Any]) -> bool:
-    name, value = field
-    match name:
-        case "children":
-            return isinstance(value, list) and all(isinstance(c, str) for c in value) and len(set(value)) == len(value)
-        case "relu":
-            return isinstance(value, bool)
-        case "index":
-            return value is None or (type(value) is int and value >= 0)
-        case "dense" | "slim":
-            return type(value) is int and 0 < value < 2**31
-    return isinstance(value, str)
-
-
-def check_edit(model: nn.Module, edit: Edit, keep: Keep) -> None:
+def check_edit(model: nn.Module, edit: Edit, kept: KeptIndices) -> None:
     """Require that an edit fits the network.
 
     Args:
         model: the network, its slices taken out or not.
         edit: what is to be done to it.
-        keep: the plan's kept indices.
+        kept: the plan's.
 
     Raises:
         FileError: the module, attribute or child does not exist, or is not what the edit was made for.
@@ -177,13 +145,13 @@ def check_edit(model: nn.Module, edit: Edit, keep: Keep) -> None:
             ):
                 raise FileError(f"the pruning plan reduces {edit.module!r} to {edit.children}, which it does not have")
         case GatherEdit():
-            if type(module) is not nn.Linear or 1 not in keep.get(edit.weight, {}):
+            if type(module) is not nn.Linear or 1 not in kept.get(edit.weight, {}):
                 raise FileError(f"the pruning plan gathers the inputs of {edit.module}, which is no such linear layer")
 
 
-def apply_edit_(model: nn.Module, edit: Edit, keep: Keep) -> None:
+def apply_edit_(model: nn.Module, edit: Edit, kept: KeptIndices) -> None:
     """Do ``edit`` to the network, whose slices are taken out, in place; args and errors of ``check_edit``."""
-    check_edit(model, edit, keep)
+    check_edit(model, edit, kept)
     module = model.get_submodule(edit.module)
     match edit:
         case AttributeEdit(attribute=name, index=None):
@@ -202,7 +170,7 @@ def apply_edit_(model: nn.Module, edit: Edit, keep: Keep) -> None:
         case GatherEdit():
             # The same object, so that its hooks and other names stay.
             module.__class__ = GatheredLinear
-            index = keep[edit.weight][1].to(module.get_parameter("weight").device)
+            index = kept[edit.weight][1].to(module.get_parameter("weight").device)
             module.register_buffer("index", index, persistent=False)
 
 

@@ -12,15 +12,15 @@ later steps agree as well.
 import copy
 import inspect
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from hoyer_export.errors import HoyerExportError
-from hoyer_export.surgery.cut import SlimModel
-from hoyer_export.surgery.plan import PruningPlan
+from hoyer_export.surgery.plan import kept_slices
+from hoyer_export.surgery.step import SlimModel
 
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
 
@@ -56,37 +56,47 @@ def slice_optimizer(optimizer: AnyOptimizer, model: nn.Module, slim: SlimModel) 
         )
     name_of = {id(parameter): name for name, parameter in model.named_parameters()}
     targets = dict(slim.model.named_parameters())
-    _check_starts_from(model, slim.plan)
-    new = type(optimizer)(_groups(optimizer, name_of, targets), **_constructor_options(optimizer))
+    for name, parameter in model.named_parameters():
+        if (shape := tuple(parameter.shape)) != (expected := slim.plan.shapes.get(name, shape)):
+            raise HoyerExportError(
+                f"{name} has shape {shape}, but the plan starts from {expected}: pass the model that was cut, and its"
+                " optimizer"
+            )
+    groups = []
+    for group, parameters in zip(optimizer.param_groups, _parameters(optimizer, name_of, targets), strict=True):
+        options = {key: value for key, value in group.items() if key not in ("params", "param_names")}
+        groups.append({**copy.deepcopy(options), "params": parameters})
+    # Adam and AdamW keep another default, which tells them apart.
+    taken = optimizer.defaults.keys() & inspect.signature(type(optimizer)).parameters.keys()
+    new = type(optimizer)(groups, **{key: optimizer.defaults[key] for key in taken})
     for dense, state in optimizer.state.items():
         name = name_of[id(dense)]
         if name in targets:
-            new.state[targets[name]] = _sliced_state(name, state, dense, targets[name], slim.plan)
+            dims = slim.plan.kept.get(name, {})
+            new.state[targets[name]] = {
+                key: _sliced_state(f"{key} of {name}", value, dense, targets[name], dims)
+                for key, value in state.items()
+            }
     return new
 
 
-def _check_starts_from(model: nn.Module, plan: PruningPlan) -> None:
-    for name, parameter in model.named_parameters():
-        found = tuple(parameter.shape)
-        if found != (dense := plan.shapes.get(name, found)):
-            raise HoyerExportError(
-                f"{name} has shape {found}, but the plan starts from {dense}: pass the model that was cut, and its"
-                " optimizer"
-            )
-
-
-def _groups(
+def _parameters(
     optimizer: Optimizer, name_of: Mapping[int, str], targets: Mapping[str, nn.Parameter]
-) -> list[dict[str, Any]]:
-    """Return the parameter groups over ``targets``, the slim model's parameters by name."""
-    groups: list[dict[str, Any]] = []
+) -> list[list[nn.Parameter]]:
+    """Return the parameters of each group among ``targets``, the slim model's parameters by name."""
+    groups: list[list[nn.Parameter]] = []
     group_of_module: dict[str, list[nn.Parameter]] = {}
     for number, group in enumerate(optimizer.param_groups):
-        names = [_name(parameter, name_of, number) for parameter in group["params"]]
-        options = {key: copy.deepcopy(value) for key, value in group.items() if key not in ("params", "param_names")}
-        groups.append({**options, "params": [targets[name] for name in names if name in targets]})
-        for name in names:
-            group_of_module.setdefault(_module(name), groups[-1]["params"])
+        groups.append([])
+        for parameter in group["params"]:
+            if (name := name_of.get(id(parameter))) is None:
+                raise HoyerExportError(
+                    f"parameter group {number} of the optimizer holds a parameter of shape {tuple(parameter.shape)}"
+                    " that is not the model's: pass the model that the optimizer trained"
+                )
+            if name in targets:
+                groups[-1].append(targets[name])
+            group_of_module.setdefault(_module(name), groups[-1])
     for name in sorted(targets.keys() - set(name_of.values())):
         if _module(name) not in group_of_module:
             raise HoyerExportError(f"no parameter group of the optimizer holds a parameter beside {name}, which is new")
@@ -94,41 +104,18 @@ def _groups(
     return groups
 
 
-def _name(parameter: Tensor, name_of: Mapping[int, str], group: int) -> str:
-    if id(parameter) not in name_of:
-        raise HoyerExportError(
-            f"parameter group {group} of the optimizer holds a parameter of shape {tuple(parameter.shape)} that is not"
-            " the model's: pass the model that the optimizer trained"
-        )
-    return name_of[id(parameter)]
-
-
 def _module(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _constructor_options(optimizer: Optimizer) -> dict[str, Any]:
-    """Return the defaults that the constructor takes: Adam and AdamW keep another one that tells them apart."""
-    taken = inspect.signature(type(optimizer)).parameters
-    return {key: value for key, value in optimizer.defaults.items() if key in taken}
-
-
-def _sliced_state(
-    name: str, state: Mapping[str, Any], dense: Tensor, slim: Tensor, plan: PruningPlan
-) -> dict[str, Any]:
-    sliced: dict[str, Any] = {}
-    for key, value in state.items():
-        if not isinstance(value, Tensor) or value.ndim == 0:
-            sliced[key] = copy.deepcopy(value)
-            continue
-        if value.shape != dense.shape:
-            raise HoyerExportError(
-                f"the optimizer's {key} of {name} has shape {tuple(value.shape)}, expected its parameter's"
-                f" {tuple(dense.shape)}: pass the optimizer as it was before the cut"
-            )
-        kept = value
-        for dim, indices in plan.keep.get(name, {}).items():
-            kept = kept.index_select(dim, indices.to(value.device))
-        # Laid out in memory as the parameter is.
-        sliced[key] = torch.empty_like(slim, dtype=value.dtype, device=value.device, requires_grad=False).copy_(kept)
-    return sliced
+def _sliced_state(what: str, value: object, dense: Tensor, slim: Tensor, dims: Mapping[int, Tensor]) -> object:
+    if not isinstance(value, Tensor) or value.ndim == 0:
+        return copy.deepcopy(value)
+    if value.shape != dense.shape:
+        raise HoyerExportError(
+            f"the optimizer's {what} has shape {tuple(value.shape)}, expected its parameter's {tuple(dense.shape)}:"
+            " pass the optimizer as it was before the cut"
+        )
+    # Laid out in memory as the parameter is.
+    empty = torch.empty_like(slim, dtype=value.dtype, device=value.device, requires_grad=False)
+    return empty.copy_(kept_slices(value, dims))

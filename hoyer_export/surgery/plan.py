@@ -9,53 +9,45 @@ network (``edits.py``); removing channels alone leaves it empty.
 """
 
 import copy
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
-from hoyer_export.channels.channel_map import ChannelMap, SizeAttribute
-from hoyer_export.errors import CutRefused, FileError, one_line
+from hoyer_export.channels.channel_map import ChannelMap, SizeAttribute, removed_channels
+from hoyer_export.errors import CutRefused, FileError
+from hoyer_export.record import Record, first_complaint
 from hoyer_export.surgery.attachments import carry_attributes, check_attachments
-from hoyer_export.surgery.edits import (
-    AttributeEdit,
-    BiasEdit,
-    Edit,
-    apply_edit_,
-    check_edit,
-    edit_from_dict,
-    edit_to_dict,
-    size_in,
-)
-from hoyer_export.tensors import named_tensors
+from hoyer_export.surgery.edits import AttributeEdit, BiasEdit, Edit, apply_edit_, check_edit, size_in
+from hoyer_export.tensors import TensorRecord, named_tensors
 
 VERSION = 1
 
 
-@dataclass(frozen=True)
-class PruningPlan:
+@dataclass(frozen=True, eq=False, repr=False)
+class PruningPlan(TensorRecord):
     """What rebuilds the slim network from the dense code.
 
     Args:
-        keep: parameter or buffer → dimension → sorted int64 indices that stay.
-        shapes: dense shape of every parameter in ``keep``.
+        kept: parameter or buffer → dimension → sorted int64 indices that stay.
+        shapes: dense shape of every parameter in ``kept``.
         edits: whatever else was done, in this order, after the slices were taken out.
     """
 
-    keep: dict[str, dict[int, Tensor]]
-    shapes: dict[str, tuple[int, ...]]
+    kept: dict[str, dict[int, Tensor]] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     edits: tuple[Edit, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as what JSON holds, sorted by parameter."""
         keep = {
             name: {"shape": list(self.shapes[name]), **{str(dim): _as_ranges(kept) for dim, kept in dims.items()}}
-            for name, dims in sorted(self.keep.items())
+            for name, dims in sorted(self.kept.items())
         }
-        return {"version": VERSION, "keep": keep, "edits": [edit_to_dict(edit) for edit in self.edits]}
+        return {"version": VERSION, "keep": keep, "edits": [edit.model_dump(mode="json") for edit in self.edits]}
 
     @staticmethod
     def from_dict(plan: Any, dense: nn.Module) -> "PruningPlan":
@@ -69,49 +61,72 @@ class PruningPlan:
             FileError: it is not a plan of this version, was made for other names, shapes, sizes or modules, or its
                 indices are out of range, repeated or unsorted.
         """
-        dense_shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(dense).items()}
         try:
-            if plan["version"] != VERSION:
-                raise FileError(f"the pruning plan is not of version {VERSION}, which this release reads: upgrade it")
-            keep: dict[str, dict[int, Tensor]] = {}
-            for name, entry in plan["keep"].items():
-                # Shapes first: nothing is made that the network does not have room for.
-                if name not in dense_shapes:
-                    raise FileError(f"the pruning plan names {name!r}, which the network does not have")
-                shape = dense_shapes[name]
-                if entry["shape"] != list(shape):
-                    found = str(entry["shape"])[:80]
-                    raise FileError(f"the pruning plan expects {name} of shape {found}, the network's is {shape}")
-                sizes = {str(dim): size for dim, size in enumerate(shape)}
-                ranges = {dim: kept for dim, kept in entry.items() if dim != "shape"}
-                keep[name] = {int(dim): _from_ranges(kept, sizes[dim]) for dim, kept in ranges.items()}
-            edits = tuple(edit_from_dict(entry) for entry in _as_list(plan["edits"]))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise FileError(f"the pruning plan is damaged ({one_line(error)}): make the slim file again") from error
-        for edit in edits:
-            check_edit(dense, edit, keep)
-        return PruningPlan(keep, {name: dense_shapes[name] for name in keep}, edits)
+            content = _PlanContent.model_validate(plan)
+        except ValidationError as error:
+            raise FileError(
+                "the pruning plan is damaged, or holds an edit that this release does not know"
+                f" ({first_complaint(error)}): make the slim file again, or upgrade"
+            ) from error
+        shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(dense).items()}
+        for name, sliced in content.keep.items():
+            # Shapes first: nothing is made that the network does not have room for.
+            if name not in shapes:
+                raise FileError(f"the pruning plan names {name!r}, which the network does not have")
+            if sliced.shape != list(shapes[name]):
+                found = str(sliced.shape)[:80]
+                raise FileError(f"the pruning plan expects {name} of shape {found}, the network's is {shapes[name]}")
+        kept = {name: sliced.indices() for name, sliced in content.keep.items()}
+        for edit in content.edits:
+            check_edit(dense, edit, kept)
+        return PruningPlan(kept, {name: shapes[name] for name in kept}, tuple(content.edits))
+
+
+_RANGES = "^[0-9]{1,9}(-[0-9]{1,9})?(,[0-9]{1,9}(-[0-9]{1,9})?)*$"
+
+
+class _Sliced(Record, extra="allow"):
+    """What a plan's JSON says of one parameter: beside its dense shape, dimension → ranges of kept indices."""
+
+    __pydantic_extra__: dict[str, Annotated[str, Field(pattern=_RANGES)]]
+    shape: list[int]
+
+    def indices(self) -> dict[int, Tensor]:
+        """Return the kept indices of each dimension; FileError where they do not fit the shape."""
+        sizes = {str(dim): size for dim, size in enumerate(self.shape)}
+        for dim in self.__pydantic_extra__:
+            if dim not in sizes:
+                raise FileError(f"the pruning plan is damaged: {dim[:20]!r} is no dimension of {self.shape}")
+        return {int(dim): _from_ranges(ranges, sizes[dim]) for dim, ranges in self.__pydantic_extra__.items()}
+
+
+class _PlanContent(Record):
+    """A plan's JSON."""
+
+    version: Literal[1]
+    keep: dict[str, _Sliced]
+    edits: list[Edit]
 
 
 def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
     """Return the plan that does what ``first`` and then ``second``, made for the result of ``first``, do."""
-    keep = {name: dict(dims) for name, dims in first.keep.items()}
+    kept = {name: dict(dims) for name, dims in first.kept.items()}
     # A bias that was added is made at the slim size, and the dense network does not have it.
     added = {edit.bias for edit in first.edits if isinstance(edit, BiasEdit)}
-    for name, dims in second.keep.items():
-        for dim, kept in dims.items() if name not in added else ():
-            earlier = keep.setdefault(name, {}).get(dim)
-            keep[name][dim] = kept if earlier is None else earlier[kept]
-    edits = list(first.edits)
+    for name, dims in second.kept.items():
+        for dim, indices in dims.items() if name not in added else ():
+            earlier = kept.setdefault(name, {}).get(dim)
+            kept[name][dim] = indices if earlier is None else earlier[indices]
+    edits: list[Edit] = list(first.edits)
+    sizes = {edit.place: (at, edit) for at, edit in enumerate(edits) if isinstance(edit, AttributeEdit)}
     for edit in second.edits:
-        for at, old in enumerate(edits):
-            if isinstance(edit, AttributeEdit) and isinstance(old, AttributeEdit) and edit.place == old.place:
-                edits[at] = replace(edit, dense=old.dense)
-                break
+        if isinstance(edit, AttributeEdit) and edit.place in sizes:
+            at, before = sizes[edit.place]
+            edits[at] = edit.model_copy(update={"dense": before.dense})
         else:
             edits.append(edit)
     shapes = {**second.shapes, **first.shapes}
-    return PruningPlan(keep, {name: shapes[name] for name in keep}, tuple(edits))
+    return PruningPlan(kept, {name: shapes[name] for name in kept}, tuple(edits))
 
 
 def checked_keep(channels: ChannelMap, keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -156,18 +171,16 @@ def make_plan(channels: ChannelMap, keep: Mapping[str, Tensor]) -> PruningPlan:
     """Return the plan that removes every channel that is not in ``keep``."""
     stays: dict[tuple[str, int], Tensor] = {}
     for group in channels.groups:
-        gone = torch.ones(group.width, dtype=torch.bool)
-        gone[keep.get(group.name, torch.arange(group.width))] = False
+        gone = removed_channels(group, keep.get(group.name, torch.arange(group.width)))
         for member in group.members:
-            mask = stays.setdefault((member.parameter, member.dim), torch.ones(len(member.owner), dtype=torch.bool))
-            owned = member.owner >= 0
-            mask[owned] &= ~gone[member.owner[owned]]
+            stay = ~torch.isin(member.owner, gone)
+            stays[member.parameter, member.dim] = stays.get((member.parameter, member.dim), stay) & stay
     kept: dict[str, dict[int, Tensor]] = {}
     for (parameter, dim), mask in stays.items():
         if not bool(mask.all()):
             kept.setdefault(parameter, {})[dim] = mask.nonzero().flatten()
     edits = tuple(
-        AttributeEdit(size.module, size.attribute, size.index, size.dense, slim)
+        AttributeEdit(module=size.module, attribute=size.attribute, index=size.index, dense=size.dense, slim=slim)
         for size in channels.attributes
         if (slim := _slim_size(size, keep)) != size.dense
     )
@@ -193,35 +206,36 @@ def with_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
         CutRefused: something hangs on the model that a copy would lose.
         FileError: an edit does not fit what an earlier one left of the network.
     """
-    check_attachments(model, plan.keep)
+    check_attachments(model, plan.kept)
     # What deepcopy finds in its memo it takes as its copy: the dense tensors are never copied, and ties hold.
-    slim = copy.deepcopy(model, _sliced_tensors(model, plan))
+    dense = named_tensors(model)
+    slim = copy.deepcopy(model, {id(dense[name]): _sliced(dense[name], dims) for name, dims in plan.kept.items()})
     _mend_and_edit_(slim, plan)
     carry_attributes(model, slim)
     return slim
 
 
-def _sliced_tensors(model: nn.Module, plan: PruningPlan) -> dict[int, Any]:
-    """Return the slim tensor for the identity of every dense one that the plan slices."""
-    tensors = named_tensors(model)
-    return {id(tensors[name]): _sliced(tensors[name], dims) for name, dims in plan.keep.items()}
-
-
 def _mend_and_edit_(slim: nn.Module, plan: PruningPlan) -> None:
     """Make the attributes of the modules that hold slim tensors agree with them, then apply the plan's edits."""
     tensors = named_tensors(slim)
-    kept_of = {id(tensors[name]): dims for name, dims in plan.keep.items()}
+    kept_of = {id(tensors[name]): dims for name, dims in plan.kept.items()}
     for module in slim.modules():
         if any(id(tensor) in kept_of for held in (module._parameters, module._buffers) for tensor in held.values()):
             _mend_attributes(module, kept_of.get(id(module._parameters.get("weight")), {}))
     for edit in plan.edits:
-        apply_edit_(slim, edit, plan.keep)
+        apply_edit_(slim, edit, plan.kept)
 
 
-def _sliced(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
+def kept_slices(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
+    """Return what stays of a tensor, detached; ``dims``: dimension → kept indices."""
     slim = tensor.detach()
     for dim, kept in dims.items():
         slim = slim.index_select(dim, kept.to(tensor.device))
+    return slim
+
+
+def _sliced(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
+    slim = kept_slices(tensor, dims)
     for layout in (torch.channels_last, torch.channels_last_3d):
         if tensor.ndim == (4 if layout is torch.channels_last else 5) and tensor.is_contiguous(memory_format=layout):
             slim = slim.contiguous(memory_format=layout)
@@ -254,12 +268,6 @@ def _mend_convolution(module: nn.modules.conv._ConvNd, kept: Mapping[int, Tensor
     module.in_channels, module.out_channels = (first, second) if module.transposed else (second, first)
 
 
-def _as_list(value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise ValueError(f"a {type(value).__name__} in place of a list")
-    return value
-
-
 def _as_ranges(kept: Tensor) -> str:
     indices = kept.tolist()
     starts = [i for n, i in enumerate(indices) if n == 0 or indices[n - 1] != i - 1]
@@ -270,11 +278,9 @@ def _as_ranges(kept: Tensor) -> str:
 def _from_ranges(text: str, size: int) -> Tensor:
     indices: list[int] = []
     for part in text.split(","):
-        if not re.fullmatch(r"\d+(-\d+)?", part, re.ASCII):  # int() takes more than the format does
-            raise ValueError(f"indices {part[:20]!r} are no range")
         first, _, last = part.partition("-")
         start, end = int(first), int(last or first)
         if not (indices[-1] if indices else -1) < start <= end < size:
-            raise ValueError(f"indices {part[:20]!r} are out of order or beyond {size}")
+            raise FileError(f"the pruning plan is damaged: indices {part} are out of order or beyond {size}")
         indices += range(start, end + 1)
     return torch.tensor(indices)

@@ -19,12 +19,12 @@ from hoyer_export.channels.trace import ExampleInputs, trace_channels
 from hoyer_export.errors import CutRefused
 from hoyer_export.surgery.attachments import check_attachments
 from hoyer_export.surgery.cut import cut
+from hoyer_export.surgery.perturb import perturbed
 from hoyer_export.surgery.proof import proof_cases, run, shows_change
-from hoyer_export.surgery.unsettle import unsettled
 from hoyer_export.surgery.zero import zero_
 
-MOVED = 1e-6
-"""Least relative change of the output by which zeroing counts as seen: a thousand times what a cut tolerates."""
+LEAST_SEEN = 1e-6
+"""Relative change of the output from which zeroing counts as seen: a thousand times what a cut tolerates."""
 
 UNSEEN = "zeroing them changed no output, so that comparing the outputs shows nothing"
 
@@ -117,8 +117,9 @@ def self_test(
     channels = trace_channels(model, example_inputs, rules=rules)
     check_attachments(model, ())  # before a copy loses what it would refuse
     generator = torch.Generator().manual_seed(seed)
-    probe = _Probe(unsettled(model, example_inputs, generator), channels, _drawn(channels, generator), example_inputs)
-    proved, refuted, error = _settle([group.name for group in channels.groups], probe.error)
+    other = perturbed(model, example_inputs, generator)
+    probe = _Probe(other, channels, random_keep(channels, generator), example_inputs)
+    proved, refuted, error = _prove_together([group.name for group in channels.groups], probe.error)
     unseen = _unseen(probe, proved)
     verdicts = []
     for group in channels.groups:
@@ -159,7 +160,7 @@ def without_groups(channels: ChannelMap, reasons: Mapping[str, str]) -> ChannelM
     )
 
 
-def _settle(
+def _prove_together(
     groups: Sequence[str], error_of: Callable[[Sequence[str]], float]
 ) -> tuple[list[str], dict[str, str], float | None]:
     """Return the groups that are proved, why each other is refuted, and the error of the cut that proved them all.
@@ -171,7 +172,7 @@ def _settle(
     refuted: dict[str, str] = {}
     error: float | None = None
 
-    def settle(candidates: Sequence[str]) -> None:
+    def join(candidates: Sequence[str]) -> None:
         nonlocal error
         try:
             error = error_of([*proved, *candidates])
@@ -179,24 +180,21 @@ def _settle(
         except CutRefused as refusal:
             if len(candidates) == 1:
                 refuted[candidates[0]] = str(refusal)
-            else:
-                middle = len(candidates) // 2
-                settle(candidates[:middle])
-                settle(candidates[middle:])
+                return
+            if len(candidates) == len(groups):
+                error_of([])  # what fails even then is no group's fault: the network does not run in float64, for one
+            middle = len(candidates) // 2
+            join(candidates[:middle])
+            join(candidates[middle:])
 
     try:
-        return list(groups), {}, error_of(groups)
-    except CutRefused:
-        pass
-    try:
-        error_of([])
-    except CutRefused as refusal:  # whatever is cut: the network does not run in float64, for one
+        join(groups)
+    except CutRefused as refusal:
         return [], dict.fromkeys(groups, str(refusal)), None
-    settle(groups)
     return proved, refuted, error
 
 
-def _drawn(channels: ChannelMap, generator: torch.Generator) -> dict[str, Tensor]:
+def random_keep(channels: ChannelMap, generator: torch.Generator) -> dict[str, Tensor]:
     """Draw the channels that stay: a share drawn for each group, at least one that stays and one that goes.
 
     Equal shares everywhere cannot see a missing tie between the widths of two groups.
@@ -221,11 +219,11 @@ def _unseen(probe: _Probe, groups: Sequence[str]) -> set[str]:
     with torch.no_grad():
         before = run(probe.model, noise)
         zeroed = {name: run(probe.zeroed([name]), noise) for name in suspects}
-        return {name for name, after in zeroed.items() if not shows_change(before, after, MOVED)}
+        return {name for name, after in zeroed.items() if not shows_change(before, after, LEAST_SEEN)}
 
 
 def _seen_by_gradient(probe: _Probe, inputs: tuple[Tensor, ...]) -> set[str]:
-    """Return the groups whose drawn slices w change the output to first order: |Σ gradient · w| > MOVED · |output|."""
+    """Return the groups whose drawn slices w change the output to first order: |Σ gradient · w| > least · |output|."""
     model = copy.deepcopy(probe.model)
     try:
         with torch.enable_grad():
@@ -234,7 +232,7 @@ def _seen_by_gradient(probe: _Probe, inputs: tuple[Tensor, ...]) -> set[str]:
         total.backward()  # type: ignore[no-untyped-call]
     except Exception:  # code that cannot be differentiated says nothing about the cut
         return set()
-    parameters, least = dict(model.named_parameters()), MOVED * float(total.detach())
+    parameters, least = dict(model.named_parameters()), LEAST_SEEN * float(total.detach())
     return {
         group.name
         for group in probe.channels.groups

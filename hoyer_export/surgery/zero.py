@@ -36,7 +36,7 @@ def zero_(model: nn.Module, channels: ChannelMap, keep: Mapping[str, Tensor]) ->
                 tensor.index_fill_(member.dim, slices.to(tensor.device), float(_is_variance(member.parameter)))
 
 
-def loud_channels(group: ChannelGroup, gone: Tensor, tensors: Mapping[str, Tensor]) -> dict[int, tuple[Member, int]]:
+def live_channels(group: ChannelGroup, gone: Tensor, tensors: Mapping[str, Tensor]) -> dict[int, tuple[Member, int]]:
     """Return which channels cannot be taken out as they are: they are neither exactly zero nor unread.
 
     A channel is *unread* where all of its consumer slices are zero, whatever its filter, γ and β are.

@@ -150,7 +150,7 @@ def _sabotaged(saboteur: Saboteur, method: Callable[..., None]) -> Callable[...,
 def built(name: str) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     model = NETWORKS[name]()
-    return networks.unsettled(model), torch.randn(getattr(model, "example_shape", (2, 3, 16, 16)))
+    return networks.perturbed(model), torch.randn(getattr(model, "example_shape", (2, 3, 16, 16)))
 
 
 def cut_at_random(model: nn.Module, image: Tensor, channels: ChannelMap, seed: int) -> None:

@@ -390,7 +390,7 @@ SWEPT = ["chain", "transposed", "Attention"]
 )
 def test_the_largest_weight_of_every_layer_times_1_1_is_caught(tmp_path, wiring):
     torch.manual_seed(0)
-    model, images = networks.unsettled(wiring()), torch.randn(4, 3, 16, 16)
+    model, images = networks.perturbed(wiring()), torch.randn(4, 3, 16, 16)
     try:
         written = export_onnx(model, images, tmp_path / "f.onnx")
     except NetworkError as error:

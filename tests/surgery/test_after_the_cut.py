@@ -15,7 +15,7 @@ KEEP = {"a": torch.tensor([0, 3, 4, 9]), "b": torch.tensor([1, 6])}
 
 def chain() -> networks.Net:
     torch.manual_seed(0)
-    return networks.unsettled(networks.chain())
+    return networks.perturbed(networks.chain())
 
 
 def after_the_cut(model: nn.Module, keep: dict[str, Tensor] = KEEP, example: Tensor = IMAGE) -> nn.Module:
@@ -107,7 +107,7 @@ def test_buffers_that_are_saved_and_those_that_are_not() -> None:
 
 def test_tied_weights_are_one_tensor_under_all_their_names() -> None:
     torch.manual_seed(0)
-    model = networks.unsettled(networks.tied())
+    model = networks.perturbed(networks.tied())
     model.alias = model.b
     slim = after_the_cut(model, {"a": torch.tensor([0, 5, 7])})
     assert slim.b.weight is slim.c.weight
@@ -118,7 +118,7 @@ def test_tied_weights_are_one_tensor_under_all_their_names() -> None:
 
 def test_a_module_that_is_used_twice_is_one_module() -> None:
     torch.manual_seed(0)
-    model = networks.unsettled(
+    model = networks.perturbed(
         networks.Net(
             lambda n, x: n.fc(n.b(n.b(n.a(x)).relu()).mean((2, 3))),
             a=networks.conv(3, 8), b=networks.conv(8, 8), fc=nn.Linear(8, 5),

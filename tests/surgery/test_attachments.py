@@ -12,9 +12,9 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.channels.wrappers import check_wrappers
 from hoyer_export.errors import CutRefused, NetworkError
+from hoyer_export.store.slim_file import load_slim, save_slim
 from hoyer_export.surgery.cut import cut
 from hoyer_export.surgery.self_test import self_test
-from hoyer_export.surgery.slim_file import load_slim, save_slim
 from hoyer_export.surgery.zero import zero_
 
 IMAGE = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -22,7 +22,7 @@ IMAGE = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 def chain() -> networks.Net:
     torch.manual_seed(0)
-    return networks.unsettled(networks.chain())
+    return networks.perturbed(networks.chain())
 
 
 def cut_in_half(model: nn.Module, groups: set[str] | None = None) -> nn.Module:
@@ -97,7 +97,7 @@ def test_a_script_is_left_whole_and_what_it_does_not_meet_is_cut() -> None:
         lambda n, x: n.script(n.b(n.a(x)).mean((2, 3))),
         a=networks.conv(3, 6), b=networks.conv(6, 8), script=scripted,
     )  # fmt: skip
-    slim = cut_in_half(networks.unsettled(model))
+    slim = cut_in_half(networks.perturbed(model))
     assert slim.a.out_channels == 3
     assert slim.b.out_channels == 8
     assert all(parameter.is_leaf and parameter.requires_grad for parameter in slim.parameters())

@@ -21,7 +21,7 @@ KEEP = {"a": torch.tensor([0, 3, 4, 9]), "b": torch.tensor([1, 6])}
 def zeroed_chain() -> tuple[networks.Net, ChannelMap]:
     torch.manual_seed(0)
     model = networks.chain()
-    networks.unsettled(model)
+    networks.perturbed(model)
     channels = trace_channels(model, IMAGE)
     zero_(model, channels, KEEP)
     return model, channels
@@ -29,7 +29,7 @@ def zeroed_chain() -> tuple[networks.Net, ChannelMap]:
 
 def test_zeroing_clears_the_whole_channel_and_nothing_else() -> None:
     torch.manual_seed(0)
-    before = networks.unsettled(networks.chain()).state_dict()
+    before = networks.perturbed(networks.chain()).state_dict()
     after = zeroed_chain()[0].state_dict()
     gone = [1, 2, 5, 6, 7, 8, 10, 11]
     for name in ("a.weight", "a.bias", "bn.weight", "bn.bias", "bn.running_mean"):
@@ -65,7 +65,7 @@ def test_one_slice_that_is_not_zero_is_refused_by_name(parameter: str, index: tu
 
 
 def test_a_channel_that_nobody_reads_goes_whatever_it_is() -> None:
-    model = networks.unsettled(networks.chain())
+    model = networks.perturbed(networks.chain())
     channels = trace_channels(model, IMAGE)
     with torch.no_grad():
         model.b.weight[:, [1, 2, 5]] = 0
@@ -80,7 +80,7 @@ def test_a_channel_that_is_also_multiplied_is_read_even_if_no_weight_reads_it() 
         y = x.flatten(2).transpose(1, 2)  # [N, positions, 3]
         return n.fc((n.q(y) @ n.k(y).transpose(1, 2)).mean((1, 2))[:, None])
 
-    model = networks.unsettled(networks.Net(attend, q=nn.Linear(3, 8), k=nn.Linear(3, 8), fc=nn.Linear(1, 5)))
+    model = networks.perturbed(networks.Net(attend, q=nn.Linear(3, 8), k=nn.Linear(3, 8), fc=nn.Linear(1, 5)))
     channels = trace_channels(model, IMAGE)
     keep = {"q": torch.arange(4)}
     with pytest.raises(CutRefused, match=r"q\.weight\[index 4 .*zero it first"):
@@ -96,7 +96,7 @@ def test_a_running_mean_counts_only_where_no_scale_silences_it() -> None:
     model.bn.running_mean[1] = 7.0
     keep = {**KEEP, "a": torch.tensor([0, 1, 3, 4, 9])}
     assert cut(model, channels, keep, IMAGE).max_rel_error <= 1e-9
-    bare = networks.unsettled(networks.unaffine())
+    bare = networks.perturbed(networks.unaffine())
     channels = trace_channels(bare, IMAGE)
     keep = {"a": torch.tensor([0, 2])}
     zero_(bare, channels, keep)
@@ -139,7 +139,7 @@ class Hidden(nn.Module):
 
 
 def test_a_width_that_the_tracer_cannot_see_is_caught_by_the_numbers() -> None:
-    model = networks.unsettled(Hidden())
+    model = networks.perturbed(Hidden())
     channels = trace_channels(model, IMAGE)
     keep = {"a": torch.arange(4)}
     zero_(model, channels, keep)
@@ -166,7 +166,7 @@ def test_a_width_that_only_training_needs_is_caught() -> None:
 
 
 def test_a_size_that_hides_behind_a_batch_of_one_is_caught() -> None:
-    model = networks.unsettled(
+    model = networks.perturbed(
         networks.Net(
             lambda n, x: n.fc((lambda y: y.view(1, y.shape[1], -1).mean(2))(n.a(x))),
             a=networks.conv(3, 8), fc=nn.Linear(8, 5),
@@ -180,7 +180,7 @@ def test_a_size_that_hides_behind_a_batch_of_one_is_caught() -> None:
 
 
 def test_a_batch_size_that_the_code_holds_is_no_obstacle() -> None:
-    model = networks.unsettled(
+    model = networks.perturbed(
         networks.Net(lambda n, x: n.fc(n.a(x).mean((2, 3)).reshape(2, -1)), a=networks.conv(3, 8), fc=nn.Linear(8, 5))
     )
     channels = trace_channels(model, IMAGE)
@@ -190,7 +190,7 @@ def test_a_batch_size_that_the_code_holds_is_no_obstacle() -> None:
 
 
 def test_a_model_that_writes_into_its_input_is_cut_and_leaves_the_callers_alone() -> None:
-    model = networks.unsettled(
+    model = networks.perturbed(
         networks.Net(
             lambda n, x: n.fc(n.a(x.sub_(0.5).mul_(2)).mean((2, 3))), a=networks.conv(3, 8), fc=nn.Linear(8, 5)
         )
@@ -239,7 +239,7 @@ def test_nothing_but_the_channels_is_lost() -> None:
 
 
 def test_tied_weights_stay_tied() -> None:
-    model = networks.unsettled(networks.tied())
+    model = networks.perturbed(networks.tied())
     channels = trace_channels(model, IMAGE)
     keep = {"a": torch.tensor([0, 5, 7])}
     zero_(model, channels, keep)

@@ -13,10 +13,10 @@ from hoyer_export.channels.cost import dense_macs
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.errors import CutRefused
 from hoyer_export.networks import build_network
+from hoyer_export.store.slim_file import load_slim, save_slim
 from hoyer_export.surgery.cut import cut
-from hoyer_export.surgery.dead_blocks import remove_dead_blocks
 from hoyer_export.surgery.edits import ShortcutEdit
-from hoyer_export.surgery.slim_file import load_slim, save_slim
+from hoyer_export.surgery.extras.dead_blocks import remove_dead_blocks
 from hoyer_export.surgery.zero import zero_
 
 IMAGE = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -50,7 +50,7 @@ class Linear(nn.Module):
 def network(block: nn.Module, width: int = 8) -> nn.Module:
     """Stem → block → head, where also the stem's own output is read: nobody may write into it."""
     torch.manual_seed(0)
-    return networks.unsettled(
+    return networks.perturbed(
         networks.Net(
             lambda n, x: (lambda y: n.fc(n.block(y).mean((2, 3))) + n.side(y.mean((2, 3))))(n.stem(x)),
             stem=networks.conv(3, 8), block=block, fc=nn.Linear(width, 5), side=nn.Linear(8, 5),
@@ -68,11 +68,15 @@ def kill(block: nn.Module, constant: bool = False) -> None:
 @pytest.mark.parametrize(
     ("block", "width", "edit"),
     [
-        (Block(8, 8, relu=True), 8, ShortcutEdit("block", ("act",), relu=False)),
-        (Block(8, 8, relu=False), 8, ShortcutEdit("block", (), relu=True)),
-        (Block(8, 6, relu=True, project=True), 6, ShortcutEdit("block", ("project", "act"), relu=False)),
-        (Block(8, 6, relu=False, project=True), 6, ShortcutEdit("block", ("project",), relu=True)),
-        (Linear(8), 8, ShortcutEdit("block", (), relu=False)),
+        (Block(8, 8, relu=True), 8, ShortcutEdit(module="block", children=("act",), relu=False)),
+        (Block(8, 8, relu=False), 8, ShortcutEdit(module="block", children=(), relu=True)),
+        (
+            Block(8, 6, relu=True, project=True),
+            6,
+            ShortcutEdit(module="block", children=("project", "act"), relu=False),
+        ),
+        (Block(8, 6, relu=False, project=True), 6, ShortcutEdit(module="block", children=("project",), relu=True)),
+        (Linear(8), 8, ShortcutEdit(module="block", children=(), relu=False)),
     ],
 )
 def test_a_block_becomes_what_its_shortcut_computes(
@@ -97,7 +101,7 @@ def test_a_constant_branch_is_folded_into_the_projection_or_left() -> None:
     model = network(Block(8, 6, relu=False, project=True), 6)
     kill(model.block, constant=True)
     slim = remove_dead_blocks(model, IMAGE)
-    assert slim.plan.edits == (ShortcutEdit("block", ("project",), relu=True),)
+    assert slim.plan.edits == (ShortcutEdit(module="block", children=("project",), relu=True),)
     torch.testing.assert_close(slim.model.block.project[1].bias, model.block.project[1].bias + model.block.norm.bias)
     torch.testing.assert_close(slim.model(IMAGE), model(IMAGE))
     plain = network(Block(8, 8, relu=False))
@@ -125,14 +129,14 @@ def test_a_branch_that_is_only_asleep_stays() -> None:
     assert remove_dead_blocks(model, IMAGE).plan.edits == ()
     with torch.no_grad():
         model.block.out.weight.zero_()
-    assert remove_dead_blocks(model, IMAGE).plan.edits == (ShortcutEdit("block", (), relu=False),)
+    assert remove_dead_blocks(model, IMAGE).plan.edits == (ShortcutEdit(module="block", children=(), relu=False),)
 
 
 def test_a_dead_stage_goes_as_a_whole_and_a_module_of_zeros_is_no_block() -> None:
     model = network(nn.Sequential(Linear(8), Linear(8)))
     for block in model.block:
         kill(block)
-    assert remove_dead_blocks(model, IMAGE).plan.edits == (ShortcutEdit("block", (), relu=False),)
+    assert remove_dead_blocks(model, IMAGE).plan.edits == (ShortcutEdit(module="block", children=(), relu=False),)
     silent = network(nn.Sequential(networks.conv(8, 8), nn.BatchNorm2d(8)))
     with torch.no_grad():
         for parameter in silent.block.parameters():
@@ -166,7 +170,7 @@ def test_code_that_uses_a_part_of_the_block_is_refused() -> None:
 
 def test_a_resnet_loses_the_macs_of_its_dead_blocks_and_is_then_cut(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = networks.unsettled(build_network("cifar_resnet20"))
+    model = networks.perturbed(build_network("cifar_resnet20"))
     for name in ("layer1.1", "layer2.0"):
         block = model.get_submodule(name)
         with torch.no_grad():
@@ -200,7 +204,7 @@ def test_a_block_keeps_what_it_does_in_training() -> None:
     model = network(Dropping(8))
     kill(model.block)
     slim = remove_dead_blocks(model, IMAGE)
-    assert slim.plan.edits == (ShortcutEdit("block", ("drop",), relu=False),)
+    assert slim.plan.edits == (ShortcutEdit(module="block", children=("drop",), relu=False),)
 
 
 def test_a_block_that_shares_a_weight_stays_and_so_does_its_name() -> None:

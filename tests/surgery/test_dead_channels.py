@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.errors import DataError, HoyerExportError, NetworkError
+from hoyer_export.select.choose import select_channels
 from hoyer_export.surgery.cut import cut
-from hoyer_export.surgery.dead_channels import firing_channels
-from hoyer_export.surgery.selection import select_channels
+from hoyer_export.surgery.extras.dead_channels import firing_channels
 from hoyer_export.surgery.zero import zero_
 
 IMAGES = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -10,14 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from test_exactness import random_keep
 from torch import Tensor, nn
 
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.errors import CutRefused
 from hoyer_export.surgery.cut import cut
 from hoyer_export.surgery.decisions import Decision, Decisions, difference, evidence_difference
-from hoyer_export.surgery.self_test import self_test
+from hoyer_export.surgery.self_test import random_keep, self_test
 from hoyer_export.surgery.zero import zero_
 
 IMAGE = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -85,7 +84,7 @@ def deciding(last: Callable[[Tensor], object], hidden: bool) -> networks.Net:
         lambda n, x: last(n.fc(n.b(n.a(x).relu()).relu().mean((2, 3))) * (n.b.out_channels**-0.5 if hidden else 1.0)),
         a=networks.conv(3, 8), b=networks.conv(8, 10), fc=nn.Linear(10, 6),
     )  # fmt: skip
-    return networks.unsettled(model)
+    return networks.perturbed(model)
 
 
 @pytest.mark.parametrize("name", LAST)
@@ -122,7 +121,7 @@ THRESHOLDS: dict[str, Callable[[networks.Net, Tensor], Tensor]] = {
 @pytest.mark.parametrize("name", THRESHOLDS)
 def test_a_decision_by_a_number_made_from_the_width_is_refused(name: str) -> None:
     torch.manual_seed(0)
-    model = networks.unsettled(networks.Net(
+    model = networks.perturbed(networks.Net(
         lambda n, x: THRESHOLDS[name](n, n.fc(n.b(n.a(x).relu()).relu().mean((2, 3)))),
         a=networks.conv(3, 8), b=networks.conv(8, 10), fc=nn.Linear(10, 6),
     ))  # fmt: skip
@@ -181,7 +180,7 @@ AROUND: dict[str, Callable[[int, Tensor, Tensor], object]] = {
 @pytest.mark.parametrize("hidden", [True, False])
 def test_what_lies_behind_a_decision_is_compared(name: str, hidden: bool) -> None:
     torch.manual_seed(0)
-    model = networks.unsettled(networks.Net(
+    model = networks.perturbed(networks.Net(
         lambda n, x: BEHIND[name](by_width(n) if hidden else 10, n.fc(n.b(n.a(x).relu()).relu().mean((2, 3)))),
         a=networks.conv(3, 8), b=networks.conv(8, 10), fc=nn.Linear(10, 6),
     ))  # fmt: skip
@@ -201,7 +200,7 @@ def test_what_lies_behind_a_decision_is_compared(name: str, hidden: bool) -> Non
 @pytest.mark.parametrize("name", AROUND)
 def test_a_head_of_zeros_hides_nothing_whatever_stands_beside_it(name: str) -> None:
     torch.manual_seed(0)
-    model = networks.unsettled(networks.Net(
+    model = networks.perturbed(networks.Net(
         lambda n, x: AROUND[name](by_width(n), x, n.fc(n.b(n.a(x).relu()).relu().mean((2, 3)))),
         a=networks.conv(3, 8), b=networks.conv(8, 10), fc=nn.Linear(10, 6),
     ))  # fmt: skip
@@ -294,10 +293,10 @@ def test_a_detector_whose_boxes_reorder_is_cut() -> None:
     model = torchvision.models.detection.ssdlite320_mobilenet_v3_large(
         weights=None, weights_backbone=None, num_classes=5
     )
-    networks.unsettled(model)
+    networks.perturbed(model)
     image = torch.rand(1, 3, 96, 96)
     channels = trace_channels(model, image)
-    keep = random_keep(channels, 0)
+    keep = random_keep(channels, torch.Generator().manual_seed(0))
     zero_(model, channels, keep)
     assert cut(model, channels, keep, image).max_rel_error <= 1e-9
 

@@ -17,25 +17,16 @@ from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.networks import build_network
 from hoyer_export.surgery.cut import cut
+from hoyer_export.surgery.self_test import random_keep
 from hoyer_export.surgery.zero import zero_
 from hoyer_export.tensors import tensors_in
 
 
-def random_keep(channels: ChannelMap, seed: int) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    keep = {}
-    for group in channels.groups:
-        share = float(torch.rand(1, generator=generator))
-        order = torch.randperm(group.width, generator=generator)
-        keep[group.name] = order[: max(1, int(group.width * share))].sort().values
-    return keep
-
-
 def cut_at_random(model: nn.Module, image: Tensor, seed: int = 0) -> tuple[ChannelMap, float, float]:
     """Return the channel map, the cut's own error and how far zeroing moved the output (relative)."""
-    networks.unsettled(model)
+    networks.perturbed(model)
     channels = trace_channels(model, image)
-    keep = random_keep(channels, seed)
+    keep = random_keep(channels, torch.Generator().manual_seed(seed))
     with torch.no_grad():
         before = list(tensors_in(model(image)))
         zero_(model, channels, keep)

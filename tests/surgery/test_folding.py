@@ -14,9 +14,10 @@ from torch.nn import functional as F
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.errors import CutRefused
-from hoyer_export.surgery.cut import SlimModel, cut
-from hoyer_export.surgery.folding import fold_constants
-from hoyer_export.surgery.slim_file import load_slim, save_slim
+from hoyer_export.store.slim_file import load_slim, save_slim
+from hoyer_export.surgery.cut import cut
+from hoyer_export.surgery.extras.folding import fold_constants
+from hoyer_export.surgery.step import SlimModel
 
 IMAGE = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 GONE = [1, 2, 5]
@@ -31,7 +32,7 @@ def two_layers(reader: nn.Module, *, norm: bool = False) -> networks.Net:
         a=networks.conv(3, 8), bn=nn.BatchNorm2d(8), reader=reader, fc=nn.Linear(6, 5),
         after=nn.BatchNorm2d(6) if norm else nn.Identity(),
     )  # fmt: skip
-    networks.unsettled(net)
+    networks.perturbed(net)
     with torch.no_grad():
         net.a.weight[GONE] = 0
         net.bn.bias[GONE] += 2.0  # seen through the ReLU
@@ -109,7 +110,7 @@ def test_a_reader_with_neither_gains_a_bias_which_its_file_holds(tmp_path: Path)
 
 def test_an_output_that_is_read_before_its_norm_keeps_its_own_bias() -> None:
     torch.manual_seed(0)
-    model = networks.unsettled(
+    model = networks.perturbed(
         networks.Net(
             lambda n, x: (lambda y: n.fc((n.after(y) + y).mean((2, 3))))(n.reader(n.a(x))),
             a=networks.conv(3, 8), reader=nn.Conv2d(8, 6, 1, bias=False), after=nn.BatchNorm2d(6), fc=nn.Linear(6, 5),
@@ -124,7 +125,7 @@ def test_an_output_that_is_read_before_its_norm_keeps_its_own_bias() -> None:
 
 def test_flattened_and_grouped_readers_fold_each_slice_with_its_own_constant() -> None:
     torch.manual_seed(0)
-    model = networks.unsettled(
+    model = networks.perturbed(
         networks.Net(
             lambda n, x: n.fc(n.b(n.a(x)).flatten(1)),
             a=networks.conv(3, 8), b=nn.Conv2d(8, 4, 1, groups=2), fc=nn.Linear(4 * 256, 5),
@@ -184,7 +185,7 @@ def of_another_class() -> tuple[nn.Module, str]:
 def by_position() -> tuple[nn.Module, str]:
     model = two_layers(nn.Conv2d(8, 6, 1))
     model.bn = nn.Sequential(model.bn, nn.Conv2d(8, 8, 3, padding=1, groups=8))  # its border is another constant
-    networks.unsettled(model.bn[1])
+    networks.perturbed(model.bn[1])
     return model, "not one constant where reader reads it"
 
 
@@ -204,7 +205,7 @@ def test_what_cannot_be_folded_stays_with_the_reason(case: Callable[[], tuple[nn
 
 def test_a_dead_channel_folds_through_a_depthwise_layer_as_in_mobilenets() -> None:
     torch.manual_seed(0)
-    model = networks.unsettled(
+    model = networks.perturbed(
         networks.Net(
             lambda n, x: n.fc(n.c(F.relu6(n.bn2(n.b(F.relu6(n.bn(n.a(x))))))).mean((2, 3))),
             a=networks.conv(3, 8), bn=nn.BatchNorm2d(8), b=networks.conv(8, 8, groups=8), bn2=nn.BatchNorm2d(8),
@@ -268,7 +269,7 @@ SLEEPING = {
 @pytest.mark.parametrize("name", SLEEPING)
 def test_a_channel_that_only_sleeps_is_no_constant(name: str) -> None:
     model = copy.deepcopy(SLEEPING[name])
-    networks.unsettled(model)
+    networks.perturbed(model)
     with torch.no_grad():
         model.a.bias[2] = -20
         if hasattr(model, "bn"):

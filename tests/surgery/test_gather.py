@@ -12,10 +12,11 @@ from hoyer_export.deploy.export import export_onnx
 from hoyer_export.deploy.macs import count_macs
 from hoyer_export.errors import CutRefused
 from hoyer_export.networks import build_network
-from hoyer_export.surgery.cut import SlimModel, cut
+from hoyer_export.store.slim_file import load_slim, save_slim
+from hoyer_export.surgery.cut import cut
 from hoyer_export.surgery.edits import GatherEdit
-from hoyer_export.surgery.gather import gather_inputs
-from hoyer_export.surgery.slim_file import load_slim, save_slim
+from hoyer_export.surgery.extras.gather import gather_inputs
+from hoyer_export.surgery.step import SlimModel
 from hoyer_export.surgery.zero import zero_
 
 IMAGE = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
@@ -39,8 +40,8 @@ def papers_network() -> SlimModel:
 def test_the_papers_macs_are_in_the_file_and_it_loads(tmp_path: Path) -> None:
     slim = papers_network()
     gathered = gather_inputs(slim, "fc1", IMAGE)
-    assert gathered.plan.edits == (GatherEdit("fc1"),)
-    assert torch.equal(gathered.plan.keep["fc1.weight"][1], PIXELS)
+    assert gathered.plan.edits == (GatherEdit(module="fc1"),)
+    assert torch.equal(gathered.plan.kept["fc1.weight"][1], PIXELS)
     assert gathered.max_rel_error <= 1e-9
     torch.testing.assert_close(gathered.model(IMAGE), slim.model(IMAGE))
     export_onnx(gathered.model, IMAGE, tmp_path / "slim.onnx")
@@ -58,9 +59,9 @@ def test_a_gathered_network_is_cut_further() -> None:
     zero_(gathered.model, channels, keep)
     slim = cut(gathered, channels, keep, IMAGE)
     assert slim.model.fc1.weight.shape == (40, 353)
-    assert slim.plan.edits == (GatherEdit("fc1"),)
-    assert torch.equal(slim.plan.keep["fc1.weight"][0], torch.arange(5, 45))
-    assert torch.equal(slim.plan.keep["fc1.weight"][1], PIXELS)
+    assert slim.plan.edits == (GatherEdit(module="fc1"),)
+    assert torch.equal(slim.plan.kept["fc1.weight"][0], torch.arange(5, 45))
+    assert torch.equal(slim.plan.kept["fc1.weight"][1], PIXELS)
 
 
 def test_hooks_and_other_names_of_the_layer_stay_and_training_goes_on() -> None:

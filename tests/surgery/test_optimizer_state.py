@@ -13,9 +13,10 @@ from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 from hoyer_export.channels.channel_map import removed_channels
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.errors import HoyerExportError
-from hoyer_export.surgery.cut import SlimModel, cut
+from hoyer_export.surgery.cut import cut
 from hoyer_export.surgery.optimizer_state import slice_optimizer
 from hoyer_export.surgery.plan import PruningPlan
+from hoyer_export.surgery.step import SlimModel
 from hoyer_export.surgery.zero import zero_
 
 IMAGES = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -60,7 +61,7 @@ def trained_and_cut(
     """Return a network that was trained, then zeroed; its optimizer; the slim model; and the slices that went."""
     build, keep = NETWORKS[network]
     torch.manual_seed(0)
-    model = networks.unsettled(build()).double().to(memory_format=layout)
+    model = networks.perturbed(build()).double().to(memory_format=layout)
     channels = trace_channels(model, IMAGES)
     optimizer = make(model)
     train(model, optimizer, 3)
@@ -77,7 +78,7 @@ def trained_and_cut(
 def assert_surviving_state_is_equal(model: nn.Module, slim: SlimModel) -> None:
     for name, found in [*slim.model.named_parameters(), *slim.model.named_buffers()]:
         expected = model.state_dict()[name]
-        for dim, kept in slim.plan.keep.get(name, {}).items():
+        for dim, kept in slim.plan.kept.get(name, {}).items():
             expected = expected.index_select(dim, kept)
         torch.testing.assert_close(
             found, expected, rtol=1e-12, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}"

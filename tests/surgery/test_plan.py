@@ -2,6 +2,8 @@
 
 import copy
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import networks
@@ -13,10 +15,11 @@ from torch.nn import functional as F
 from hoyer_export.channels.channel_map import Axis, ChannelMap, SizeAttribute
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.errors import CutRefused, FileError
-from hoyer_export.surgery.cut import SlimModel, cut
+from hoyer_export.store.slim_file import load_slim, save_slim
+from hoyer_export.surgery.cut import cut
 from hoyer_export.surgery.edits import AttributeEdit, BiasEdit, ShortcutEdit
 from hoyer_export.surgery.plan import PruningPlan, check_fits, compose, make_plan, with_plan
-from hoyer_export.surgery.slim_file import load_slim, save_slim
+from hoyer_export.surgery.step import SlimModel
 from hoyer_export.surgery.zero import zero_
 
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -69,9 +72,9 @@ def by_hand() -> ChannelMap:
 def test_sizes_in_attributes_follow_what_is_kept() -> None:
     plan = make_plan(by_hand(), {"a": torch.tensor([0, 2, 3, 5, 6, 8])})
     assert plan.edits == (
-        AttributeEdit("", "first", None, 4, 3),
-        AttributeEdit("", "parts", 0, 8, 6),
-        AttributeEdit("", "parts", 1, 5, 4),
+        AttributeEdit(module="", attribute="first", index=None, dense=4, slim=3),
+        AttributeEdit(module="", attribute="parts", index=0, dense=8, slim=6),
+        AttributeEdit(module="", attribute="parts", index=1, dense=5, slim=4),
     )
     model = Split()
     model.parts = [8, 5]
@@ -83,7 +86,7 @@ def test_sizes_in_attributes_follow_what_is_kept() -> None:
 
 
 def test_a_network_with_sizes_in_attributes_is_cut_exactly() -> None:
-    model = networks.unsettled(Split())
+    model = networks.perturbed(Split())
     channels = trace_channels(model, IMAGE)
     assert channels.attributes
     keep = {group.name: torch.arange(group.width - 1) for group in channels.groups}
@@ -92,6 +95,35 @@ def test_a_network_with_sizes_in_attributes_is_cut_exactly() -> None:
     assert any(isinstance(edit, AttributeEdit) for edit in slim.plan.edits)
     assert slim.model.first == slim.model.parts[0] == 3
     assert (model.first, model.parts) == (4, [4, 5])
+
+
+def test_a_part_of_which_nothing_is_left_is_saved_and_loaded(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, image = networks.perturbed(networks.Widths()), torch.randn(2, 3, 16, 16)
+    channels = trace_channels(model, image)
+    keep = {"b": torch.arange(3)}
+    zero_(model, channels, keep)
+    slim = cut(model, channels, keep, image)
+    assert 0 in slim.model.parts
+    save_slim(slim, tmp_path / "slim.safetensors")
+    loaded = load_slim(tmp_path / "slim.safetensors", into=networks.Widths().eval())
+    assert loaded.plan == slim.plan
+    assert torch.equal(loaded.model(image), slim.model(image))
+
+
+def test_plans_are_equal_if_they_do_the_same() -> None:
+    first, again, other = (
+        PruningPlan({"a.weight": {0: torch.tensor([0, last])}}, {"a.weight": (9, 3, 3, 3)}) for last in (1, 1, 2)
+    )
+    assert first == again != other
+    assert first != PruningPlan(first.kept, first.shapes, (BiasEdit(module="fc"),))
+    assert "int64[2]" in repr(first)
+
+
+def test_a_slim_model_is_shown_in_one_line() -> None:
+    model = networks.chain()
+    shown = repr(SlimModel(model, PruningPlan({"a.weight": {0: torch.tensor([0])}}, {"a.weight": (12, 3, 3, 3)})))
+    assert re.fullmatch(r"SlimModel\(Net of [\d,]+ parameters, 1 tensors sliced, 0 edits, max_rel_error=None\)", shown)
 
 
 def test_a_size_that_changed_after_tracing_is_refused() -> None:
@@ -106,9 +138,9 @@ def test_a_size_that_changed_after_tracing_is_refused() -> None:
 @pytest.mark.parametrize(
     "edit",
     [
-        AttributeEdit("", "parts", 1, 5, 2),
-        BiasEdit("fc"),
-        ShortcutEdit("layer", ("b", "d"), relu=True),
+        AttributeEdit(module="", attribute="parts", index=1, dense=5, slim=2),
+        BiasEdit(module="fc"),
+        ShortcutEdit(module="layer", children=("b", "d"), relu=True),
     ],
 )
 def test_an_edit_comes_back_from_json(edit: AttributeEdit | BiasEdit | ShortcutEdit) -> None:
@@ -135,7 +167,7 @@ def test_an_edit_comes_back_from_json(edit: AttributeEdit | BiasEdit | ShortcutE
         (attribute(attribute="training", dense=1, slim=1), "but the network's is True"),
         (attribute(dense=5), "but the network's is 4"),
         (attribute(slim=5), "5, down from 4"),
-        (attribute(slim=0), "is damaged"),
+        (attribute(slim=-1), "is damaged"),
         (attribute(slim=True), "is damaged"),
         (attribute(slim=2**40), "is damaged"),
         (attribute(slim="3"), "is damaged"),
@@ -160,7 +192,7 @@ def test_an_edit_that_does_not_fit_is_refused_in_one_line(edit: Any, message: st
 
 
 def test_edits_that_contradict_each_other_are_refused() -> None:
-    model = networks.unsettled(nn.Sequential(nn.Sequential(nn.Linear(3, 3, bias=False)), nn.Linear(3, 3)))
+    model = networks.perturbed(nn.Sequential(nn.Sequential(nn.Linear(3, 3, bias=False)), nn.Linear(3, 3)))
     plan = edit_plan(
         {"kind": "shortcut", "module": "0", "children": [], "relu": False}, {"kind": "bias", "module": "0.0"}
     )
@@ -175,7 +207,7 @@ def test_edits_that_are_no_list_are_refused(edits: Any) -> None:
 
 
 def test_two_cuts_are_one_plan() -> None:
-    dense = networks.unsettled(Split())
+    dense = networks.perturbed(Split())
     slim = copy.deepcopy(dense)
     plans = []
     for _ in range(2):
@@ -186,22 +218,22 @@ def test_two_cuts_are_one_plan() -> None:
         slim = cut(slim, channels, keep, IMAGE).model
     both = compose(*plans)
     assert both.shapes["a.weight"] == (9, 3, 3, 3)
-    assert both.keep["a.weight"][0].tolist() == [2, 3, 6, 7, 8]
-    assert AttributeEdit("", "first", None, 4, 2) in both.edits
+    assert both.kept["a.weight"][0].tolist() == [2, 3, 6, 7, 8]
+    assert AttributeEdit(module="", attribute="first", index=None, dense=4, slim=2) in both.edits
     rebuilt = with_plan(dense, PruningPlan.from_dict(json.loads(json.dumps(both.to_dict())), dense))
     assert {n: p.shape for n, p in rebuilt.named_parameters()} == {n: p.shape for n, p in slim.named_parameters()}
     assert rebuilt.parts == slim.parts == [2, 3]
 
 
 def test_cutting_a_slim_model_further_goes_on_with_its_plan() -> None:
-    dense = networks.unsettled(networks.chain())
+    dense = networks.perturbed(networks.chain())
     channels = trace_channels(dense, IMAGE)
     zero_(dense, channels, {"a": torch.arange(3, 12)})
     slim = cut(dense, channels, {"a": torch.arange(3, 12)}, IMAGE)
     channels = trace_channels(slim.model, IMAGE)
     zero_(slim.model, channels, {"a": torch.arange(0, 9, 2)})
     slimmer = cut(slim, channels, {"a": torch.arange(0, 9, 2)}, IMAGE)
-    assert slimmer.plan.keep["bn.bias"][0].tolist() == [3, 5, 7, 9, 11]
+    assert slimmer.plan.kept["bn.bias"][0].tolist() == [3, 5, 7, 9, 11]
     assert slimmer.plan.shapes["bn.bias"] == (12,)
 
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from hypothesis import strategies as st
 from random_networks import Program, programs
-from test_exactness import random_keep
 
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.errors import CutRefused
 from hoyer_export.surgery.cut import cut
 from hoyer_export.surgery.proof import TOLERANCE
+from hoyer_export.surgery.self_test import random_keep
 from hoyer_export.surgery.zero import zero_
 from hoyer_export.tensors import tensors_in
 
@@ -29,10 +29,10 @@ def agree(program: Program, seed: int) -> ChannelMap:
     """Trace a program's network, zero and cut random channels of it, and compare (``cut`` does that in float64)."""
     torch.manual_seed(seed)
     model, inputs = program.build()
-    networks.unsettled(model, seed)
+    networks.perturbed(model, seed)
     channels = trace_channels(model, inputs)
     if channels.groups:
-        keep = random_keep(channels, seed)
+        keep = random_keep(channels, torch.Generator().manual_seed(seed))
         zero_(model, channels, keep)
         try:
             error = cut(model, channels, keep, inputs).max_rel_error
@@ -49,7 +49,7 @@ def agree(program: Program, seed: int) -> ChannelMap:
 def is_constant(program: Program) -> bool:
     """Return whether a program's network returns the same for another input, with weights that hide nothing."""
     model, inputs = program.build()
-    model = networks.unsettled(model, 1).double().eval()
+    model = networks.perturbed(model, 1).double().eval()
     real = tuple(x.double() if x.is_floating_point() else x for x in inputs)
     other = tuple(x.flip(0) * 3 if x.is_floating_point() else x for x in real)
     first, second = (list(tensors_in(model(*(x.clone() for x in case)))) for case in (real, other))

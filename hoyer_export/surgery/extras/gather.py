@@ -8,13 +8,13 @@ MACs of pruned multilayer perceptrons in the papers (LeNet-300-100 on MNIST) are
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hoyer_export.errors import CutRefused
-from hoyer_export.surgery.cut import SlimModel, as_slim
 from hoyer_export.surgery.edits import GatherEdit
-from hoyer_export.surgery.plan import PruningPlan, compose, with_plan
-from hoyer_export.surgery.proof import ExampleInputs, prove_equal
+from hoyer_export.surgery.plan import PruningPlan
+from hoyer_export.surgery.proof import ExampleInputs
+from hoyer_export.surgery.step import SlimModel, as_slim, proved_step
 from hoyer_export.surgery.zero import zero_slices
 from hoyer_export.tensors import named_tensors
 
@@ -39,23 +39,23 @@ def gather_inputs(
     """
     given = as_slim(model)
     modules = dict(given.model.named_modules())
-    plan = PruningPlan({}, {})
+    tensors = named_tensors(given.model)
+    kept: dict[str, dict[int, Tensor]] = {}
+    edits: list[GatherEdit] = []
     for name in dict.fromkeys([layers] if isinstance(layers, str) else layers):
-        module, edit = modules.get(name), GatherEdit(name)
+        module, edit = modules.get(name), GatherEdit(module=name)
         if type(module) is not nn.Linear:
             raise CutRefused(f"{name!r} is not the name of a linear layer whose inputs could be gathered")
-        if edit.weight not in named_tensors(given.model):
+        if edit.weight not in tensors:
             raise CutRefused(f"{name} shares its weight with another layer, which would lose inputs too")
-        if 1 in given.plan.keep.get(edit.weight, {}):
+        if 1 in given.plan.kept.get(edit.weight, {}):
             raise CutRefused(f"{name} lost inputs in a cut already: what is left cuts better than it gathers")
-        unused = zero_slices(module.weight, 1, torch.arange(module.in_features))
-        if bool(unused.any()):
-            kept = (~unused).nonzero().flatten()
-            plan.keep[edit.weight] = {1: kept if len(kept) else torch.zeros(1, dtype=torch.int64)}
-            plan.shapes[edit.weight] = tuple(module.weight.shape)
-            plan = PruningPlan(plan.keep, plan.shapes, (*plan.edits, edit))
-    if not plan.edits:
+        used = ~zero_slices(module.weight, 1, torch.arange(module.in_features))
+        if not bool(used.all()):
+            used[0] |= not bool(used.any())  # a layer reads one feature at least
+            kept[edit.weight] = {1: used.nonzero().flatten()}
+            edits.append(edit)
+    if not edits:
         return given
-    slim = with_plan(given.model, plan)
-    error = prove_equal(given.model, slim, example_inputs, "the layer's weight is used in another way as well").error
-    return SlimModel(slim, compose(given.plan, plan), error, error)
+    plan = PruningPlan(kept, {weight: tuple(tensors[weight].shape) for weight in kept}, tuple(edits))
+    return proved_step(given, plan, example_inputs, cause="the layer's weight is used in another way as well")

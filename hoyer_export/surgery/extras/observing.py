@@ -1,4 +1,4 @@
-"""What convolutions and linear layers meet while a network runs on the example inputs and on noise, in float64.
+"""What convolutions and linear layers read while a network runs on the example inputs and on noise, in float64.
 
 For every input channel of a layer: is it one constant, at all positions, in all examples and inputs?
 """
@@ -6,37 +6,39 @@ For every input channel of a layer: is it one constant, at all positions, in all
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from hoyer_export.surgery.proof import ExampleInputs, proof_cases, run
+from hoyer_export.tensors import TensorRecord
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_LAYERS = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 # A constant that went through sums of different lengths (pooling at a border) differs in its last bits.
 _ROUNDING = 1e-12
 
-_LOUD = 1e6
+_LARGE = 1e6
 """Of the noise: what sleeps behind a large shift is no constant, and wakes up."""
 
 
-@dataclass(frozen=True)
-class Met:
-    """What one layer met.
+@dataclass(frozen=True, eq=False, repr=False)
+class InputRange(TensorRecord):
+    """What one layer read.
 
     Args:
         low: the least value of each of its input channels, float64 [I].
         high: the largest.
-        norm: the batch norm that takes this layer's output, and nothing else, as it is; None if there is none.
+        batch_norm: the one that takes this layer's output, and nothing else, as it is; None if there is none.
     """
 
     low: Tensor
     high: Tensor
-    norm: str | None = None
+    batch_norm: str | None = None
 
     @property
     def constant(self) -> Tensor:
@@ -45,49 +47,47 @@ class Met:
         return torch.where(is_constant, self.low, torch.nan)
 
 
-def observe(model: nn.Module, example_inputs: ExampleInputs) -> Mapping[str, Met]:
-    """Run a float64 network in eval mode and return what its convolutions and linear layers met, by name.
+def input_ranges(model: nn.Module, example_inputs: ExampleInputs) -> Mapping[str, InputRange]:
+    """Run a float64 network in eval mode and return what its convolutions and linear layers read, by name.
 
     Layers of other classes, derived ones too, are left out: what they do with their weight is their own affair.
     """
-    met: dict[str, Met] = {}
+    ranges: dict[str, InputRange] = {}
     outputs: dict[str, Tensor] = {}
     sources: dict[str, set[str | None]] = {}  # batch norm → the layers whose outputs it took
 
-    def after_layer(name: str, module: nn.Module, args: Any, output: Tensor) -> None:
+    def after_layer(name: str, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         values = args[0].movedim(_channel_axis(module, args[0]), 0).flatten(1)  # [I, everything else]
         low, high = values.amin(1), values.amax(1)
-        if name in met:
-            low, high = torch.minimum(low, met[name].low), torch.maximum(high, met[name].high)
-        met[name] = Met(low, high)
+        if name in ranges:
+            low, high = torch.minimum(low, ranges[name].low), torch.maximum(high, ranges[name].high)
+        ranges[name] = InputRange(low, high)
         outputs[name] = output
 
-    def before_norm(name: str, args: Any) -> None:
-        found = (layer for layer, output in outputs.items() if args and output is args[0])
-        sources.setdefault(name, set()).add(next(found, None))
+    def before_batch_norm(name: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        layers = (layer for layer, output in outputs.items() if args and output is args[0])
+        sources.setdefault(name, set()).add(next(layers, None))
 
     with ExitStack() as hooks, torch.no_grad():
         for name, module in model.named_modules():
-            if type(module) in (nn.Linear, *CONVOLUTIONS, *TRANSPOSED):
-                layer = module.register_forward_hook(lambda m, args, out, name=name: after_layer(name, m, args, out))
-                hooks.callback(layer.remove)
-            elif type(module) in _NORMS and module.running_mean is not None:
-                norm = module.register_forward_pre_hook(lambda m, args, name=name: before_norm(name, args))
-                hooks.callback(norm.remove)
+            if type(module) in _LAYERS:
+                hooks.callback(module.register_forward_hook(partial(after_layer, name)).remove)
+            elif type(module) in _BATCH_NORMS and module.running_mean is not None:
+                hooks.callback(module.register_forward_pre_hook(partial(before_batch_norm, name)).remove)
         real, noise, together = proof_cases(example_inputs)  # noise is in both that follow
-        loud = tuple(_LOUD * x if x.is_floating_point() else x for x in noise)
-        for case in (real, together, loud):
+        large = tuple(_LARGE * x if x.is_floating_point() else x for x in noise)
+        for case in (real, together, large):
             outputs.clear()
             try:
                 run(model, case)
             except Exception:  # the proof, which comes later, tells what does not run
                 continue
-    for norm_name, layers in sources.items():
+    for batch_norm, layers in sources.items():
         (first, *others) = layers
         if first is not None and not others:
-            # A layer whose output goes to two norms has to keep its constant for both.
-            met[first] = replace(met[first], norm=None if met[first].norm else norm_name)
-    return met
+            # A layer whose output goes to two batch norms has to keep its constant for both.
+            ranges[first] = replace(ranges[first], batch_norm=None if ranges[first].batch_norm else batch_norm)
+    return ranges
 
 
 def _channel_axis(module: nn.Module, x: Tensor) -> int:

@@ -11,10 +11,11 @@ from safetensors.torch import save_file
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.errors import FileError, HoyerExportError, NetworkError
 from hoyer_export.networks import build_network
-from hoyer_export.surgery.cut import SlimModel, cut
+from hoyer_export.select.choose import select_channels
+from hoyer_export.store.slim_file import FORMAT, METADATA_KEY, load_slim, save_slim
+from hoyer_export.surgery.cut import cut
 from hoyer_export.surgery.plan import PruningPlan
-from hoyer_export.surgery.selection import select_channels
-from hoyer_export.surgery.slim_file import FORMAT, METADATA_KEY, load_slim, save_slim
+from hoyer_export.surgery.step import SlimModel
 from hoyer_export.surgery.zero import zero_
 
 IMAGE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -23,7 +24,7 @@ IMAGE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 @pytest.fixture(scope="module")
 def slim() -> SlimModel:
     torch.manual_seed(0)
-    model = networks.unsettled(build_network("cifar_resnet20"))
+    model = networks.perturbed(build_network("cifar_resnet20"))
     channels = trace_channels(model, IMAGE)
     keep = select_channels(channels, model, macs=0.5, align=4).keep
     zero_(model, channels, keep)
@@ -54,7 +55,7 @@ def test_ones_own_network_is_filled_and_not_changed(slim: SlimModel, tmp_path: P
 
 
 def test_tied_weights_are_stored_once(tmp_path: Path) -> None:
-    model = networks.unsettled(networks.tied())
+    model = networks.perturbed(networks.tied())
     image = torch.randn(2, 3, 16, 16)
     channels = trace_channels(model, image)
     keep = {"a": torch.tensor([1, 2, 6])}

@@ -15,10 +15,10 @@ from torch.overrides import TorchFunctionMode
 
 from hoyer_export.errors import FileError, HoyerExportError, NetworkError
 from hoyer_export.networks import build_network
-from hoyer_export.surgery.cut import SlimModel
+from hoyer_export.store.slim_file import FORMAT, METADATA_KEY, load_slim, save_slim
+from hoyer_export.store.widths_file import build_slim
 from hoyer_export.surgery.plan import PruningPlan
-from hoyer_export.surgery.slim_file import FORMAT, METADATA_KEY, load_slim, save_slim
-from hoyer_export.surgery.widths_file import build_slim
+from hoyer_export.surgery.step import SlimModel
 from hoyer_export.weights import load_weights
 
 MEBIBYTE = 2**20

@@ -20,8 +20,7 @@ from hoyer_export.channels.channel_map import ChannelGroup, ChannelMap
 from hoyer_export.errors import DataError, NetworkError, one_line
 from hoyer_export.tensors import named_tensors, tensors_in
 
-Batch = Tensor | tuple[Tensor, ...]
-Batches = Tensor | Iterable[Batch]
+CalibrationInputs = Tensor | Iterable[Tensor | tuple[Tensor, ...]]
 """One batch, or several; a network of several inputs takes a tuple of tensors a batch."""
 
 # Which dimension of the weight reads the input's channels.
@@ -31,7 +30,7 @@ _CONSUMERS: dict[Callable[..., Any], int] = {
 }
 
 
-def firing_channels(model: nn.Module, channels: ChannelMap, inputs: Batches) -> dict[str, Tensor]:
+def firing_channels(model: nn.Module, channels: ChannelMap, inputs: CalibrationInputs) -> dict[str, Tensor]:
     """Find the channels that some consumer gets as anything but zero on some calibration image.
 
     The model runs in eval mode on a copy; the model itself is not touched.
@@ -70,7 +69,7 @@ def firing_channels(model: nn.Module, channels: ChannelMap, inputs: Batches) -> 
     return {group.name: consumers.firing(group) for group in channels.groups}
 
 
-def as_batches(inputs: Batches) -> Iterable[tuple[Tensor, ...]]:
+def as_batches(inputs: CalibrationInputs) -> Iterable[tuple[Tensor, ...]]:
     """Yield every batch as the arguments that the network is called with."""
     for batch in [inputs] if isinstance(inputs, Tensor) else inputs:
         yield batch if isinstance(batch, tuple) else (batch,)

@@ -3,7 +3,7 @@
 A block is any module that turns one tensor into another and holds a layer whose weights are all exactly zero. What it
 becomes is found by trying: the identity or one of its children (a projection), followed by nothing, by one of its
 children without parameters, or by a ReLU, which the code may call as a function. The block alone has to agree with it
-to the last bit in float64, on what reaches it and on noise (behind another block's ReLU nobody could tell the identity
+to the last bit in float64, on what reaches it and on noise (behind another block's ReLU nothing would tell the identity
 from a ReLU), and in training mode too. Then the whole network is proved.
 
 A branch that is one constant c a channel is folded into the bias at the end of the projection, to rounding. A shortcut
@@ -13,24 +13,18 @@ that is the identity has no place for it, and the block stays.
 import copy
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hoyer_export.random_state import kept_random_state, seed_generators
-from hoyer_export.surgery.cut import SlimModel, as_slim
 from hoyer_export.surgery.edits import ShortcutEdit, shortcut_of
-from hoyer_export.surgery.plan import PruningPlan, compose, with_plan
-from hoyer_export.surgery.proof import (
-    ExampleInputs,
-    in_float64,
-    proof_cases,
-    prove_equal,
-    rel_difference,
-    run_in_float64,
-)
+from hoyer_export.surgery.plan import PruningPlan
+from hoyer_export.surgery.proof import ExampleInputs, in_float64, proof_cases, run_in_float64
+from hoyer_export.surgery.step import SlimModel, as_slim, proved_step
 
 _SCALES = (3.0, 1e6)
 """Of the noise: a ReLU6 saturates at the first, and a ReLU that sleeps behind a large shift wakes up at the second."""
@@ -61,40 +55,31 @@ def remove_dead_blocks(model: nn.Module | SlimModel, example_inputs: ExampleInpu
     if not any(_candidates(given.model)):
         return given
     wide = in_float64(given.model)
-    found: list[_Reduction] = []
+    reductions: list[_Reduction] = []
     for name, x in _inputs(wide, example_inputs).items():
-        if any(name.startswith(f"{reduction.edit.module}.") for reduction in found):
+        if any(name.startswith(f"{reduction.edit.module}.") for reduction in reductions):
             continue  # goes with the block that it is part of
-        if _shares(wide, name):
-            continue
-        if (reduction := _reduction(name, wide.get_submodule(name), x)) is not None:
-            found.append(reduction)
-    if not found:
+        if not _shares(wide, name) and (reduction := _reduction(name, wide.get_submodule(name), x)) is not None:
+            reductions.append(reduction)
+    if not reductions:
         return given
-    plan = PruningPlan({}, {}, tuple(reduction.edit for reduction in found))
-    proved, slim = with_plan(wide, plan), with_plan(given.model, plan)
-    for reduction in found:
-        for target in (proved, slim):
-            _fold_(target, reduction)
-    error = prove_equal(given.model, proved, example_inputs, _CAUSE, part_is_gone=True).error
-    delivered = rel_difference(given.model, slim, example_inputs)
-    return SlimModel(slim, compose(given.plan, plan), error, delivered)
+
+    def fill_(model: nn.Module) -> None:
+        with torch.no_grad():
+            for name, by in (shift for reduction in reductions for shift in reduction.shifts.items()):
+                bias = model.get_parameter(name)
+                bias.copy_(bias.double() + by)
+
+    plan = PruningPlan(edits=tuple(reduction.edit for reduction in reductions))
+    return proved_step(given, plan, example_inputs, cause=_CAUSE, fill_=fill_)
 
 
 @dataclass(frozen=True)
 class _Reduction:
-    """What a block becomes, and what is added to one bias for it."""
+    """What a block becomes, and what is added to its biases for it."""
 
     edit: ShortcutEdit
-    bias: str | None = None
-    by: Tensor | None = None
-
-
-def _fold_(model: nn.Module, reduction: _Reduction) -> None:
-    if reduction.bias is not None and reduction.by is not None:
-        bias = model.get_parameter(reduction.bias)
-        with torch.no_grad():
-            bias.copy_(bias.double() + reduction.by)
+    shifts: dict[str, Tensor] = field(default_factory=dict)
 
 
 def _shares(model: nn.Module, block: str) -> bool:
@@ -127,26 +112,24 @@ def _candidates(model: nn.Module) -> Iterator[str]:
 
 def _inputs(model: nn.Module, example_inputs: ExampleInputs) -> dict[str, Tensor]:
     """Return what reaches every candidate that turns one tensor into another, outermost first."""
-    found: dict[str, Tensor] = {}
+    inputs: dict[str, Tensor] = {}
 
-    def after(name: str, args: Any, options: Any, output: Any) -> None:
+    def after(name: str, module: nn.Module, args: Any, options: Any, output: Any) -> None:
         if len(args) == 1 and not options and isinstance(args[0], Tensor) and isinstance(output, Tensor):
-            found[name] = args[0].clone()
+            inputs[name] = args[0].clone()
 
     candidates = list(_candidates(model))
     with ExitStack() as hooks, torch.no_grad():
         for name in candidates:
-            hook = model.get_submodule(name).register_forward_hook(
-                lambda m, x, options, y, name=name: after(name, x, options, y), with_kwargs=True
-            )
-            hooks.callback(hook.remove)
+            module = model.get_submodule(name)
+            hooks.callback(module.register_forward_hook(partial(after, name), with_kwargs=True).remove)
         run_in_float64(model, proof_cases(example_inputs)[0])
-    return {name: found[name] for name in candidates if name in found}
+    return {name: inputs[name] for name in candidates if name in inputs}
 
 
 @torch.no_grad()
 def _reduction(name: str, block: nn.Module, x: Tensor) -> _Reduction | None:
-    """Return what a block may become, the simplest first; None if its branch is alive."""
+    """Return what a block may become, the simplest first; None if its branch is not zero."""
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype).to(x.device)
     inputs = (x, *(scale * noise for scale in _SCALES))
     cases = [(case, output) for case in inputs if (output := _call(block, case)) is not None]
@@ -168,7 +151,7 @@ def _reduction(name: str, block: nn.Module, x: Tensor) -> _Reduction | None:
                 bias.add_(constant)
                 exact = all(_is_equal(_call(chain, case), output, _ROUNDING) for case, output in cases)
                 if exact and _trains(block, chain, x):
-                    return _Reduction(edit, f"{name}.{biases[-1]}", constant)
+                    return _Reduction(edit, {f"{name}.{biases[-1]}": constant})
                 bias.sub_(constant)
     return None
 
@@ -178,12 +161,12 @@ def _possible(name: str, block: nn.Module) -> Iterator[ShortcutEdit]:
     children = [child for child, _ in block.named_children()]
     activations = [child for child in children if not list(block.get_submodule(child).parameters())]
     for shortcut in ((), *((child,) for child in children)):
-        yield ShortcutEdit(name, shortcut, relu=False)
+        yield ShortcutEdit(module=name, children=shortcut, relu=False)
         for activation in activations:
             if activation not in shortcut:
-                yield ShortcutEdit(name, (*shortcut, activation), relu=False)
+                yield ShortcutEdit(module=name, children=(*shortcut, activation), relu=False)
         if "relu" not in shortcut:
-            yield ShortcutEdit(name, shortcut, relu=True)
+            yield ShortcutEdit(module=name, children=shortcut, relu=True)
 
 
 def _constants(block: nn.Module, x: Tensor) -> list[Tensor]:

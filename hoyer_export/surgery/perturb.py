@@ -11,33 +11,50 @@ from torch import Tensor, nn
 from hoyer_export.surgery.proof import ExampleInputs, in_float64, proof_cases, run
 
 
-def unsettled(
+def perturbed(
     model: nn.Module, example_inputs: ExampleInputs, generator: torch.Generator, size: float = 1.0
 ) -> nn.Module:
-    """Return a copy, in float64, in which every channel counts: nothing is zero, and no signal dies on its way.
+    """Return a perturbed copy in float64 whose batch norms measured their statistics; arguments as for ``perturb_``."""
+    model = in_float64(model)
+    perturb_(model, generator, size, example_inputs)
+    return model
+
+
+def perturb_(
+    model: nn.Module,
+    generator: torch.Generator,
+    size: float = 1.0,
+    example_inputs: ExampleInputs | None = None,
+    *,
+    either_sign: bool = False,
+) -> None:
+    """Change weights in place so that every channel counts: nothing is zero, and no signal dies on its way.
 
     Args:
-        model: any network; it is not touched.
-        example_inputs: what it is called with; its batch norms measure their statistics on them and on noise.
+        model: any network.
         generator: of the numbers that are drawn, on the CPU.
         size: of the numbers: what is added to a vector or a constant is from 0.2 to 0.7 of it.
+        example_inputs: what it is called with; its batch norms measure their statistics on them and on noise first.
+        either_sign: half of what is added is taken away instead: shifts that all add up cost float32 its last digits.
     """
-    model = in_float64(model)
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.is_floating_point() and _is_settled(parameter):
-                parameter.add_(_noise(parameter, generator).mul_(0.5).add_(0.2).mul_(size))
-        _measure_statistics_(model, example_inputs)
+            if parameter.is_floating_point() and _is_constant(parameter):
+                shift = _noise(parameter, generator).mul_(0.5).add_(0.2).mul_(size)
+                if either_sign:
+                    shift.mul_(_noise(parameter, generator).round_().mul_(2).sub_(1))
+                parameter.add_(shift)
+        if example_inputs is not None:
+            _measure_statistics_(model, example_inputs)
         buffers = dict(model.named_buffers())
         for name, variance in buffers.items():
             if name.endswith("running_var"):
                 variance.mul_(_noise(variance, generator).mul_(0.5).add_(1))
                 mean = buffers.get(f"{name.removesuffix('var')}mean", variance)
                 mean.add_(_noise(mean, generator).mul_(0.5) * variance.sqrt())
-    return model
 
 
-def _is_settled(parameter: Tensor) -> bool:
+def _is_constant(parameter: Tensor) -> bool:
     """Vectors (a bias near zero, a γ near one) and whatever is constant hold nothing of the network's own yet."""
     numbers = parameter.flatten()
     return parameter.ndim < 2 or bool((numbers == numbers[:1]).all())

@@ -1,4 +1,4 @@
-"""Channels whose output is a constant c: fold it into what reads them, and then nobody reads them.
+"""Channels whose output is a constant c: fold it into what reads them, and then they are unread.
 
 Before: the channel's filter is zero, or the γ right behind it, so that no input can show in it; its shift may be
 anything, so c ≠ 0. After: every reader y = W ∗ x + b has the channel's part of the sum in its bias instead,
@@ -22,15 +22,16 @@ from torch import Tensor, nn
 from hoyer_export.channels.channel_map import ChannelGroup, ChannelMap, Member, removed_channels
 from hoyer_export.errors import CutRefused
 from hoyer_export.surgery.edits import BiasEdit
-from hoyer_export.surgery.observing import CONVOLUTIONS, TRANSPOSED, Met, observe
-from hoyer_export.surgery.plan import PruningPlan, check_fits, checked_keep, with_plan
-from hoyer_export.surgery.proof import ExampleInputs, in_float64, prove_equal, rel_difference
-from hoyer_export.surgery.zero import loud_channels, zero_slices
-from hoyer_export.tensors import named_tensors
+from hoyer_export.surgery.extras.observing import CONVOLUTIONS, TRANSPOSED, InputRange, input_ranges
+from hoyer_export.surgery.plan import PruningPlan, check_fits, checked_keep
+from hoyer_export.surgery.proof import ExampleInputs, in_float64
+from hoyer_export.surgery.step import SlimModel, as_slim, proved_step
+from hoyer_export.surgery.zero import live_channels, zero_slices
+from hoyer_export.tensors import TensorRecord, named_tensors
 
 
-@dataclass(frozen=True)
-class Folding:
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Folding(TensorRecord):
     """A model in which constants moved from channels into what read them; it computes the same.
 
     Args:
@@ -75,29 +76,34 @@ def fold_constants(
     keep = checked_keep(channels, keep)
     check_fits(model, channels)
     tensors = named_tensors(model)
-    loud = {g.name: loud_channels(g, removed_channels(g, keep[g.name]), tensors) for g in channels.groups}
-    if not any(loud.values()):
-        return Folding(model, PruningPlan({}, {}), channels, keep, {}, 0.0, 0.0)
-    network = _network(model, example_inputs)
+    live = {g.name: live_channels(g, removed_channels(g, keep[g.name]), tensors) for g in channels.groups}
+    step = SlimModel(model, PruningPlan())
     left: dict[str, dict[int, str]] = {}
-    slices: list[tuple[Member, Tensor]] = []
-    for group in channels.groups:
-        reasons = {channel: _why_not(network, group, channel) for channel in loud[group.name]}
-        stay = {channel: reason for channel, reason in reasons.items() if reason is not None}
-        if stay:
-            left[group.name] = stay
-            keep[group.name] = torch.cat([keep[group.name], torch.tensor(list(stay))]).sort().values
-        if len(stay) < len(reasons):
-            folded = torch.tensor([channel for channel in reasons if channel not in stay])
-            slices += [(member, torch.isin(member.owner, folded)) for member in group.members if member.reads]
-    try:
-        shifts = _shifts(network, slices, into_norms=True)
-        found, plan, error = _folded(model, network, slices, shifts, example_inputs)
-    except CutRefused:  # something beside a batch norm reads what its layer puts out: only the layer's bias is right
-        shifts = _shifts(network, slices, into_norms=False)
-        found, plan, error = _folded(model, network, slices, shifts, example_inputs)
-    delivered = rel_difference(model, found, example_inputs)
-    return Folding(found, plan, _with_biases(channels, plan), keep, left, error, delivered)
+    if any(live.values()):
+        network = _network(model, example_inputs)
+        slices: list[tuple[Member, Tensor]] = []
+        for group in channels.groups:
+            reasons = {channel: _why_not(network, group, channel) for channel in live[group.name]}
+            stay = {channel: reason for channel, reason in reasons.items() if reason is not None}
+            if stay:
+                left[group.name] = stay
+                keep[group.name] = torch.cat([keep[group.name], torch.tensor(list(stay))]).sort().values
+            if len(stay) < len(reasons):
+                folded = torch.tensor([channel for channel in reasons if channel not in stay])
+                slices += [(member, torch.isin(member.owner, folded)) for member in group.members if member.reads]
+        try:
+            step = _folded(model, network, slices, example_inputs, into_batch_norms=True)
+        except CutRefused:  # more than a batch norm reads what its layer puts out: only the layer's bias is right
+            step = _folded(model, network, slices, example_inputs, into_batch_norms=False)
+    return Folding(
+        model=step.model,
+        plan=step.plan,
+        channels=_with_biases(channels, step.plan),
+        keep=keep,
+        left=left,
+        max_rel_error=step.max_rel_error or 0.0,
+        delivered_rel_error=step.delivered_rel_error or 0.0,
+    )
 
 
 @dataclass(frozen=True)
@@ -107,23 +113,14 @@ class _Network:
     Args:
         model: the copy in float64.
         tensors: its parameters and buffers.
-        met: what its layers met.
+        ranges: what its layers read.
         shared: first names of the parameters that several modules hold.
     """
 
     model: nn.Module
     tensors: Mapping[str, Tensor]
-    met: Mapping[str, Met]
+    ranges: Mapping[str, InputRange]
     shared: frozenset[str]
-
-
-@dataclass(frozen=True)
-class _Shift:
-    """What is added to one vector of the model: the bias of a layer or the running mean behind it."""
-
-    layer: str
-    vector: str
-    by: Tensor
 
 
 def _network(model: nn.Module, example_inputs: ExampleInputs) -> _Network:
@@ -132,7 +129,7 @@ def _network(model: nn.Module, example_inputs: ExampleInputs) -> _Network:
     names = [name for name, _ in wide.named_parameters(remove_duplicate=False)]
     aliased = {id(wide.get_parameter(name)) for name in names if name not in tensors}
     shared = frozenset(name for name, tensor in tensors.items() if id(tensor) in aliased)
-    return _Network(wide, tensors, observe(wide, example_inputs), shared)
+    return _Network(wide, tensors, input_ranges(wide, example_inputs), shared)
 
 
 def _why_not(network: _Network, group: ChannelGroup, channel: int) -> str | None:
@@ -157,11 +154,11 @@ def _way_in(network: _Network, member: Member, channel: int) -> int | None:
     if depthwise or (not member.is_weight and weight.numel() == weight.shape[member.dim]):
         return None
     indices = (member.owner == channel).nonzero().flatten()
-    silent = zero_slices(weight, member.dim, indices)
-    norm = network.met[layer].norm if layer in network.met and member.dim == 0 else None
-    if (gamma := network.tensors.get(f"{norm}.weight")) is not None:
-        silent |= zero_slices(gamma, 0, indices)
-    return None if bool(silent.all()) else int(indices[~silent][0])
+    closed = zero_slices(weight, member.dim, indices)
+    batch_norm = network.ranges[layer].batch_norm if layer in network.ranges and member.dim == 0 else None
+    if (gamma := network.tensors.get(f"{batch_norm}.weight")) is not None:
+        closed |= zero_slices(gamma, 0, indices)
+    return None if bool(closed.all()) else int(indices[~closed][0])
 
 
 def _why_not_into(network: _Network, member: Member, channel: int) -> str | None:
@@ -170,12 +167,12 @@ def _why_not_into(network: _Network, member: Member, channel: int) -> str | None
     if bool(zero_slices(network.tensors[member.parameter], member.dim, indices).all()):
         return None
     layer = _owner(member.parameter)
-    if layer not in network.met or member.parameter != _child(layer, "weight"):
+    if layer not in network.ranges or member.parameter != _child(layer, "weight"):
         return f"{member.parameter}, which reads it, is not the weight of a plain convolution or linear layer"
     if member.parameter in network.shared:
         return f"{member.parameter}, which reads it, is shared by several layers"
     module = network.model.get_submodule(layer)
-    constant = network.met[layer].constant.cpu()[_input_channels(module, member.owner == channel)]
+    constant = network.ranges[layer].constant.cpu()[_input_channels(module, member.owner == channel)]
     if bool(constant.isnan().any()):
         return f"its activation is not one constant where {layer} reads it"
     if bool((constant != 0).any()) and not _is_same_everywhere(module):
@@ -198,72 +195,71 @@ def _input_channels(module: nn.Module, slices: Tensor) -> Tensor:
     return slices.repeat(int(module.groups)) if isinstance(module, CONVOLUTIONS) else slices
 
 
-def _shifts(network: _Network, slices: Iterable[tuple[Member, Tensor]], *, into_norms: bool) -> list[_Shift]:
-    """Return what the readers' folded slices add to their outputs, and where that goes."""
-    shifts = []
+def _shifts(network: _Network, slices: Iterable[tuple[Member, Tensor]], *, into_batch_norms: bool) -> dict[str, Tensor]:
+    """Return bias or running mean → what is added to it: what the readers' folded slices add to their outputs."""
+    shifts = {}
     for layer in dict.fromkeys(_owner(member.parameter) for member, _ in slices):
         module = network.model.get_submodule(layer)
-        if layer not in network.met or not _is_same_everywhere(module):
+        if layer not in network.ranges or not _is_same_everywhere(module):
             continue  # the folded slices are zero, or the constant is
-        met = network.met[layer]
+        read = network.ranges[layer]
         masks = [mask for member, mask in slices if member.parameter == _child(layer, "weight")]
-        mask = _input_channels(module, torch.stack(masks).any(0)).to(met.low.device)
+        mask = _input_channels(module, torch.stack(masks).any(0)).to(read.low.device)
         # Where the slices are zero the channel may vary.
-        constant = torch.where(mask, met.constant.nan_to_num(0), 0)  # [I]
+        constant = torch.where(mask, read.constant.nan_to_num(0), 0)  # [I]
         if not bool(constant.any()):
             continue
         weight = module.get_parameter("weight").detach()  # [O, I / G, kernel]
         groups = 1 if isinstance(module, nn.Linear) else int(module.groups)  # type: ignore[arg-type]
         summed = weight.reshape(groups, len(weight) // groups, weight.shape[1], -1).sum(3)  # [G, O / G, I / G]
         by = torch.einsum("goi,gi->go", summed, constant.reshape(groups, -1)).flatten()  # [O]
-        if module.bias is None and met.norm is not None and into_norms:
-            shifts.append(_Shift(layer, f"{met.norm}.running_mean", -by))
+        if module.bias is None and read.batch_norm is not None and into_batch_norms:
+            shifts[f"{read.batch_norm}.running_mean"] = -by
         else:
-            shifts.append(_Shift(layer, _child(layer, "bias"), by))
+            shifts[_child(layer, "bias")] = by
     return shifts
 
 
 def _folded(
     model: nn.Module,
     network: _Network,
-    slices: Iterable[tuple[Member, Tensor]],
-    shifts: Iterable[_Shift],
+    slices: list[tuple[Member, Tensor]],
     example_inputs: ExampleInputs,
-) -> tuple[nn.Module, PruningPlan, float]:
-    """Return the folded copy of ``model``, the biases that it gained, and the error of its counterpart in float64."""
-    new = (shift.layer for shift in shifts if shift.vector not in network.tensors)
-    plan = PruningPlan({}, {}, tuple(BiasEdit(layer) for layer in new))
-    proved, folded = with_plan(network.model, plan), with_plan(model, plan)
-    for target in (proved, folded):
+    *,
+    into_batch_norms: bool,
+) -> SlimModel:
+    """Return the folded copy of ``model``, and the biases that it gained as its plan."""
+    shifts = _shifts(network, slices, into_batch_norms=into_batch_norms)
+    new = (_owner(vector) for vector in shifts if vector not in network.tensors)
+
+    def fill_(target: nn.Module) -> None:
         tensors = named_tensors(target)
         with torch.no_grad():
-            for shift in shifts:
-                vector = tensors[shift.vector]
-                vector.copy_(vector.double() + shift.by)
+            for vector, by in shifts.items():
+                tensors[vector].copy_(tensors[vector].double() + by)
             for member, mask in slices:
                 weight = tensors[member.parameter]
                 weight.index_fill_(member.dim, mask.nonzero().flatten().to(weight.device), 0)
-    error = prove_equal(
-        model, proved, example_inputs, "a channel that looked constant is none, or is read unseen"
-    ).error
-    return folded, plan, error
+
+    return proved_step(
+        as_slim(model),
+        PruningPlan(edits=tuple(BiasEdit(module=layer) for layer in new)),
+        example_inputs,
+        cause="a channel that looked constant is none, or is read unseen",
+        fill_=fill_,
+    )
 
 
 def _with_biases(channels: ChannelMap, plan: PruningPlan) -> ChannelMap:
     """Return the channel map of the network whose layers have the biases that ``plan`` gave them."""
     biases = {_child(edit.module, "weight"): _child(edit.module, "bias") for edit in plan.edits}
-    groups = tuple(
-        replace(
-            group,
-            members=group.members
-            + tuple(
-                Member(biases[member.parameter], 0, member.owner)
-                for member in group.members
-                if member.parameter in biases and member.dim == 0
-            ),
-        )
-        for group in channels.groups
-    )
+
+    def widened(group: ChannelGroup) -> ChannelGroup:
+        layers = (member for member in group.members if member.dim == 0 and member.parameter in biases)
+        added = (Member(biases[member.parameter], 0, member.owner) for member in layers)
+        return replace(group, members=(*group.members, *added))
+
+    groups = tuple(map(widened, channels.groups))
     shapes = {bias: channels.shapes[weight][:1] for weight, bias in biases.items()}
     return replace(channels, groups=groups, shapes={**channels.shapes, **shapes})
 

@@ -5,32 +5,50 @@ weights. Nothing in the file is ever executed or imported, and its sizes are che
 """
 
 import json
-import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from pydantic import Field, JsonValue, ValidationError
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from hoyer_export.errors import FileError, NetworkError, one_line
 from hoyer_export.networks import build_network, is_function_name
-from hoyer_export.run_folder import write_whole
-from hoyer_export.surgery.cut import SlimModel
+from hoyer_export.record import Record, read_record
 from hoyer_export.surgery.plan import PruningPlan, with_plan
+from hoyer_export.surgery.step import SlimModel
 from hoyer_export.tensors import named_tensors
+from hoyer_export.tensors_file import read_tensors, write_tensors
 
 METADATA_KEY = "hoyer_export"
-FORMAT = "hoyer-export-slim/1"
+_Format = Literal["hoyer-export-slim/1"]
+(FORMAT,) = get_args(_Format)
 MAX_SIZE = 100_000
 """Classes or input channels that a file may ask for."""
 MAX_NAME = 200
 """Letters of a network's name."""
 MAX_NUMBERS = 2**30
 """Parameters of the dense network that a file may ask for: 4 GiB in float32. torchvision's largest has 645 million."""
+
+_Size = Annotated[int, Field(ge=1, le=MAX_SIZE)]
+
+
+class _Network(Record):
+    """How the dense network is built."""
+
+    name: str | None = None
+    in_channels: _Size | None = None
+    classes: _Size | None = None
+
+
+class _About(Record):
+    """What the metadata say; network and plan are looked at when they are needed."""
+
+    format: _Format
+    network: JsonValue
+    plan: JsonValue
 
 
 def save_slim(
@@ -50,14 +68,9 @@ def save_slim(
         in_channels: of that network.
         classes: of that network.
     """
-    facts = {
-        "format": FORMAT,
-        "network": {"name": network, "in_channels": in_channels, "classes": classes},
-        "plan": slim.plan.to_dict(),
-    }
-    # One key: safetensors writes several in an order that changes from run to run.
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in _tensors(slim.model).items()}
-    write_whole(Path(path), save(tensors, {METADATA_KEY: json.dumps(facts)}))
+    built = {"name": network, "in_channels": in_channels, "classes": classes}
+    about = {"format": FORMAT, "network": built, "plan": slim.plan.to_dict()}
+    write_tensors(Path(path), _state(slim.model), json.dumps(about), METADATA_KEY)
 
 
 def load_slim(path: str | Path, into: nn.Module | None = None) -> SlimModel:
@@ -77,22 +90,14 @@ def load_slim(path: str | Path, into: nn.Module | None = None) -> SlimModel:
         CutRefused: something hangs on ``into`` that a copy would lose.
     """
     path = Path(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-    except FileNotFoundError as error:
-        raise FileError(f"{path} does not exist") from error
-    except (OSError, SafetensorError, struct.error) as error:
-        raise FileError(
-            f"{path} cannot be read as safetensors ({one_line(error)}): it is damaged or not a slim file"
-        ) from error
-    facts = _facts(path, metadata.get(METADATA_KEY, "{}"))
+    advice = "give the file that save_slim wrote"
+    text, weights = read_tensors(path, METADATA_KEY, kind="slim file", advice=advice)
+    about = read_record(_About, text, path, advice)
     if into is None:
-        build = _builder(path, facts.get("network"))
-        _check_size(path, build, facts, weights)
+        build = _builder(path, about.network)
+        _check_size(path, build, about.plan, weights)
         into = build()
-    slim = _slim(path, into, facts, weights)
+    slim = _slim(path, into, about.plan, weights)
     for name, tensor in slim.model.state_dict(keep_vars=True).items():
         if name in weights:
             # Laid out in memory as the dense network's is: a kernel may round differently for another layout.
@@ -100,45 +105,35 @@ def load_slim(path: str | Path, into: nn.Module | None = None) -> SlimModel:
     return slim
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
+def _state(model: nn.Module) -> dict[str, Tensor]:
     """Return the model's state, each tied tensor under its first name only."""
     unique = named_tensors(model)
-    state = model.state_dict()
-    return {name: tensor for name, tensor in state.items() if name in unique}
+    return {name: tensor for name, tensor in model.state_dict().items() if name in unique}
 
 
-def _facts(path: Path, text: str) -> dict[str, Any]:
-    try:
-        facts = json.loads(text)
-        found = facts.get("format")
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise FileError(f"{path}: its metadata is damaged: make the slim file again") from error
-    if found != FORMAT:
-        raise FileError(f"{path} is no slim file: expected format {FORMAT} in its metadata, got {_told(found)}")
-    return dict(facts)
-
-
-def _builder(path: Path, network: Any) -> Callable[[], nn.Module]:
+def _builder(path: Path, network: JsonValue) -> Callable[[], nn.Module]:
     """Return what builds the network that the metadata name."""
     try:
-        name, in_channels, classes = network["name"], network["in_channels"], network["classes"]
-    except (KeyError, TypeError) as error:
-        raise FileError(f"{path}: the network in its metadata is damaged: pass the dense network as into=") from error
-    if not isinstance(name, str):
+        named = _Network.model_validate(network, extra="ignore")
+    except ValidationError as error:
+        detail = error.errors(include_url=False)[0]
+        raise FileError(
+            f"{path}: {''.join(map(str, detail['loc'])) or 'network'} in its metadata is {_shown(detail['input'])}:"
+            f" {detail['msg'].lower()}; pass the dense network as into="
+        ) from error
+    name = named.name
+    if name is None:
         raise NetworkError(f"{path} does not say which network it is of: pass the dense network as into=")
     if is_function_name(name):
         raise NetworkError(
-            f"{path} is of {_told(name)}, which is never imported from a file: pass the network as into="
+            f"{path} is of {_shown(name)}, which is never imported from a file: pass the network as into="
         )
     if len(name) > MAX_NAME:
-        raise NetworkError(f"{path} is of {_told(name)}..., which is no network's name: pass the network as into=")
-    for key, value in (("in_channels", in_channels), ("classes", classes)):
-        if value is not None and (type(value) is not int or not 1 <= value <= MAX_SIZE):
-            raise FileError(f"{path}: {key} in its metadata is {_told(value)}, expected 1 to {MAX_SIZE}")
-    return lambda: build_network(name, in_channels=in_channels, classes=classes)
+        raise NetworkError(f"{path} is of {_shown(name)}..., which is no network's name: pass the network as into=")
+    return lambda: build_network(name, in_channels=named.in_channels, classes=named.classes)
 
 
-def _check_size(path: Path, build: Callable[[], nn.Module], facts: dict[str, Any], weights: dict[str, Tensor]) -> None:
+def _check_size(path: Path, build: Callable[[], nn.Module], plan: JsonValue, weights: Mapping[str, Tensor]) -> None:
     """Refuse a file that would not load, or whose dense network is too large, before memory is taken for it."""
     try:
         with _NoMemory():
@@ -150,7 +145,7 @@ def _check_size(path: Path, build: Callable[[], nn.Module], facts: dict[str, Any
         raise FileError(
             f"{path}: its dense network has {numbers} parameters, expected at most {MAX_NUMBERS}: pass it as into="
         )
-    _slim(path, skeleton, facts, weights)
+    _slim(path, skeleton, plan, weights)
 
 
 class _NoMemory(TorchFunctionMode):
@@ -163,28 +158,28 @@ class _NoMemory(TorchFunctionMode):
         return func(*args, **{**(kwargs or {}), **({"device": "meta"} if func is torch.empty else {})})
 
 
-def _told(value: Any) -> str:
+def _shown(value: object) -> str:
     """Return what a stranger's file says on one short line."""
-    return repr(value)[:80]
+    return f"{value!r:.80}"
 
 
-def _slim(path: Path, dense: nn.Module, facts: dict[str, Any], weights: dict[str, Tensor]) -> SlimModel:
+def _slim(path: Path, dense: nn.Module, plan: JsonValue, weights: Mapping[str, Tensor]) -> SlimModel:
     """Return ``dense`` with the file's plan applied; ``weights``, which it is to be filled with, must fit."""
     try:
-        plan = PruningPlan.from_dict(facts.get("plan"), dense)
-        model = with_plan(dense, plan)
+        read = PruningPlan.from_dict(plan, dense)
+        model = with_plan(dense, read)
     except FileError as error:  # it quotes the file, which may hold names of any length
         raise FileError(f"{path}: {one_line(error)[:300]}") from error
-    expected = _tensors(model)
+    expected = _state(model)
     for name in sorted(expected.keys() | weights.keys()):
         if name not in weights or name not in expected:
             verb = "lacks" if name not in weights else "holds"
-            raise FileError(f"{path} {verb} {_told(name)}, unlike the network: it was saved from another one")
+            raise FileError(f"{path} {verb} {_shown(name)}, unlike the network: it was saved from another one")
         if weights[name].shape != expected[name].shape:
-            found, wanted = tuple(weights[name].shape), tuple(expected[name].shape)
-            raise FileError(f"{path}: {name} has shape {found}, the slim network's is {wanted}")
+            shape, wanted = tuple(weights[name].shape), tuple(expected[name].shape)
+            raise FileError(f"{path}: {name} has shape {shape}, the slim network's is {wanted}")
         kinds = {weights[name].dtype, expected[name].dtype}
         # A network may have been saved in half precision; whatever else is not what it was is damage.
         if len(kinds) > 1 and not all(kind.is_floating_point for kind in kinds):
             raise FileError(f"{path}: {name} has type {weights[name].dtype}, the network's is {expected[name].dtype}")
-    return SlimModel(model, plan)
+    return SlimModel(model, read)

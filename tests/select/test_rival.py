@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.errors import NetworkError
 from hoyer_export.networks import build_network
-from hoyer_export.surgery.torch_pruning_baseline import cross_check, group_importance
+from hoyer_export.select.rival import cross_check, group_importance
 
 
 @pytest.mark.parametrize(

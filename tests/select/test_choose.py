@@ -12,7 +12,8 @@ from hoyer_export.channels.norms import channel_norms
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.errors import HoyerExportError
 from hoyer_export.networks import build_network
-from hoyer_export.surgery.selection import aligned_width, least_keep, select_channels
+from hoyer_export.select.align import aligned_width, least_keep
+from hoyer_export.select.choose import select_channels
 
 IMAGE = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -86,10 +87,10 @@ def test_the_natural_threshold_parts_dead_from_alive() -> None:
         model.fc.weight[:, 7:].mul_(1e-3)
     channels = trace_channels(model, IMAGE)
     chosen = select_channels(channels, model, threshold=0.5, align=4)
-    assert chosen.alive["a"].tolist() == list(range(10))
+    assert chosen.unaligned["a"].tolist() == list(range(10))
     assert len(chosen.keep["a"]) == 12
     assert set(range(10)) <= set(chosen.keep["a"].tolist())
-    assert chosen.alive_macs < chosen.macs
+    assert chosen.unaligned_macs < chosen.macs
 
 
 def test_weights_that_are_not_finite_choose_nothing() -> None:

@@ -1,0 +1,11 @@
+"""What can be chosen by a word or a number, in a recipe, on the command line and in Python alike; loads no torch."""
+
+from typing import Literal, get_args
+
+Method = Literal["group-hs", "magnitude", "dead"]
+METHODS: tuple[Method, ...] = get_args(Method)
+"""How channels are scored; ``select/scores.py`` says what each means."""
+
+Alignment = Literal[1, 4, 8, 16, 32, 64]
+ALIGNMENTS: tuple[Alignment, ...] = get_args(Alignment)
+"""Multiples of channels that some runtime wants. In Python any whole number of at least 1 can be asked for."""

@@ -1,0 +1,186 @@
+"""Choose which channels stay: by threshold or to meet a budget, at widths that the runtime runs fast.
+
+Channels whose score (``scores.py``) is at or above the threshold stay; widths are then rounded *up* to aligned sizes by
+keeping the strongest of the weak channels, and a budget is met with the rounding inside the search.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hoyer_export.channels.channel_map import ChannelMap
+from hoyer_export.channels.cost import dense_macs, macs_of_keep
+from hoyer_export.choices import METHODS
+from hoyer_export.errors import HoyerExportError
+from hoyer_export.select.align import Keep, aligned_keep
+from hoyer_export.select.budget import MACS, PARAMS, Budget
+from hoyer_export.select.scores import channel_scores
+from hoyer_export.surgery.extras.dead_channels import CalibrationInputs
+from hoyer_export.tensors import TensorRecord
+
+_SHOWN = 20
+"""Groups in the table that a notebook shows."""
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Selection(TensorRecord):
+    """Which channels stay, and what that costs.
+
+    Args:
+        keep: group name → sorted int64 indices of the channels that stay.
+        unaligned: the same before alignment: the channels at or above the threshold.
+        threshold: on the method's scores.
+        align: multiple that widths were rounded up to.
+        macs: MACs at ``keep``.
+        dense_macs: MACs of the uncut network.
+        unaligned_macs: MACs at ``unaligned``: what alignment cost is ``macs - unaligned_macs``.
+        warning: what to be careful about, if anything.
+    """
+
+    keep: Keep
+    unaligned: Keep
+    threshold: float
+    align: int
+    macs: int
+    dense_macs: int
+    unaligned_macs: int
+    warning: str | None = None
+
+    def __repr__(self) -> str:
+        """Return a table of the widths."""
+        rows = [f"  {name:<40} {len(kept):>6} {len(self.unaligned[name]):>9}" for name, kept in self.keep.items()]
+        more = [f"  ... and {len(rows) - _SHOWN} more"] if len(rows) > _SHOWN else []
+        share = self.macs / max(self.dense_macs, 1)
+        return "\n".join(
+            [
+                f"Selection: {self.macs:,} of {self.dense_macs:,} MACs ({share:.1%}), align = {self.align},"
+                f" threshold {self.threshold:.3g}",
+                f"  {'group':<40} {'width':>6} {'unaligned':>9}",
+                *rows[:_SHOWN],
+                *more,
+            ]
+        )
+
+
+def select_channels(
+    channels: ChannelMap,
+    model: nn.Module,
+    *,
+    macs: float | None = None,
+    params: float | None = None,
+    threshold: float | str | None = None,
+    budget: Budget | None = None,
+    align: int | None = None,
+    method: str = "group-hs",
+    inputs: CalibrationInputs | None = None,
+) -> Selection:
+    """Choose the channels that stay, by a budget or a threshold; dead ones by neither.
+
+    Args:
+        channels: the channel map.
+        model: the network whose channels are scored.
+        macs: share of the dense MACs that the aligned network may have, above 0, at most 1: ``Budget(MACS, macs)``.
+        params: share of the dense parameters, likewise: ``Budget(PARAMS, params)``.
+        threshold: keep what scores at least this much; ``"natural"`` is 1, for ``group-hs`` alone.
+        budget: of any other cost, or an absolute number.
+        align: widths are rounded up to a multiple of it, counted on the tensor's axis; 16 also allows 8. It suits
+            onnxruntime's blocked convolutions (``nchwc_transformer.cc``: blocks of 16 with AVX-512, 8 with AVX2).
+            None: 16, or for ``dead`` 1.
+        method: ``group-hs``, ``magnitude`` or ``dead`` (``scores.py``). After ``zero_`` of what is dead, its norms are
+            0, and it goes first by any other method.
+        inputs: one or more batches. ``dead`` looks at all of them, ``magnitude`` lets torch-pruning trace the network
+            on the first image; ``group-hs`` needs none.
+
+    Returns:
+        The selection. A budget is met by the smallest threshold that meets it.
+
+    Raises:
+        HoyerExportError: none or several of the four were given, one is out of range, or the budget cannot be met;
+            the method is unknown or lacks its inputs; torch-pruning cannot score this network.
+    """
+    given = {"macs": macs, "params": params, "threshold": threshold, "budget": budget}
+    _check_request(method, [name for name, value in given.items() if value is not None])
+    if align is None:
+        align = 1 if method == "dead" else 16
+    if type(align) is not int or align < 1:
+        raise HoyerExportError(f"align must be a whole number of at least 1, got {align!r}")
+    limit = 1.0 if threshold is None else _number(threshold, method)
+    if macs is not None:
+        budget = Budget(MACS, macs)
+    elif params is not None:
+        budget = Budget(PARAMS, params)
+    scores = channel_scores(channels, model, method, inputs)
+    if budget is not None:
+        limit = _meet(channels, scores, align, budget)
+    keep, unaligned = (aligned_keep(channels, scores, limit, multiple) for multiple in (align, 1))
+    return Selection(
+        keep=keep,
+        unaligned=unaligned,
+        threshold=limit,
+        align=align,
+        macs=macs_of_keep(channels, keep),
+        dense_macs=dense_macs(channels),
+        unaligned_macs=macs_of_keep(channels, unaligned),
+        warning=_warning(scores) if threshold == "natural" else None,
+    )
+
+
+def _check_request(method: str, given: list[str]) -> None:
+    if method not in METHODS:
+        raise HoyerExportError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if method == "dead" and given:
+        raise HoyerExportError(
+            f"method = 'dead' removes what never fires and nothing else, so it takes no {given[0]}; leave it out"
+        )
+    if method != "dead" and len(given) != 1:
+        raise HoyerExportError(
+            f"give a budget or exactly one of macs, params and threshold, got {' and '.join(given) or 'none'}"
+        )
+
+
+def _number(threshold: float | str, method: str) -> float:
+    if threshold == "natural" and method == "group-hs":
+        return 1.0
+    if threshold == "natural":
+        raise HoyerExportError(f'threshold = "natural" belongs to the norms of group-hs; give {method} a number')
+    if isinstance(threshold, bool | str) or not threshold >= 0:
+        raise HoyerExportError(f'threshold must be "natural" or a number of at least 0, got {threshold!r}')
+    return float(threshold)
+
+
+def _meet(channels: ChannelMap, scores: Mapping[str, Tensor], align: int, budget: Budget) -> float:
+    """Return the smallest threshold at which the aligned network meets the budget."""
+    cost = budget.cost
+    dense = cost.of_keep(channels, {})
+
+    def cost_at(threshold: float) -> float:
+        return cost.of_keep(channels, aligned_keep(channels, scores, threshold, align))
+
+    candidates = sorted({0.0, float("inf"), *torch.cat(list(scores.values()) or [torch.zeros(0)]).tolist()})
+    if not budget.is_met_by(least := cost_at(float("inf")), dense):
+        reachable = f"{least / dense:.4f}" if budget.share is not None else cost.describe(least)
+        raise HoyerExportError(
+            f"{budget} cannot be met: with align = {align} the least that can be reached is {reachable};"
+            " ask for more, or lower align"
+        )
+    low, high = 0, len(candidates) - 1
+    while low < high:  # the cost falls with the threshold, so bisect
+        middle = (low + high) // 2
+        if budget.is_met_by(cost_at(candidates[middle]), dense):
+            high = middle
+        else:
+            low = middle + 1
+    return float(candidates[low])
+
+
+def _warning(scores: Mapping[str, Tensor]) -> str | None:
+    everything = torch.cat([torch.zeros(0, dtype=torch.float64), *scores.values()])
+    between = float(((everything > 0.3) & (everything < 1.2)).double().mean()) if len(everything) else 0.0
+    if between <= 0.25:
+        return None
+    return (
+        f"{100 * between:.0f} % of the norms lie near the natural threshold: it parts weak from strong only after"
+        " sparse training; on a dense network it removes about half of the channels"
+    )

@@ -1,0 +1,68 @@
+"""How much a channel is worth: one number each, comparable between groups, so that one threshold serves them all.
+
+group-hs     its norm over its group's natural threshold, n_k / (Σn² / Σn)
+magnitude    torch-pruning's group importance over the group's mean (the rival)
+dead         1 if it ever fires on the calibration images, else 0; the threshold is 1
+"""
+
+import torch
+from torch import Tensor, nn
+
+from hoyer_export.channels.channel_map import ChannelMap
+from hoyer_export.channels.norms import channel_norms
+from hoyer_export.errors import HoyerExportError
+from hoyer_export.surgery.extras.dead_channels import CalibrationInputs, as_batches, firing_channels
+from hoyer_export.tensors import named_tensors
+
+
+def channel_scores(
+    channels: ChannelMap, model: nn.Module, method: str, inputs: CalibrationInputs | None
+) -> dict[str, Tensor]:
+    """Score every channel.
+
+    Args:
+        channels: the channel map.
+        model: the network.
+        method: above.
+        inputs: one or more batches; ``group-hs`` needs none.
+
+    Returns:
+        Group name → float64 [width] on the CPU.
+
+    Raises:
+        HoyerExportError: the method lacks its inputs, torch-pruning cannot score this network, or its weights are not
+            finite.
+    """
+    if method == "group-hs":
+        scores = _relative_norms(channels, model)
+    elif inputs is None:
+        raise HoyerExportError(
+            f"method = {method!r} needs inputs: one or more batches of what the network is called with"
+        )
+    elif method == "dead":
+        scores = {name: fires.double() for name, fires in firing_channels(model, channels, inputs).items()}
+    else:
+        # A second to import, and only this method needs it.
+        from hoyer_export.select.rival import group_importance
+
+        scores = group_importance(model, _first_image(inputs), channels)
+    for name, score in scores.items():
+        if not bool(score.isfinite().all()):
+            raise HoyerExportError(f"the weights of channel group {name!r} are not finite: train the network again")
+    return scores
+
+
+def _relative_norms(channels: ChannelMap, model: nn.Module) -> dict[str, Tensor]:
+    """Return n_k · Σn / Σn²; 0 where all norms are."""
+    scores = {}
+    with torch.no_grad():
+        for name, norms in channel_norms(channels, named_tensors(model)).items():
+            squares, total = norms.double().square().sum(), norms.double().sum()
+            scores[name] = (norms.double() if squares == 0 else norms.double() * total / squares).cpu()
+    return scores
+
+
+def _first_image(inputs: CalibrationInputs) -> tuple[Tensor, ...]:
+    for batch in as_batches(inputs):
+        return tuple(tensor[:1] for tensor in batch)
+    raise HoyerExportError("expected at least one batch of inputs, got none")
