@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import inf
 from numbers import Real
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -19,6 +19,7 @@ _LAST_BIT = 1e-12
 """Relative: what was met as slim ≤ share · dense may differ from slim / dense ≤ share in the last bit."""
 
 
+@runtime_checkable
 class Cost(Protocol):
     """What a network costs at given widths: never more where channels are taken away."""
 
@@ -61,7 +62,7 @@ class Budget:
         at_most: the number itself, in the cost's unit; exactly one of the two is given.
 
     Raises:
-        HoyerExportError: none or both are given, or one is out of range.
+        HoyerExportError: ``cost`` is none; no number or both are given, or one is out of range.
     """
 
     cost: Cost
@@ -69,6 +70,10 @@ class Budget:
     at_most: float | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.cost, Cost):
+            raise HoyerExportError(
+                f"a cost is an object with name, of_keep and describe, e.g. MACS, got {self.cost!r:.60}"
+            )
         name, share, at_most = self.cost.name, self.share, self.at_most
         if (share is None) == (at_most is None):
             raise HoyerExportError(f"a budget of {name} is a share of the dense network or at_most a number: give one")

@@ -107,6 +107,8 @@ def select_channels(
     if type(align) is not int or align < 1:
         raise HoyerExportError(f"align must be a whole number of at least 1, got {align!r}")
     limit = 1.0 if threshold is None else _number(threshold, method)
+    if not isinstance(budget, Budget | None):
+        raise HoyerExportError(f"budget must be a Budget, e.g. Budget(MACS, 0.5), got {budget!r:.60}")
     if macs is not None:
         budget = Budget(MACS, macs)
     elif params is not None:

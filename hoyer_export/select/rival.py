@@ -50,7 +50,8 @@ def cross_check(model: nn.Module, example_inputs: Tensor, channels: ChannelMap) 
     Raises:
         NetworkError: torch-pruning cannot trace the network.
     """
-    theirs = _their_channels(model, example_inputs)
+    their_groups = _their_groups(model, example_inputs)
+    theirs = {frozenset(slices) for _, of_root in their_groups for slices in of_root.values()}
     agreeing, only_here, ours = 0, [], set()
     for group in channels.groups:
         found = _our_channels(group)
@@ -109,11 +110,6 @@ def group_importance(
             )
         result[group.name] = torch.tensor([sum(scored) / len(scored) for scored in known], dtype=torch.float64)
     return result
-
-
-def _their_channels(model: nn.Module, example_inputs: Tensor) -> set[_Slices]:
-    groups = _their_groups(model, example_inputs)
-    return {frozenset(slices) for _, of_root in groups for slices in of_root.values()}
 
 
 def _their_groups(

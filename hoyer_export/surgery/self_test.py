@@ -121,16 +121,14 @@ def self_test(
     probe = _Probe(other, channels, random_keep(channels, generator), example_inputs)
     proved, refuted, error = _prove_together([group.name for group in channels.groups], probe.error)
     unseen = _unseen(probe, proved)
-    verdicts = []
-    for group in channels.groups:
-        if group.name in refuted:
-            verdicts.append(Verdict(group.name, "refuted", group.width, refuted[group.name]))
-        elif group.name in unseen:
-            verdicts.append(Verdict(group.name, "unseen", group.width, UNSEEN))
-        else:
-            verdicts.append(Verdict(group.name, "proved", group.width, "", error))
+    verdicts = {
+        **{name: Verdict(name, "proved", channels.group(name).width, "", error) for name in proved},
+        **{name: Verdict(name, "unseen", channels.group(name).width, UNSEEN) for name in unseen},
+        **{name: Verdict(name, "refuted", channels.group(name).width, reason) for name, reason in refuted.items()},
+    }
+    in_order = (verdicts[group.name] for group in channels.groups)
     reasons = {name: f"refuted by the self-test: {reason}" for name, reason in refuted.items()}
-    return SelfTest((*verdicts, *_unprunable(channels)), without_groups(channels, reasons))
+    return SelfTest((*in_order, *_unprunable(channels)), without_groups(channels, reasons))
 
 
 def without_groups(channels: ChannelMap, reasons: Mapping[str, str]) -> ChannelMap:

@@ -101,6 +101,13 @@ def test_a_number_that_cannot_be_reached_is_told_with_its_unit() -> None:
         chosen(macs=0.5, budget=Budget(BYTES, 0.5))
 
 
+def test_what_is_no_budget_or_no_cost_is_refused() -> None:
+    with pytest.raises(HoyerExportError, match=r"must be a Budget, e\.g\. Budget\(MACS, 0\.5\), got 0\.5"):
+        chosen(budget=0.5)
+    with pytest.raises(HoyerExportError, match=r"with name, of_keep and describe, e\.g\. MACS, got 'macs'"):
+        Budget("macs", 0.5)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_on_the_list_chooses(method: str) -> None:
     request = {} if method == "dead" else {"macs": 0.5}
