@@ -6,8 +6,8 @@ from pathlib import Path
 import networks
 import pytest
 import torch
-from hoyer_export.channels.labels import Tracer
 
+from hoyer_export.channels.labels import Tracer
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.errors import FileError, NetworkError
 from hoyer_export.networks import build_network
