@@ -325,11 +325,9 @@ NAMED = ("cut", "--network", "lenet5", "--out", "out")
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["cut"], "either the DIR"),
-        (["cut", "DIR", "--network", "lenet5"], "either the DIR"),
-        (["cut", "DIR", "--macs", "0.5"], "only together with"),
-        (["cut", "DIR", "--out", "out"], "only together with"),
-        (["cut", "--network", "lenet5", "--macs", "0.5"], "is needed"),
+        (["cut"], "Missing option '--network'"),
+        (["cut", "DIR", *NAMED[1:]], "unexpected extra argument"),
+        (["cut", "--network", "lenet5", "--macs", "0.5"], "Missing option '--out'"),
         ([*NAMED], "got none"),
         ([*NAMED, "--macs", "0.5", "--params", "0.5"], "got --macs and"),
         ([*NAMED, "--macs", "1.5"], "above 0"),

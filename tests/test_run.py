@@ -603,10 +603,59 @@ def test_another_budget_forgets_the_checkpoint_of_another_fine_tuning(run: Runne
     assert report_of(out)["slim"]["macs"] <= 0.3 * DENSE_MACS
 
 
+def test_what_was_settled_is_settled_anew_where_the_run_begins_anew(copied: Path, home: Path) -> None:
+    run_recipe(recipe(home), copied, redo_from="inputs", allow_import=["tiny_nets"], progress=Silent())
+    run_recipe(recipe(home), copied, resume=True, allow_import=["tiny_nets"], progress=(said := Listening()))
+    assert said.said == [f"{copied} is finished; nothing to do"]
+
+
+@pytest.mark.parametrize(
+    ("redo_from", "override"), [("finetune", "cut.macs=0.001"), ("inputs", "dense.weights=absent.safetensors")]
+)
+def test_a_wrong_value_loses_nothing_of_a_finished_run(redo_from: str, override: str, copied: Path, home: Path) -> None:
+    before = contents(copied)
+    with pytest.raises(HoyerExportError, match=r"cannot be reached|absent"):
+        run_recipe(recipe(home, override), copied, redo_from=redo_from, allow_import=["tiny_nets"], progress=Silent())
+    assert contents(copied) == before
+
+
+def test_what_is_trained_and_gone_is_named_and_not_trained_again(copied: Path, run: Runner, home: Path) -> None:
+    (copied / "sparse.safetensors").unlink()
+    with pytest.raises(FileError, match=r"sparse\.safetensors is gone, and sparse would have to be trained again"):
+        run(copied, "verify.batches=[1]", resume=True)
+    (copied / "stages.json").unlink()
+    with pytest.raises(FileError, match=r"stages\.json is missing"):
+        run(copied, resume=True)
+
+
+@pytest.mark.parametrize("name", ["report.json", "slim.onnx"])
+def test_a_file_of_a_finished_run_that_is_gone_is_made_again(name: str, copied: Path, run: Runner) -> None:
+    before = contents(copied)
+    (copied / name).unlink()
+    run(copied, resume=True)
+    assert (copied / name).exists()
+    assert name == "report.json" or (copied / name).read_bytes() == before[name]
+
+
+def test_another_opset_is_exported_without_training(copied: Path, run: Runner) -> None:
+    said = Listening()
+    run(copied, "export.opset=18", resume=True, progress=said)
+    assert (
+        said.said[0] == "export.opset changed: check, export, verify, bench and report are done again; all else stays"
+    )
+
+
+def test_a_phase_of_no_epochs_leaves_no_lines_of_an_earlier_one(copied: Path, home: Path) -> None:
+    again = recipe(home, "finetune.epochs=0")
+    run_recipe(again, copied, redo_from="finetune", allow_import=["tiny_nets"], progress=Silent())
+    lines = [json.loads(line) for line in (copied / "metrics.jsonl").read_text().splitlines()]
+    assert {line["phase"] for line in lines} == {"dense", "sparse"}
+
+
 def test_every_key_of_a_recipe_is_read_by_one_stage() -> None:
     read = [key for stage in STAGES for key in stage.reads]
     # ``check`` tries out before training what the last two are for.
-    assert sorted(read) == sorted([*Recipe.model_fields, "cut", "export"])
+    assert sorted(read) == sorted([*Recipe.model_fields, "cut", "export", "dense.weights"])
     names = [stage.name for stage in STAGES]
     for at, stage in enumerate(STAGES):
         assert all(names.index(need) < at for need in stage.needs)

@@ -1,12 +1,12 @@
 """The chain on one screen: a recipe to a report, and one stage of a run again from its files."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from hoyer_export.errors import RecipeError
+from hoyer_export.errors import FileError, RecipeError
 from hoyer_export.recipe import Recipe, dump_recipe, load_recipe, reopened
 from hoyer_export.record import Record
 from hoyer_export.report.files import read_report
@@ -18,7 +18,7 @@ from hoyer_export.run.progress import Progress
 from hoyer_export.run.records import ExportsRecord, ReportRecord, VerifiedRecord
 from hoyer_export.run.reporting import write_run_report
 from hoyer_export.run.ship import BENCH, EXPORT, VERIFY
-from hoyer_export.run.stage import Stage, do, do_all, forget, is_done, record_of
+from hoyer_export.run.stage import Stage, do, do_all, drop, forget, has_files, is_done, record_of
 from hoyer_export.run.train import DENSE, FINETUNE, SPARSE, phase_checkpoint
 from hoyer_export.run_folder import RunFolder, claimed, opened, write_whole
 from hoyer_export.sparsify.checkpoint import epochs_done
@@ -68,16 +68,28 @@ def run_recipe(
     if redo_from is not None and redo_from not in (names := [stage.name for stage in STAGES]):
         raise RecipeError(f"--redo-from {redo_from}: expected one of {', '.join(names)}")
     with claimed(out, resume=resume or redo_from is not None) as begun:
-        job = Job(recipe, RunFolder(out), progress, allow_import)
-        if begun and is_done(INPUTS, job.folder):
-            job.recipe = reopened(recipe, load_recipe(job.folder.recipe), record_of(INPUTS, job.folder).settled)
+        folder = RunFolder(out)
+        job = Job(recipe, folder, progress, allow_import)
+        before = {file: file.read_bytes() for file in _head(folder) if file.is_file()}
+        if begun and is_done(INPUTS, folder):
+            job.recipe = reopened(recipe, load_recipe(folder.recipe), record_of(INPUTS, folder).settled)
             forget(STAGES, job, redo_from)
-            if all(is_done(stage, job.folder) for stage in STAGES):
+            if not is_done(INPUTS, folder):  # what it leaves open is settled anew
+                job.recipe = recipe
+            for stage in (EXPORT, REPORT):  # what is shipped is made again where it is gone
+                if is_done(stage, folder) and not has_files(stage, folder):
+                    drop(STAGES[STAGES.index(stage) :], folder)
+            if all(is_done(stage, folder) for stage in STAGES):
                 progress.note(f"{out} is finished; nothing to do")
                 return read_report(out)
-            progress.headline(f"going on with {standing(job.folder)}")
+            progress.headline(f"going on with {standing(folder, job.recipe)}")
+        elif any(file.exists() for file in (folder.dense_weights, folder.slim_onnx, folder.report)):
+            raise FileError(
+                f"{folder.stages} is missing, which says what {out} holds; put it back, or give another folder:"
+                " here all would be trained again"
+            )
         with torch_threads(job.recipe.threads):
-            _begin(job, is_new=not begun)
+            _begin(job, before)
             do_all(STAGES, job)
         for file in job.folder.checkpoint.glob("*"):
             file.unlink()
@@ -86,31 +98,41 @@ def run_recipe(
     return read_report(out)
 
 
-def _begin(job: Job, *, is_new: bool) -> None:
-    """Look at everything that can be looked at before training; a new run leaves nothing behind where it is wrong."""
+def _head(folder: RunFolder) -> tuple[Path, ...]:
+    """Return the files that say what a run is."""
+    return folder.recipe, folder.stages, folder.channels
+
+
+def _begin(job: Job, before: Mapping[Path, bytes]) -> None:
+    """Look at everything that can be looked at before training; where that is wrong, all is as it was ``before``."""
     folder = job.folder
-    write_whole(folder.recipe, dump_recipe(job.recipe))
     try:
+        write_whole(folder.recipe, dump_recipe(job.recipe))
         if not is_done(INPUTS, folder):
             job.progress.headline(f"{job.recipe.network.name} on {job.recipe.data.name}")
             do(INPUTS, job)
             write_whole(folder.recipe, dump_recipe(job.recipe))
+        elif not is_done(FINETUNE, folder):
+            job.data.check_readable()
         if not is_done(CHECK, folder):
             do(CHECK, job)
     except BaseException:
-        for file in (folder.recipe, folder.stages, folder.channels) if is_new else ():
-            file.unlink(missing_ok=True)
+        for file in _head(folder):
+            if file in before:
+                write_whole(file, before[file])
+            else:
+                file.unlink(missing_ok=True)
         raise
 
 
-def standing(folder: RunFolder) -> str:
-    """Return what a run goes on with, e.g. ``sparse, epoch 13 of 30``.
+def standing(folder: RunFolder, recipe: Recipe | None = None) -> str:
+    """Return what a run goes on with, e.g. ``sparse, epoch 13 of 30``; by the folder's recipe unless one is given.
 
     Raises:
         FileError: a file of the run is damaged.
     """
     stage = next((stage for stage in STAGES if not is_done(stage, folder)), REPORT).name
-    epochs = getattr(getattr(load_recipe(folder.recipe), stage, None), "epochs", 0)
+    epochs = getattr(getattr(recipe or load_recipe(folder.recipe), stage, None), "epochs", 0)
     if not epochs:
         return stage
     whole = epochs_done(phase_checkpoint(folder, stage))
@@ -127,8 +149,7 @@ def export_run(path: Path, *, allow_import: Sequence[str] = (), progress: Progre
         before = record_of(EXPORT, job.folder) if is_done(EXPORT, job.folder) else None
         after = do(EXPORT, job)
         if before is not None and (before.dense, before.slim) != (after.dense, after.slim):
-            forget(STAGES, job, VERIFY.name)
-            forget(STAGES, job, BENCH.name)
+            drop((VERIFY, BENCH, REPORT), folder=job.folder)
             progress.note(
                 f"the files have changed; verify and measure them: hoyer-export run RECIPE --out {path} --resume"
             )

@@ -52,8 +52,10 @@ def read_channels(path: Path) -> ChannelMap:
             buffers=frozenset(found["buffers"]),
             attributes=tuple(SizeAttribute(**entry | {"axis": _axis(entry["axis"])}) for entry in found["attributes"]),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FileError(f"{path} is missing or damaged ({error}); start again in another folder") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise FileError(
+            f"{path} is missing or damaged ({error}); put it back, or start again in another folder"
+        ) from error
 
 
 def _tensors(entry: dict[str, Any], key: str) -> dict[str, Any]:

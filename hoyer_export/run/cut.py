@@ -112,6 +112,6 @@ CUT = Stage(
     record=CutRecord,
     run=cut_sparse,
     reads=("cut",),
-    needs=("sparse", "check"),
+    needs=("sparse",),
     leaves=lambda folder: (cut_weights(folder), folder.widths),
 )

@@ -177,6 +177,9 @@ def check_output(name: str, network: nn.Module, example: Tensor, data: DataSplit
 
 
 INPUTS = Stage(
-    name="inputs", record=InputsRecord, run=look_at_inputs, reads=("seed", "threads", "device", "network", "data")
+    name="inputs",
+    record=InputsRecord,
+    run=look_at_inputs,
+    reads=("seed", "threads", "device", "network", "data", "dense.weights"),
 )
 CHECK = Stage(name="check", record=CheckRecord, run=check, reads=("cut", "export"), needs=("inputs",))

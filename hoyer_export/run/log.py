@@ -32,6 +32,8 @@ def read_log(folder: RunFolder) -> dict[str, Entry]:
         return _LOG.validate_json(folder.stages.read_bytes())
     except FileNotFoundError:
         return {}
+    except OSError as error:
+        raise FileError(f"cannot read {folder.stages}: {error.strerror}; make it a file that can be read") from error
     except ValidationError as error:
         raise FileError(
             f"{folder.stages} is damaged: {first_complaint(error)}; start again in another folder"

@@ -1,4 +1,4 @@
-"""What a stage tells whoever is watching. The pipeline prints nothing itself."""
+"""What a stage tells whoever is watching. A run prints nothing itself."""
 
 from typing import Protocol
 

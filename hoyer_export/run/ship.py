@@ -166,5 +166,11 @@ EXPORT = Stage(
     needs=("finetune", "dense"),
     leaves=lambda folder: (folder.dense_onnx, folder.slim_onnx),
 )
-VERIFY = Stage(name="verify", record=VerifiedRecord, run=verify_files, reads=("verify",), needs=("export", "sparse"))
+VERIFY = Stage(
+    name="verify",
+    record=VerifiedRecord,
+    run=verify_files,
+    reads=("verify",),
+    needs=("export", "dense", "sparse", "finetune"),
+)
 BENCH = Stage(name="bench", record=MeasuredRecord, run=bench_files, reads=("bench",), needs=("export",))

@@ -6,14 +6,14 @@ trained already is done again only where that is asked for.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from pydantic import JsonValue
 
-from hoyer_export.errors import RecipeError
+from hoyer_export.errors import FileError, RecipeError
 from hoyer_export.record import Record
 from hoyer_export.run.job import Job
 from hoyer_export.run.log import Entry, is_found, read_found, read_log, write_log
@@ -84,13 +84,32 @@ def do_all(stages: Sequence[Stage[Record]], job: Job) -> None:
 
     def with_files(stage: Stage[Record]) -> None:
         for need in (by_name[name] for name in stage.needs):
-            if not all(file.exists() for file in need.leaves(job.folder)):
+            gone = [file for file in need.leaves(job.folder) if not file.exists()]
+            if gone and need.trains:
+                raise FileError(
+                    f"{gone[0]} is gone, and {need.name} would have to be trained again; put it back, or add"
+                    f" --redo-from {need.name}"
+                )
+            if gone:
                 with_files(need)
         do(stage, job)
 
     for stage in stages:
         if not is_done(stage, job.folder):
             with_files(stage)
+
+
+def has_files(stage: Stage[Record], folder: RunFolder) -> bool:
+    """Return whether every file that a stage leaves is there."""
+    return all(file.exists() for file in stage.leaves(folder))
+
+
+def drop(stages: Iterable[Stage[Record]], folder: RunFolder) -> None:
+    """Forget what stages found, and how far their training had come."""
+    names = [stage.name for stage in stages]
+    for name in names:  # first: what is not logged must not go on from an old epoch
+        (folder.checkpoint / f"{name}.safetensors").unlink(missing_ok=True)
+    write_log(folder, {name: entry for name, entry in read_log(folder).items() if name not in names})
 
 
 def forget(stages: Sequence[Stage[Record]], job: Job, redo_from: str | None) -> None:
@@ -118,6 +137,7 @@ def forget(stages: Sequence[Stage[Record]], job: Job, redo_from: str | None) -> 
     changed = list(dict.fromkeys(change for found in changes.values() for change in found))
     for stage in stale:
         if stage.trains and stage.name in log and stage.name not in asked:
+            changed = changes.get(stage.name) or changed
             more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
             raise RecipeError(
                 f"{job.folder.path} holds a run with {changed[0]}{more}, and {stage.name} is trained already; give "
@@ -126,9 +146,7 @@ def forget(stages: Sequence[Stage[Record]], job: Job, redo_from: str | None) -> 
     gone = [stage.name for stage in stale if stage.name in log]
     if not gone:
         return
-    write_log(job.folder, {name: entry for name, entry in log.items() if name not in gone})
-    for name in gone:
-        (job.folder.checkpoint / f"{name}.safetensors").unlink(missing_ok=True)
+    drop([stage for stage in stale if stage.name in log], job.folder)
     why = f"{', '.join(change.partition(':')[0] for change in changed)} changed: " if changed else ""
     rest = "; all else stays" if len(gone) < len(log) else ""
     job.progress.note(
@@ -138,6 +156,6 @@ def forget(stages: Sequence[Stage[Record]], job: Job, redo_from: str | None) -> 
 
 
 def _changes(before: dict[str, JsonValue], after: dict[str, JsonValue]) -> Iterator[str]:
-    for key in before.keys() | after.keys():
+    for key in dict.fromkeys([*before, *after]):
         if before.get(key) != after.get(key):
             yield f"{key}: {json.dumps(before.get(key))} → {json.dumps(after.get(key))}"

@@ -77,9 +77,12 @@ def _train(job: Job, model: nn.Module, table: Phase, phase: PhaseName, regularis
     def batches(epoch: int) -> Iterable[tuple[Tensor, Tensor]]:
         return data.train.batches(table.batch_size, epoch=first + epoch, device=device, shuffle=True, augment=True)
 
-    def on_epoch(history: tuple[EpochRecord, ...]) -> None:
+    def on_epochs(history: tuple[EpochRecord, ...] = ()) -> None:
         # The whole history of the phase: lines of epochs after the checkpoint go with the rest.
         write_whole(job.folder.metrics, "".join(line.model_dump_json() + "\n" for line in (*earlier, *history)))
+
+    def on_epoch(history: tuple[EpochRecord, ...]) -> None:
+        on_epochs(history)
         job.progress.epoch(history[-1], table.epochs)
 
     def evaluate(network: nn.Module) -> float:
@@ -99,6 +102,8 @@ def _train(job: Job, model: nn.Module, table: Phase, phase: PhaseName, regularis
         seed=recipe.seed,
     )
     job.folder.checkpoint.mkdir(exist_ok=True)
+    if not phase_checkpoint(job.folder, phase).exists() and job.folder.metrics.exists():
+        on_epochs()  # lines of an earlier training of this phase
     record = train(
         model,
         batches,
