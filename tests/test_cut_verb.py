@@ -372,8 +372,6 @@ OWN = (*SMALL, "--out", "out", "--macs", "0.5", "--align", "1")
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["cut", "absent"], "absent is absent"),
-        (["cut", "."], "recipe.toml is missing"),
         (["cut", "--network", "lenet6", "--macs", "0.5", "--out", "out"], "unknown network 'lenet6'"),
         (["cut", "--network", "tiny:small", "--macs", "0.5", "--out", "out"], "--allow-import tiny"),
         ([*OWN], "give it with --input"),

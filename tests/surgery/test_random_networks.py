@@ -4,12 +4,15 @@ A failure is shrunk to a short program and printed as the code that it is. Many 
 ``pytest -m slow tests/surgery/test_random_networks.py --hypothesis-seed=N``.
 """
 
+import copy
+
 import hypothesis
 import networks
 import pytest
 import torch
 from hypothesis import strategies as st
 from random_networks import Program, programs
+from torch import Tensor, nn
 
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.trace import trace_channels
@@ -37,7 +40,7 @@ def agree(program: Program, seed: int) -> ChannelMap:
         try:
             error = cut(model, channels, keep, inputs).max_rel_error
         except CutRefused:
-            if not is_constant(program):  # x - x, and the like: nothing can be shown
+            if not is_constant(model, inputs):  # x - x, one normalised channel, and the like: nothing can be shown
                 raise
         else:
             assert error is not None
@@ -46,10 +49,9 @@ def agree(program: Program, seed: int) -> ChannelMap:
 
 
 @torch.no_grad()
-def is_constant(program: Program) -> bool:
-    """Return whether a program's network returns the same for another input, with weights that hide nothing."""
-    model, inputs = program.build()
-    model = networks.perturbed(model, 1).double().eval()
+def is_constant(model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
+    """Return whether a network returns the same for another input."""
+    model = copy.deepcopy(model).double().eval()
     real = tuple(x.double() if x.is_floating_point() else x for x in inputs)
     other = tuple(x.flip(0) * 3 if x.is_floating_point() else x for x in real)
     first, second = (list(tensors_in(model(*(x.clone() for x in case)))) for case in (real, other))
