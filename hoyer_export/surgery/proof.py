@@ -226,10 +226,16 @@ def _same_values(expected: tuple[Any, ...], found: tuple[Any, ...]) -> bool:
 
 
 def _blind(model: nn.Module, case: Case, expected: Run) -> list[bool]:
-    """Return of every tensor in which a change would show whether it is the same for another input; [True] for none."""
-    other = tuple(x.flip(0) / 2 if x.ndim and x.is_floating_point() else x for x in case)
-    pairs = zip_longest(expected.witnesses(), run(model, other).witnesses())
-    return [x is not None and y is not None and difference(x, y) == 0 for x, y in pairs] or [True]
+    """Return of every tensor in which a change would show whether it is the same for other inputs; [True] for none."""
+    blind: list[bool] = []
+    for factor in (0.5, -3.0):  # a sign may only turn over with the input's
+        other = run(model, tuple(x.flip(0) * factor if x.ndim and x.is_floating_point() else x for x in case))
+        pairs = zip_longest(expected.witnesses(), other.witnesses())
+        same = [x is not None and y is not None and difference(x, y) == 0 for x, y in pairs] or [True]
+        blind = [one and two for one, two in zip(blind, same, strict=False)] if blind else same
+        if not any(blind):
+            break
+    return blind
 
 
 def shows_change(first: Run, second: Run, least: float) -> bool:

@@ -18,7 +18,7 @@ from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.errors import CutRefused
 from hoyer_export.surgery.cut import cut
-from hoyer_export.surgery.proof import TOLERANCE
+from hoyer_export.surgery.proof import TOLERANCE, proof_cases
 from hoyer_export.surgery.self_test import random_keep
 from hoyer_export.surgery.zero import zero_
 from hoyer_export.tensors import tensors_in
@@ -50,12 +50,12 @@ def agree(program: Program, seed: int) -> ChannelMap:
 
 @torch.no_grad()
 def is_constant(model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
-    """Return whether a network returns the same for another input."""
+    """Return whether a network returns the same for the inputs of the proof, turned round, halved and negated."""
     model = copy.deepcopy(model).double().eval()
-    real = tuple(x.double() if x.is_floating_point() else x for x in inputs)
-    other = tuple(x.flip(0) * 3 if x.is_floating_point() else x for x in real)
-    first, second = (list(tensors_in(model(*(x.clone() for x in case)))) for case in (real, other))
-    return all(torch.allclose(a, b, rtol=1e-9) for a, b in zip(first, second, strict=True))
+    *_, case = proof_cases(inputs)
+    cases = [case, *(tuple(x.flip(0) * f if x.is_floating_point() else x for x in case) for f in (0.5, -3.0))]
+    first, *others = (list(tensors_in(model(*(x.clone() for x in case)))) for case in cases)
+    return all(torch.allclose(a, b, rtol=1e-9) for other in others for a, b in zip(first, other, strict=True))
 
 
 @hypothesis.settings(max_examples=150, derandomize=True, **options)
