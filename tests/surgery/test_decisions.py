@@ -275,6 +275,21 @@ def test_an_output_that_never_changes_proves_nothing() -> None:
         cut(model, channels, {"a": torch.arange(3)}, IMAGE)
 
 
+def test_an_input_that_the_network_does_not_take_is_no_crash() -> None:
+    torch.manual_seed(0)
+
+    def forward(n: networks.Net, x: Tensor) -> tuple[Tensor, Tensor]:
+        if bool((x.abs() > 6).any()):
+            raise ValueError("out of range")
+        return n.fc(n.a(x).relu().mean((2, 3))), torch.zeros(1)
+
+    model = networks.Net(forward, a=networks.conv(3, 8), fc=nn.Linear(8, 5))
+    channels = trace_channels(model, IMAGE)
+    zero_(model, channels, {"a": torch.arange(3)})
+    # The constant output looks blind, so that other inputs are tried: three times as large ones are refused.
+    assert cut(model, channels, {"a": torch.arange(3)}, IMAGE).max_rel_error <= 1e-9
+
+
 @pytest.mark.parametrize("hidden", [False, True])
 def test_a_head_of_zeros_is_proved_by_other_weights(hidden: bool) -> None:
     model = deciding(lambda y: y, hidden)
