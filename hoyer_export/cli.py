@@ -147,7 +147,7 @@ def run(
         if isinstance(error, CannotWrite):
             raise CannotWrite(f"{error}{f'; then go on{where}, with {again}' if where else ''}") from error
         raise interrupted(error, f"{where}; go on with {again}" if where else "; nothing was written yet") from None
-    _print_json(report.model_dump(mode="json", exclude_unset=True)) if as_json else print_report(report, out)
+    _print_json(report.model_dump(mode="json")) if as_json else print_report(report, out)
     _stop_unless_good(report)
 
 
@@ -261,6 +261,7 @@ def cut(
     mean: Annotated[str | None, typer.Option(metavar="M,M,M", help="Of each channel; else the data's own.")] = None,
     std: Annotated[str | None, typer.Option(metavar="S,S,S", help="Of each channel, together with --mean.")] = None,
     calibration: Annotated[int, typer.Option(min=1, help="Training images that show what is dead.")] = 5000,
+    min_seconds: Annotated[float, typer.Option(min=0, help="Seconds of measuring latency; 0: none.")] = 5.0,
     seed: Annotated[
         int, typer.Option(min=0, max=arguments.SEED, help="Of random weights, and of which images calibrate.")
     ] = 0,
@@ -280,43 +281,35 @@ def cut(
         raise typer.BadParameter("--mean and --std belong together", param_hint="--mean")
     means = None if mean is None else arguments.numbers("--mean", mean)
     stds = None if std is None else arguments.numbers("--std", std)
+    from hoyer_export.recipe import RANDOM, make_recipe
     from hoyer_export.run_folder import check_free
 
+    side = shape[1] if shape is not None and data == "imagefolder" else None
+    untrained = {"epochs": 0}
+    recipe = make_recipe(
+        {
+            "seed": seed,
+            "network": {"name": network, "classes": classes, "input": shape},
+            "data": data
+            and {"name": data, "root": data_root and str(data_root), "mean": means, "std": stds, "image_size": side},
+            "dense": untrained | {"weights": RANDOM if weights is None else str(weights)},
+            "sparse": untrained,
+            "cut": {"macs": macs, "params": params, "threshold": limit, "method": method, "align": align}
+            | {"dead_first": dead_first, "dead_blocks": dead_blocks, "gather": gather, "calibration": calibration},
+            "finetune": untrained,
+            "bench": {"min_seconds": min_seconds},
+        }
+    )
     check_free(out, resume=False)
     _loading("torch")
-    from hoyer_export.console import print_cut
-    from hoyer_export.data import load_data
+    from hoyer_export.console import print_report
     from hoyer_export.live import progress
-    from hoyer_export.run.cutting import cut_network
+    from hoyer_export.run.chain import cut_network
 
-    side = shape[1] if shape is not None and data == "imagefolder" else None
-    images = None
-    if data is not None:
-        images = load_data(data, root=data_root, seed=seed, mean=means, std=stds, image_size=side)
     with progress() as shown:
-        found = cut_network(
-            network,
-            out,
-            weights=weights,
-            input_shape=shape,
-            classes=classes,
-            data=images,
-            macs=macs,
-            params=params,
-            threshold=limit,
-            method=method,
-            align=align,
-            dead_first=dead_first,
-            dead_blocks=dead_blocks,
-            gather=gather,
-            calibration=calibration,
-            seed=seed,
-            allow_import=allow_import,
-            progress=shown,
-        )
-    _print_json(asdict(found) | {"passed": found.passed}) if as_json else print_cut(found, out)
-    if not found.passed:
-        raise typer.Exit(3)
+        found = cut_network(recipe, out, allow_import=allow_import, progress=shown)
+    _print_json(found.model_dump(mode="json")) if as_json else print_report(found, out)
+    _stop_unless_good(found)
 
 
 @app.command()
@@ -354,7 +347,7 @@ def report(run_dir: RunDir, as_json: Json = False) -> None:
     from hoyer_export.run.reporting import report_run
 
     found = report_run(run_dir)
-    _print_json(found.model_dump(mode="json", exclude_unset=True)) if as_json else print_report(found, run_dir)
+    _print_json(found.model_dump(mode="json")) if as_json else print_report(found, run_dir)
     _stop_unless_good(found)
 
 
@@ -398,5 +391,5 @@ def _print_json(found: Mapping[str, Any]) -> None:
 
 
 def _stop_unless_good(report: Any) -> None:
-    if not (report.verify.passed and report.budget.met):
+    if not (report.passed and report.budget.met):
         raise typer.Exit(3)

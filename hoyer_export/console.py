@@ -1,6 +1,7 @@
 """The answer of every verb as people see it: a table and a few lines."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,10 +25,9 @@ from hoyer_export.report.number_format import (
 if TYPE_CHECKING:
     from hoyer_export.deploy.benchmark import BenchmarkRecord
     from hoyer_export.deploy.macs import MacsRecord
-    from hoyer_export.report.record import Report
-    from hoyer_export.run.cut_report import CutReport, Moved
+    from hoyer_export.report.report import Report
+    from hoyer_export.report.stage_records import CutRecord, ExportsRecord, FileVerification, Moved, VerifiedRecord
     from hoyer_export.run.inspecting import GroupCost, Inspection
-    from hoyer_export.run.records import ExportsRecord, VerifiedRecord
     from hoyer_export.surgery.self_test import Verdict
 
 PLAIN_WIDTH = 120  # of a table that no terminal limits
@@ -37,50 +37,78 @@ MOVED = 1e-5  # relative change of the outputs that asks for fine-tuning: what v
 
 
 def print_report(report: "Report", folder: Path) -> None:
-    """Print dense beside slim, what was verified, and where the files are."""
+    """Print the files side by side, how exact the cut is, what was verified, what to do next and where the files are."""
+    from hoyer_export.report.making import making
     from hoyer_export.report.summary import budget_words, cautions, speedup_words, title, verification_steps
 
     network, data = title(report)
-    dense, slim = report.dense, report.slim
-    table = Table(title=f"{network} on {data}", title_justify="left")
-    for column in ("", "dense", "slim", "slim / dense"):
+    on = f"on {data}" if report.inputs.data else f"input {'×'.join(map(str, report.inputs.shape))}"
+    table = Table(title=f"{network} {on}", title_justify="left")
+    for column in ("", *(it.file.name for it in report.artifacts), "slim / dense"):
         table.add_column(column, justify="left" if not column else "right")
-    table.add_row(
-        "test accuracy",
-        percent(dense.accuracy),
-        percent(slim.accuracy),
-        f"{slim.accuracy - dense.accuracy:+.2f} points",
-    )
-    for name, first, second, shown in (
-        ("MACs", dense.macs, slim.macs, count),
-        ("params", dense.params, slim.params, count),
-        ("ONNX file", dense.onnx_bytes, slim.onnx_bytes, size),
-    ):
-        table.add_row(name, shown(first), shown(second), share(second / first))
-    if report.latency is not None:
-        ms = report.latency.dense_ms, report.latency.slim_ms
-        for quantile in ("p50", "p90"):
-            first_ms, second_ms = (getattr(it, quantile) for it in ms)
-            name = f"latency {quantile}"
-            table.add_row(name, milliseconds(first_ms), milliseconds(second_ms), share(second_ms / first_ms))
-        blocked = report.latency.blocked_convs
-        table.add_row(
-            "blocked convolutions",
-            f"{blocked.dense.blocked} of {blocked.dense.total}",
-            f"{blocked.slim.blocked} of {blocked.slim.total}",
-            "",
-        )
+    for name, *cells in _figures(report):
+        table.add_row(name, *cells)
     console = _console()
     console.print(table)
-    steps = verification_steps(report)
-    passed = sum(step.passed for step in steps)
+    made, steps = making(report), verification_steps(report)
+    removed = f"{made.before - made.after:,} of {made.before:,} channels removed"
+    console.print(_plain(f"cut: {removed}, align = {report.cut.align or 1}; {_agreement_words(report.cut)}"))
+    for line in _cut_lines(report.cut):
+        console.print(_plain(line))
     console.print(_plain(f"speed: {speedup_words(report)}"))
     console.print(_plain(f"budget: {budget_words(report)}"))
-    console.print(_plain(f"verification: {passed} of {len(steps)} steps passed"))
+    passed = sum(step.passed for step in steps)
+    left_open = sum(int(step.value) for step in steps if step.name == "inputs left open")
+    rounding = f"; {left_open} comparisons left open, for torch itself rounds as much" if left_open else ""
+    console.print(_plain(f"verification: {passed} of {len(steps)} steps passed{rounding}"))
     for caution in cautions(report):
         style = "bold red" if caution.severe else "yellow"
         console.print(f"[{style}]{escape(caution.title)}:[/] {escape(caution.text)}", highlight=False)
+    if any(_is_moved(moved) for moved in report.cut.moved):
+        console.print(_plain("next: fine-tune, for zeroing has changed what the network computes; cutting has not:"))
+        console.print(
+            _plain(f'      train hx.load_slim("{folder / "slim.safetensors"}").model, then hx.export_onnx it')
+        )
     console.print(_plain(f"files: {folder}/report.html, card.md, report.json, slim.onnx, slim.safetensors"))
+
+
+def _figures(report: "Report") -> Iterator[list[str]]:
+    """Yield the rows of the table: a name, one cell a file, slim beside dense."""
+    from hoyer_export.report.summary import accuracy_change
+
+    shipped, dense, slim = report.artifacts, report.dense, report.slim
+    if slim.accuracy is not None:
+        yield ["test accuracy", *(percent(it.accuracy) for it in shipped), points(accuracy_change(report))]
+    for name, key, shown in (("MACs", "macs", exact), ("params", "params", exact), ("file", "size_bytes", size)):
+        first, second = (getattr(it.file, key) for it in (dense, slim))
+        yield [name, *(shown(getattr(it.file, key)) for it in shipped), share(second / max(first, 1))]
+    measured = report.bench.artifacts
+    if measured and dense.latency is not None and slim.latency is not None:
+        for quantile in ("p50", "p90"):
+            first, second = (getattr(it.latency, quantile) for it in (dense, slim))
+            cells = (milliseconds(getattr(it, quantile)) for it in measured)
+            yield [f"latency {quantile}", *cells, share(second / first)]
+        blocked = (it.blocked_convs for it in measured)
+        cells = (f"{it.blocked} of {it.total}" if it is not None else "" for it in blocked)
+        yield ["blocked convolutions", *cells, ""]
+
+
+def _agreement_words(cut: "CutRecord") -> str:
+    rounded = cut.delivered_rel_error
+    shifts = (
+        f", with its shifts in float32 to {small(rounded)}" if rounded and rounded > (cut.max_rel_error or 0) else ""
+    )
+    return f"zeroed and slim network agree to {small(cut.max_rel_error)} (relative, {cut.dtype}){shifts}"
+
+
+def _cut_lines(cut: "CutRecord") -> Iterator[str]:
+    """Yield what else the cut did."""
+    if cut.dead_blocks:
+        yield f"dead blocks, now their shortcuts: {', '.join(cut.dead_blocks)}"
+    for layer, (features, read) in cut.gathered.items():
+        yield f"{layer} reads {read:,} of {features:,} input features"
+    for moved in cut.moved:
+        yield _moved_words(moved)
 
 
 def print_inspection(found: "Inspection", *, everything: bool = False) -> None:
@@ -183,72 +211,6 @@ def _print_verdicts(console: Console, verdicts: "tuple[Verdict, ...]") -> None:
         console.print(line, highlight=False)
 
 
-def print_cut(found: "CutReport", folder: Path) -> None:
-    """Print dense beside slim, how exact the cut is, how far zeroing moved the outputs, and what to do next."""
-    shape = "×".join(map(str, found.input_shape))
-    table = Table(title=f"{found.network}, input {shape}", title_justify="left")
-    for column in ("", "dense", "slim", "slim / dense"):
-        table.add_column(column, justify="left" if not column else "right")
-    dense, slim = found.dense, found.slim
-    if dense.accuracy is not None and slim.accuracy is not None:
-        change = points(slim.accuracy - dense.accuracy)
-        table.add_row("test accuracy", percent(dense.accuracy), percent(slim.accuracy), change)
-    for name, first, second, shown in (
-        ("MACs", dense.macs, slim.macs, exact),
-        ("params", dense.params, slim.params, exact),
-        ("ONNX file, bytes", dense.onnx_bytes, slim.onnx_bytes, exact),
-    ):
-        table.add_row(name, shown(first), shown(second), share(second / max(first, 1)))
-    console = _console()
-    console.print(table)
-    before, after = (sum(sizes[side] for sizes in found.widths.values()) for side in (0, 1))
-    budget = " ".join(f"{key} = {value}" for key, value in found.asked.items())
-    verdict = "met" if found.met else "CANNOT BE JUDGED" if "macs" in found.asked and found.uncounted else "MISSED"
-    asked = f"{budget}, {verdict}; " if budget else ""
-    console.print(
-        _plain(f"{found.method}, align = {found.align}: {asked}{before - after:,} of {before:,} channels removed")
-    )
-    if found.dead_blocks:
-        console.print(_plain(f"dead blocks, now their shortcuts: {', '.join(found.dead_blocks)}"))
-    for layer, (features, read) in found.gathered.items():
-        console.print(_plain(f"{layer} reads {read:,} of {features:,} input features"))
-    rounded = found.delivered_rel_error
-    shifts = f"; with its shifts in float32 to {small(rounded)}" if rounded > found.max_rel_error else ""
-    agree = small(found.max_rel_error)
-    console.print(_plain(f"cut: zeroed and slim network agree to {agree} (relative, float64){shifts}"))
-    for moved in found.moved:
-        console.print(_plain(_moved_words(moved)))
-    for name, figures in (("dense.onnx", dense), ("slim.onnx", slim)):
-        error = (
-            "an error that is not finite" if figures.max_error is None else f"errors up to {small(figures.max_error)}"
-        )
-        if figures.failed:
-            console.print(_plain(f"{name}: NOT VERIFIED, do not ship it: {', '.join(figures.failed)} failed, {error}"))
-        else:
-            left_open = (
-                f" ({figures.left_open} comparisons left open: torch rounds as much)" if figures.left_open else ""
-            )
-            console.print(_plain(f"{name}: verified, {error}{left_open}"))
-    cautions = [found.warning] if found.warning else []
-    if found.uncounted:
-        nodes = ", ".join(f"{count} × {op}" for op, count in found.uncounted.items())
-        cautions.append(f"not counted among the MACs: {nodes}, which may multiply and accumulate")
-    if found.weights is None:
-        cautions.append("the weights are random (no --weights): MACs and sizes are right, outputs mean nothing")
-    if found.align < 8 and after < before:
-        cautions.append(
-            "odd widths can be slower in onnxruntime than the dense ones (61 channels than 64): measure, or --align 16"
-        )
-    for caution in cautions:
-        console.print(f"[yellow]note:[/] {escape(caution)}", highlight=False)
-    if any(_is_moved(moved) for moved in found.moved):
-        slim_file = folder / "slim.safetensors"
-        console.print(_plain("next: fine-tune, for zeroing has changed what the network computes; cutting has not:"))
-        console.print(_plain(f'      train hx.load_slim("{slim_file}").model, then hx.export_onnx it'))
-    console.print(_plain(f"measure: hoyer-export bench {folder}/dense.onnx {folder}/slim.onnx"))
-    console.print(_plain(f"files: {folder}/slim.onnx, dense.onnx, slim.safetensors, widths.json"))
-
-
 def _is_moved(moved: "Moved") -> bool:
     if moved.max_change is None or moved.max_output is None:  # not finite: the files are not verified then
         return False
@@ -265,14 +227,13 @@ def _moved_words(moved: "Moved") -> str:
 
 
 def print_exports(found: "ExportsRecord", folder: Path) -> None:
-    """Print the figures of both files."""
+    """Print the figures of every file."""
     table = Table()
     for column in ("file", "params", "MACs", "bytes", "sha256"):
         table.add_column(column, justify="left" if column in ("file", "sha256") else "right")
-    for name, file in (("dense", found.dense), ("slim", found.slim)):
-        figures = exact(file.params), exact(file.macs), exact(file.onnx_bytes), file.onnx_sha256[:12]
-        row = (f"{folder}/{name}.onnx", *figures)
-        table.add_row(*map(escape, row))
+    for file in found.artifacts:
+        figures = exact(file.params), exact(file.macs), exact(file.size_bytes), (file.sha256 or "")[:12]
+        table.add_row(*map(escape, (f"{folder}/{file.file}", *figures)))
     _console().print(table)
 
 
@@ -281,16 +242,25 @@ def print_verification(found: "VerifiedRecord") -> None:
     from hoyer_export.report.summary import value_words
 
     table = Table()
-    for column in ("check", "value", "tolerance", ""):
+    for column in ("file", "check", "value", "tolerance", ""):
         table.add_column(column, justify="right" if column in ("value", "tolerance") else "left")
-    for check in found.checks:
-        table.add_row(escape(check.name), value_words(check.value), small(check.tolerance), _verdict(check.passed))
+    for file in found.artifacts:
+        for check in file.checks:
+            cells = value_words(check.value), small(check.tolerance), _verdict(check.passed)
+            table.add_row(escape(file.name), escape(check.name), *cells)
     console = _console()
     console.print(table)
-    names = {"dense": "dense", "sparse": "sparse", "slim": "slim", "slim_onnx": "slim.onnx"}
-    accuracies = found.accuracy.model_dump()
-    console.print(_plain("test accuracy: " + ", ".join(f"{names[key]} {percent(accuracies[key])}" for key in names)))
+    read = {f"{it.name}{kind}": value for it in found.artifacts for kind, value in _accuracies(it).items()}
+    if found.sparse_accuracy is not None:
+        read["before the cut"] = found.sparse_accuracy
+    if read:
+        console.print(_plain("test accuracy: " + ", ".join(f"{name} {percent(value)}" for name, value in read.items())))
     console.print(_plain("verified" if found.passed else "VERIFICATION FAILED: do not ship this file"))
+
+
+def _accuracies(file: "FileVerification") -> dict[str, float]:
+    found = {"": file.accuracy, ".onnx": file.onnx_accuracy}
+    return {kind: value for kind, value in found.items() if value is not None}
 
 
 def print_macs(found: "MacsRecord") -> None:

@@ -14,11 +14,13 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from hoyer_export.choices import Alignment
+from hoyer_export.choices import Alignment, Method
 from hoyer_export.errors import RecipeError
 
 BUDGETS = ("macs", "params", "threshold")
 """The keys of [cut] of which exactly one is set."""
+RANDOM = "random"
+"""In the place of a file with weights: nothing is loaded. MACs and sizes are right then, outputs mean nothing."""
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -36,11 +38,12 @@ class _Table(BaseModel):
 
 
 class Network(_Table):
-    """[network]: ``in_channels`` and ``classes`` default to what the data has."""
+    """[network]: ``in_channels`` and ``classes`` default to what the data has, ``input`` (C, H, W) likewise."""
 
     name: Name
     in_channels: Count | None = None
     classes: Count | None = None
+    input: Annotated[tuple[Count, Count, Count], Field(strict=False)] | None = None
 
 
 class Data(_Table):
@@ -83,7 +86,7 @@ class Phase(_Table):
 
 
 class Dense(Phase):
-    """[dense]: ``weights`` is a .safetensors file of the dense network to start from."""
+    """[dense]: ``weights`` is a .safetensors file of the dense network to start from, or "random"."""
 
     epochs: Annotated[int, Field(ge=0)] = 30
     lr: Positive = 0.1
@@ -94,6 +97,11 @@ class Dense(Phase):
         if self.epochs == 0 and self.weights is None:
             raise PydanticCustomError("rule", 'epochs = 0 needs weights = "FILE.safetensors" to start from')
         return self
+
+    @property
+    def file(self) -> Path | None:
+        """Where the weights to start from are; None where they are random."""
+        return None if self.weights in (None, RANDOM) else Path(self.weights)
 
 
 class Sparse(Phase):
@@ -108,23 +116,50 @@ class Sparse(Phase):
 
 
 class Cut(_Table):
-    """[cut]: one of ``macs`` and ``params`` (shares of dense) or ``threshold`` (in natural thresholds)."""
+    """[cut]: one of ``macs`` and ``params`` (shares of dense) or ``threshold`` (in natural thresholds).
+
+    ``method`` says how channels are scored; "dead" takes what never fires on ``calibration`` training images, and
+    nothing else, so that it needs no budget. ``dead_first`` takes that before any other method chooses, ``dead_blocks``
+    makes residual blocks whose branch is exactly zero their shortcuts, ``fold`` moves what a zeroed channel leaves
+    behind as a constant into the layers that read it, and the linear layers in ``gather`` read only
+    the input features on which their weights are not zero. ``align`` is 16 unless set, and 1 for "dead".
+    """
 
     macs: Share | None = None
     params: Share | None = None
     threshold: Literal["natural"] | Positive | None = None
-    align: Alignment = 16
+    align: Alignment | None = None
+    method: Method = "group-hs"
+    dead_first: bool = False
+    dead_blocks: bool = False
+    fold: bool = True
+    gather: Annotated[tuple[Name, ...], Field(strict=False)] = ()
+    calibration: Count = 5000
 
     @model_validator(mode="after")
     def _exactly_one_budget(self) -> "Cut":
         given = [key for key in BUDGETS if getattr(self, key) is not None]
-        if len(given) != 1:
+        if self.method == "dead" and given:
+            raise PydanticCustomError(
+                "rule", 'method = "dead" takes no {key}: it removes what never fires, nothing else', {"key": given[0]}
+            )
+        if self.method != "dead" and len(given) != 1:
             raise PydanticCustomError(
                 "rule",
                 "needs exactly one of macs, params and threshold, got {given}",
                 {"given": _listed(given) or "none"},
             )
         return self
+
+    @property
+    def alignment(self) -> int:
+        """The multiple in force."""
+        return self.align or (1 if self.method == "dead" else 16)
+
+    @property
+    def looks_at_images(self) -> bool:
+        """Whether the choice hangs on calibration images."""
+        return self.method == "dead" or self.dead_first
 
     def asked(self) -> dict[str, float | str]:
         """Return the one budget that is set, e.g. ``{"macs": 0.5}``."""
@@ -151,11 +186,11 @@ class Verify(_Table):
 
 
 class Bench(_Table):
-    """[bench]: one onnxruntime thread and batch 1 unless asked; at least ``min_seconds`` of measuring."""
+    """[bench]: one onnxruntime thread and batch 1 unless asked; ``min_seconds`` of measuring, 0: none at all."""
 
     threads: Count = 1
     batch_size: Count = 1
-    min_seconds: Positive = 5.0
+    min_seconds: NotNegative = 5.0
 
 
 class Recipe(_Table):
@@ -170,7 +205,7 @@ class Recipe(_Table):
     threads: Count | None = None
     device: Literal["cpu", "cuda"] | None = None
     network: Network
-    data: Data
+    data: Data | None = None
     dense: Dense = Dense()
     sparse: Sparse = Sparse()
     cut: Cut
@@ -178,6 +213,18 @@ class Recipe(_Table):
     export: Export = Export()
     verify: Verify = Verify()
     bench: Bench = Bench()
+
+    @property
+    def trains(self) -> bool:
+        """Whether any phase has an epoch."""
+        return any(phase.epochs for phase in (self.dense, self.sparse, self.finetune))
+
+    @model_validator(mode="after")
+    def _has_data_where_it_needs_them(self) -> "Recipe":
+        if self.data is None and (self.trains or self.cut.looks_at_images):
+            what = "training" if self.trains else "what never fires"
+            raise PydanticCustomError("rule", "the table [data] is needed: {what} needs images", {"what": what})
+        return self
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
@@ -202,6 +249,20 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{path} is not TOML: {_one_line(str(error))}") from error
     set_by = {_apply(override, tables): override for override in overrides}
     return _resolve(tables, str(path), set_by)
+
+
+def make_recipe(tables: Mapping[str, Any], source: str = "the recipe") -> Recipe:
+    """Return the recipe of tables that are not read from a file; None in the place of a value leaves it out.
+
+    Raises:
+        RecipeError: a key or value is wrong.
+    """
+    given = {
+        key: {name: it for name, it in table.items() if it is not None} if isinstance(table, Mapping) else table
+        for key, table in tables.items()
+        if table is not None
+    }
+    return _resolve(given, source, {})
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -115,6 +115,7 @@ def verify_onnx(
     batches: Sequence[int] = (1, 2, 3, 8),
     labelled: Iterable[tuple[Tensor | tuple[Tensor, ...], Tensor]] | None = None,
     sha256: str | None = None,
+    tolerance: float = RELATIVE_TOLERANCE,
 ) -> VerifyRecord:
     """Compare the ONNX file ``path`` with ``model``, which stays as it is (steps above).
 
@@ -127,6 +128,7 @@ def verify_onnx(
         labelled: batches of (inputs, classes int64 [N]), for the top-1.
         sha256: of what ``export_onnx`` wrote for this very model, if known: a file of the same bytes need not be
             compared with another export, which takes as long as the first.
+        tolerance: largest |onnxruntime − torch| in units of max(1, max |torch|), where torch itself rounds less.
 
     Raises:
         FileError: the file is missing, damaged, or beyond this onnxruntime.
@@ -151,7 +153,7 @@ def verify_onnx(
     }
 
     judged = {
-        (*key, optimization): torchs.judge(_ort_output(session, it.inputs, path), it.output, it, RELATIVE_TOLERANCE)
+        (*key, optimization): torchs.judge(_ort_output(session, it.inputs, path), it.output, it, tolerance)
         for key, it in expected.items()
         for optimization, session in sessions.items()
     }
@@ -169,7 +171,7 @@ def verify_onnx(
             for level in sessions
         ),
         *([_check("inputs left open", left_open, len(judged) - 1)] if left_open else []),
-        _closest("rows of a batch", _judged_rows(path, sessions, torchs, cases, expected)),
+        _closest("rows of a batch", _judged_rows(path, sessions, torchs, cases, expected, tolerance)),
         _check("weight sizes", weights.wrong_sizes(), 0),
         _check("subnormal weights", sum(int(subnormals(tensor).sum()) for tensor in tensors_of(file.graph)), 0),
     ]
@@ -206,6 +208,7 @@ def _judged_rows(
     torchs: Sensitivity,
     cases: dict[str, Inputs],
     expected: dict[tuple[str, int], Expected],
+    tolerance: float,
 ) -> list[Judged]:
     """Compare every batch's rows with the runs of single images: real ones, or others where those are left open."""
     judged: list[Judged] = []
@@ -215,7 +218,7 @@ def _judged_rows(
             alone = [_ort_output(session, _rows(inputs, i, i + 1), path) for i in range(max(batches))]
             for batch, it in batches.items():
                 together = _ort_output(session, it.inputs, path)
-                judged.append(torchs.judge(together, np.concatenate(alone[:batch]), it, RELATIVE_TOLERANCE))
+                judged.append(torchs.judge(together, np.concatenate(alone[:batch]), it, tolerance))
         if not all(it.is_open for it in judged):
             break
     return judged

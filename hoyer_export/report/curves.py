@@ -9,7 +9,7 @@ from markupsafe import Markup
 from hoyer_export.report.making import making
 from hoyer_export.report.number_format import share
 from hoyer_export.report.plots import Band, Series, line_plot
-from hoyer_export.report.record import Report
+from hoyer_export.report.report import Report
 from hoyer_export.sparsify.phase import EpochRecord
 
 LOG_FROM = 30.0
@@ -43,7 +43,7 @@ def training_curves(report: Report, metrics: Sequence[EpochRecord]) -> tuple[Cur
             ceiling=100.0,
             digits=1,
         )
-        seen = f" Validation images: {report.validation}." if report.validation else ""
+        seen = f" Validation images: {report.inputs.validation}." if report.inputs.validation else ""
         curves.append(Curve(plot, f"Correct top-1; training images as the epoch met them.{seen}"))
     return (*curves, *_macs(report, metrics, bands))
 

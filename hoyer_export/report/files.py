@@ -1,15 +1,15 @@
 """A run's report.json, card.md and report.html: written together, and made again from what is in the folder."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from hoyer_export.errors import FileError
-from hoyer_export.record import first_complaint
+from hoyer_export.record import read_record
 from hoyer_export.report.card import render_card
 from hoyer_export.report.page import render_page
-from hoyer_export.report.record import FORMAT, Report
+from hoyer_export.report.report import FORMAT, Report
+from hoyer_export.report.version_1 import upgraded
 from hoyer_export.run_folder import write_whole
 from hoyer_export.sparsify.phase import EpochRecord
 
@@ -22,14 +22,14 @@ def write_report(folder: Path, report: Report, metrics: Sequence[EpochRecord]) -
 
     Args:
         folder: a run folder; it exists.
-        report: from ``assemble_report`` or ``read_report``.
+        report: from ``make_report`` or ``read_report``.
         metrics: the epochs of training; none where they are not known, and the page then has no curves.
 
     Raises:
         FileError: the folder cannot be written.
     """
     contents = {
-        "report.json": report.model_dump_json(indent=1, exclude_unset=True) + "\n",
+        "report.json": report.model_dump_json(indent=1) + "\n",
         "card.md": render_card(report),
         "report.html": render_page(report, metrics),
     }
@@ -38,29 +38,34 @@ def write_report(folder: Path, report: Report, metrics: Sequence[EpochRecord]) -
 
 
 def read_report(folder: Path) -> Report:
-    """Return the record in ``folder``'s report.json.
+    """Return the record in ``folder``'s report.json, also of a version before this one.
 
     Raises:
         FileError: there is none, it is damaged, or it has another format.
     """
     path = folder / "report.json"
     try:
-        content = path.read_bytes()
+        found = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise FileError(
             f"{path} is missing; finish the run first: hoyer-export run RECIPE --resume --out DIR"
         ) from None
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror}; make it a file that can be read") from error
-    try:
-        return Report.model_validate_json(content)
-    except ValidationError as error:
-        wrong_format = [detail for detail in error.errors(include_url=False) if detail["loc"] == ("format",)]
-        if wrong_format and wrong_format[0]["type"] == "literal_error":
-            raise FileError(
-                f"{path} has the format {wrong_format[0]['input']!r:.60}, expected {FORMAT!r}; "
-                "read it with the version of hoyer-export that wrote it"
-            ) from None
+    except ValueError as error:
+        raise FileError(f"{path} is damaged: not JSON ({error}); {_MEND}") from None
+    form = found.get("format") if isinstance(found, dict) else None
+    if form == "hoyer-export-report/1":
+        try:
+            found = upgraded(found)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise FileError(f"{path} is damaged: {error} is missing or of another kind; {_MEND}") from None
+    elif form is not None and form != FORMAT:
         raise FileError(
-            f"{path} is damaged: {first_complaint(error)}; put back the file that the run wrote, or run it again"
-        ) from None
+            f"{path} has the format {form!r:.60}, expected {FORMAT!r}; read it with the version of hoyer-export that "
+            "wrote it"
+        )
+    return read_record(Report, json.dumps(found), path, _MEND)
+
+
+_MEND = "put back the file that the run wrote, or run it again"

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hoyer_export.report.number_format import exact, percent, share
-from hoyer_export.report.record import Report
+from hoyer_export.recipe import RANDOM
+from hoyer_export.report.report import Report
 
 LITTLE_EFFECT = 0.99
 """Share of the dense MACs at effective widths above which Group-HS has made next to no channel weak."""
@@ -16,7 +17,7 @@ class Making:
 
     Args:
         dense_epochs: of the dense network; None where the recipe does not say (a report of somebody else's).
-        weights: file that the dense network started from, if any.
+        weights: file that the dense network started from, if any, or "random".
         sparse_epochs: of the phase for Group-HS; None likewise.
         strength: of Group-HS; None likewise.
         finetune_epochs: of the slim network; None likewise.
@@ -43,6 +44,11 @@ class Making:
         return self.after < self.before
 
     @property
+    def random(self) -> bool:
+        """Whether nobody ever trained the weights."""
+        return self.weights == RANDOM and not self.trained
+
+    @property
     def trained(self) -> bool:
         """Whether any phase had an epoch."""
         return (self.dense_epochs, self.sparse_epochs, self.finetune_epochs) != (0, 0, 0)
@@ -58,8 +64,8 @@ def making(report: Report) -> Making:
         sparse_epochs=_epochs(report, "sparse"),
         strength=float(strength) if isinstance(strength, (int, float)) else None,
         finetune_epochs=_epochs(report, "finetune"),
-        before=sum(group.dense for group in report.widths),
-        after=sum(group.slim for group in report.widths),
+        before=sum(group.dense for group in report.cut.widths),
+        after=sum(group.slim for group in report.cut.widths),
     )
 
 
@@ -75,7 +81,7 @@ def _epochs(report: Report, table: str) -> int | None:
 
 def changed_little(report: Report) -> bool:
     """Whether Group-HS took part and left next to all MACs at effective widths."""
-    width = report.sparse.effective_width
+    width = report.effective_macs
     return making(report).group_hs and width is not None and width > LITTLE_EFFECT
 
 
@@ -99,7 +105,9 @@ def how_it_was_made(report: Report) -> tuple[str, ...]:
 
 
 def _dense_words(made: Making) -> str:
-    if made.weights is None:
+    if made.random:
+        return "The dense network has random weights."
+    if made.weights in (None, RANDOM):
         return "" if not made.dense_epochs else f"The dense network trained for {_counted(made.dense_epochs)}."
     given = f"The dense network is the given one ({made.weights})"
     trained = f"trained here for {_counted(made.dense_epochs)}" if made.dense_epochs else "not trained here"
@@ -117,7 +125,7 @@ def _sparse_words(made: Making) -> str:
 
 
 def _before_words(report: Report, made: Making) -> str:
-    accuracy, width = report.sparse.accuracy, report.sparse.effective_width
+    accuracy, width = report.verify.sparse_accuracy, report.effective_macs
     found = [] if accuracy is None else [f"{percent(accuracy)} test accuracy"]
     if width is not None:
         little = ": Group-HS made next to no channel weak" if changed_little(report) else ""
@@ -126,14 +134,25 @@ def _before_words(report: Report, made: Making) -> str:
 
 
 def _cut_words(report: Report, made: Making) -> str:
-    groups = f"{len(report.widths)} group{'' if len(report.widths) == 1 else 's'}"
+    groups = f"{len(report.cut.widths)} group{'' if len(report.cut.widths) == 1 else 's'}"
     if not made.cut:
         return f"Nothing was cut: all {exact(made.before)} channels of {groups} stay."
-    blocks = f", {aligned_words(report.align)}" if report.align and report.align > 1 else ""
-    return (
-        f"The channels with the smallest norms in their groups were zeroed and removed: {exact(made.before)} channels "
-        f"in {groups} became {exact(made.after)}{blocks}."
+    blocks = f", {aligned_words(report.cut.align)}" if report.cut.align and report.cut.align > 1 else ""
+    chosen = _CHOSEN.get(_key(report, "cut", "method"), _CHOSEN["group-hs"])
+    first = (
+        "Channels that never fire on the calibration images went first. " if _key(report, "cut", "dead_first") else ""
     )
+    return (
+        f"{first}{chosen} were zeroed and removed: {exact(made.before)} channels in {groups} became "
+        f"{exact(made.after)}{blocks}."
+    )
+
+
+_CHOSEN = {
+    "group-hs": "The channels with the smallest norms in their groups",
+    "magnitude": "The channels with the least magnitude (torch-pruning's score)",
+    "dead": "The channels that never fire on the calibration images",
+}
 
 
 def aligned_words(align: int) -> str:
@@ -147,14 +166,11 @@ def _counted(epochs: int) -> str:
 
 def stage_seconds(report: Report) -> tuple[tuple[str, float | None], ...]:
     """Return what each stage took; trainings of no epochs are left out."""
-    made, found = making(report), report.seconds
-    stages = (
-        ("dense training", found.dense, made.dense_epochs),
-        ("Group-HS training" if made.group_hs else "training without Group-HS", found.sparse, made.sparse_epochs),
-        ("cut", found.cut, None),
-        ("fine-tuning", found.finetune, made.finetune_epochs),
-        ("export", found.export, None),
-        ("verify", found.verify, None),
-        ("bench", found.bench, None),
-    )
-    return tuple((name, seconds) for name, seconds, epochs in stages if epochs != 0)
+    made = making(report)
+    trainings = {
+        "dense": ("dense training", made.dense_epochs),
+        "sparse": ("Group-HS training" if made.group_hs else "training without Group-HS", made.sparse_epochs),
+        "finetune": ("fine-tuning", made.finetune_epochs),
+    }
+    named = {stage: trainings.get(stage, (stage, None)) for stage in report.seconds}
+    return tuple((named[stage][0], seconds) for stage, seconds in report.seconds.items() if named[stage][1] != 0)

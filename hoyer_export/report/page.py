@@ -12,8 +12,8 @@ from hoyer_export.report import number_format
 from hoyer_export.report.curves import phase_names, training_curves
 from hoyer_export.report.making import aligned_words, how_it_was_made, making, stage_seconds
 from hoyer_export.report.plots import distributions_plot
-from hoyer_export.report.record import Report
-from hoyer_export.report.sections import GroupWidth
+from hoyer_export.report.report import Report
+from hoyer_export.report.stage_records import GroupWidth
 from hoyer_export.report.summary import (
     Step,
     accuracy_change,
@@ -22,6 +22,7 @@ from hoyer_export.report.summary import (
     budget_words,
     cautions,
     headline,
+    macs_share,
     recipe_tables,
     speed_efficiency,
     speed_is_unclear,
@@ -115,12 +116,13 @@ def render_page(report: Report, metrics: Sequence[EpochRecord]) -> str:
         report=report,
         made=making(report),
         sentences=how_it_was_made(report),
-        aligned=aligned_words(report.align or 1),
+        aligned=aligned_words(report.cut.align or 1),
         asks_a_share=asks_a_share(report),
         network=network,
         data=data,
         cautions=cautions(report),
         headline=headline(report),
+        macs_share=macs_share(report),
         tiles=tiles(report),
         accuracy_change=accuracy_change(report),
         accuracy_intervals=_accuracy_intervals(report),
@@ -145,16 +147,18 @@ def tiles(report: Report) -> tuple[Tile, ...]:
     """Return the headline's figures: accuracy, MACs, latency, parameters, bytes."""
     dense, slim = report.dense, report.slim
     change = number_format.points(accuracy_change(report))
-    found = [_tile("Accuracy", number_format.percent, dense.accuracy, slim.accuracy, change)]
-    found.append(_tile("MACs", number_format.count, dense.macs, slim.macs))
-    if report.latency is not None:
-        before, after = report.latency.dense_ms.p50, report.latency.slim_ms.p50
-        faster = f"{number_format.times(report.latency.speedup.median)} as fast"
+    found = []
+    if dense.accuracy is not None and slim.accuracy is not None:
+        found.append(_tile("Accuracy", number_format.percent, dense.accuracy, slim.accuracy, change))
+    found.append(_tile("MACs", number_format.count, dense.file.macs, slim.file.macs))
+    if report.speed is not None and report.speed.speedup is not None and report.dense.latency is not None:
+        before, after = report.dense.latency.p50, report.speed.p50
+        faster = f"{number_format.times(report.speed.speedup.median)} as fast"
         tile = _tile("Latency, median", number_format.milliseconds, before, after, faster)
         doubtful = speed_is_unclear(report)
         found.append(replace(tile, doubtful=doubtful, change=f"{faster}, unclear" if doubtful else faster))
-    found.append(_tile("Parameters", number_format.count, dense.params, slim.params))
-    found.append(_tile("ONNX file", number_format.size, dense.onnx_bytes, slim.onnx_bytes))
+    found.append(_tile("Parameters", number_format.count, dense.file.params, slim.file.params))
+    found.append(_tile("ONNX file", number_format.size, dense.file.size_bytes, slim.file.size_bytes))
     return tuple(found)
 
 
@@ -166,7 +170,7 @@ def _tile(
         name=name,
         slim=written(slim),
         dense=written(dense),
-        change=change or f"{number_format.share(slim / dense)} of dense",
+        change=change or f"{number_format.share(slim / (dense or 1))} of dense",
         slim_length=round(100 * slim / longest, 1),
         dense_length=round(100 * dense / longest, 1),
     )
@@ -174,7 +178,7 @@ def _tile(
 
 def width_rows(report: Report) -> tuple[WidthRow, ...]:
     """Return every group's bar, in the network's order."""
-    return tuple(_width_row(group, report.align or 1) for group in report.widths)
+    return tuple(_width_row(group, report.cut.align or 1) for group in report.cut.widths)
 
 
 def _width_row(group: GroupWidth, align: int) -> WidthRow:
@@ -214,11 +218,15 @@ def _stages(steps: Sequence[Step]) -> tuple[tuple[tuple[str, tuple[Step, ...]], 
     def of(stage: str) -> tuple[Step, ...]:
         return tuple(step for step in steps if step.stage == stage)
 
-    compared = dict.fromkeys(step.stage for step in steps if step.stage not in ("cut", "file"))
-    return (
-        (("The cut: what was removed was zero", of("cut")), ("The file, step by step", of("file"))),
-        tuple((f"{stage}, max |Δ| against torch", of(stage)) for stage in compared),
+    found = dict.fromkeys(step.stage for step in steps)
+    compared = [stage for stage in found if "," in stage]
+    files = [stage for stage in found if stage != "cut" and stage not in compared]
+    tables = (
+        ("The cut: what was removed was zero", of("cut")),
+        *((f"{stage}, step by step", of(stage)) for stage in files),
+        *((f"{stage}, max |Δ| against torch", of(stage)) for stage in compared),
     )
+    return tuple(tables[first : first + 2] for first in range(0, len(tables), 2))
 
 
 def breakable(name: str) -> Markup:
@@ -227,24 +235,17 @@ def breakable(name: str) -> Markup:
 
 
 def _accuracy_intervals(report: Report) -> dict[str, tuple[float, float]]:
-    images = report.data.images.test if report.data and report.data.images else 0
-    if images == 0:
-        return {}
-    return {
-        "dense": accuracy_interval(report.dense.accuracy, images),
-        "slim": accuracy_interval(report.slim.accuracy, images),
-    }
+    images = report.inputs.images.test if report.inputs.images else 0
+    found = {it.file.name: accuracy_interval(it.accuracy, images) for it in report.artifacts}
+    return {name: interval for name, interval in found.items() if interval is not None}
 
 
 def _latency_plot(report: Report) -> Markup | None:
-    if report.latency is None:
+    measured = report.bench.artifacts
+    if not measured:
         return None
-    dense, slim = report.latency.dense_ms, report.latency.slim_ms
     return distributions_plot(
         name="latency",
         title="Latency of the dense and the slim file",
-        rows=[
-            ("dense", "dense", dense.samples, dense.p50, dense.p90, dense.p99),
-            ("slim", "slim", slim.samples, slim.p50, slim.p90, slim.p99),
-        ],
+        rows=[(it.name, it.name, it.samples, it.p50, it.p90, it.p99) for it in measured],
     )

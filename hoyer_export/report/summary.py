@@ -1,14 +1,13 @@
 """What the page and the card both say: figures side by side, and every step of the verification in one list."""
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from hoyer_export.report.making import changed_little, little_effect_words, making
 from hoyer_export.report.number_format import percent, points, share, small, times
-from hoyer_export.report.record import Report
+from hoyer_export.report.report import Report
 
 MOST_LOST = 1.0
 """Points of accuracy below dense from which a slim network that was not fine-tuned is warned of."""
@@ -52,13 +51,15 @@ def verification_steps(report: Report) -> tuple[Step, ...]:
 
 
 def _steps(report: Report) -> Iterator[Step]:
-    cut = report.verify.cut
+    cut = report.cut
     yield _step("cut", f"zeroed = slim network, {cut.dtype}, relative", cut.max_rel_error, cut.tolerance, cut.passed)
-    for check in report.verify.checks:
-        yield _step("file", check.name, check.value, check.tolerance, check.passed)
-    for row in report.verify.onnx:
-        stage = f"onnxruntime, optimisations {row.optimization}"
-        yield _step(stage, f"batch {row.batch}, {row.inputs}", row.max_abs_error, row.tolerance, row.passed)
+    for artifact in report.artifacts:
+        file = artifact.file.file
+        for check in artifact.verified.checks:
+            yield _step(file, check.name, check.value, check.tolerance, check.passed)
+        for row in artifact.verified.onnx:
+            stage = f"{file}, optimisations {row.optimization}"
+            yield _step(stage, f"batch {row.batch}, {row.inputs}", row.max_abs_error, row.tolerance, row.passed)
 
 
 def _step(stage: str, name: str, value: float | bool | str | None, tolerance: float | None, passed: bool) -> Step:
@@ -76,13 +77,12 @@ def value_words(value: float | bool | str | None) -> str:
 
 def title(report: Report) -> tuple[str, str]:
     """Return the names of network and data."""
-    network = report.network or _named(report.recipe, "network") or "a network"
-    data = report.data.name if report.data else _named(report.recipe, "data") or "unnamed data"
-    return network, data
+    data = report.inputs.data or _named(report.recipe, "data") or "no data"
+    return _named(report.recipe, "network") or "a network", data
 
 
 def _full_name(step: Step) -> str:
-    return step.name if step.stage in ("cut", "file") else f"{step.stage}, {step.name}"
+    return step.name if step.stage == "cut" else f"{step.stage}, {step.name}"
 
 
 def _named(recipe: Mapping[str, Any], table: str) -> str | None:
@@ -91,30 +91,27 @@ def _named(recipe: Mapping[str, Any], table: str) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def accuracy_change(report: Report) -> float:
-    """Return slim minus dense accuracy in points."""
-    return report.slim.accuracy - report.dense.accuracy
+def accuracy_change(report: Report) -> float | None:
+    """Return slim minus dense accuracy in points; None without test images."""
+    slim, dense = report.slim.accuracy, report.dense.accuracy
+    return None if slim is None or dense is None else slim - dense
 
 
-def accuracy_interval(accuracy: float, images: int) -> tuple[float, float]:
-    """Return the 95 % interval of an accuracy read on a sample of images, both in per cent.
+def accuracy_interval(accuracy: float | None, images: int) -> tuple[float, float] | None:
+    """Return Wilson's 95 % interval of an accuracy read on a sample of images, in per cent; None without images."""
+    if accuracy is None or not images:
+        return None
+    from scipy.stats import binomtest  # takes a second to import, which only this needs
 
-    (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n), z = 1.96.
-
-    Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22, 1927.
-    """
-    z, p = 1.96, accuracy / 100
-    middle = p + z * z / (2 * images)
-    half = z * math.sqrt(p * (1 - p) / images + z * z / (4 * images * images))
-    scale = 1 + z * z / images
-    return 100 * max(0.0, middle - half) / scale, 100 * min(scale, middle + half) / scale
+    found = binomtest(round(accuracy / 100 * images), images).proportion_ci(0.95, method="wilson")
+    return 100 * float(found.low), 100 * float(found.high)
 
 
 def speedup_words(report: Report) -> str:
     """Return the speed-up with its interval in words, e.g. ``2.31× as fast (95 % interval 2.28–2.35)``."""
-    if report.latency is None:
+    if report.speed is None or report.speed.speedup is None:
         return "latency not measured"
-    factor = times(report.latency.speedup.median)
+    factor = times(report.speed.speedup.median)
     interval = speed_interval(report)
     if interval is None:
         return f"{factor} as fast (the machine was too noisy for an interval)"
@@ -126,23 +123,29 @@ def speedup_words(report: Report) -> str:
 
 def speed_interval(report: Report) -> tuple[float, float] | None:
     """Return the 95 % interval of the speed-up; None where it was not measured, or the machine was too noisy."""
-    if report.latency is None or report.latency.noise or report.latency.speedup.ci95 is None:
+    speedup = None if report.speed is None else report.speed.speedup
+    if speedup is None or report.bench.noise or speedup.ci95 is None:
         return None
-    low, high = report.latency.speedup.ci95
+    low, high = speedup.ci95
     return low, high
 
 
 def speed_is_unclear(report: Report) -> bool:
     """Whether nobody can say which file is faster: the speed-up has no interval, or one that holds 1."""
     interval = speed_interval(report)
-    return report.latency is not None and (interval is None or interval[0] <= 1 <= interval[1])
+    return report.speed is not None and (interval is None or interval[0] <= 1 <= interval[1])
 
 
 def speed_efficiency(report: Report) -> float | None:
     """Return speed-up / MACs reduction: 1 where every MAC saved is time saved; None without an interval of it."""
-    if report.latency is None or speed_interval(report) is None:
+    if report.speed is None or report.speed.speedup is None or speed_interval(report) is None:
         return None
-    return report.latency.speedup.median * report.slim.macs / report.dense.macs
+    return report.speed.speedup.median * macs_share(report)
+
+
+def macs_share(report: Report) -> float:
+    """Return the share of the dense MACs that the slim file has."""
+    return report.slim.file.macs / max(report.dense.file.macs, 1)
 
 
 def budget_words(report: Report) -> str:
@@ -152,7 +155,7 @@ def budget_words(report: Report) -> str:
     for key, asked in report.budget.asked.items():
         if key == "threshold":
             limit = "the natural threshold" if asked in ("natural", 1) else f"{asked} of the natural threshold"
-            came = f"{share(report.slim.macs / report.dense.macs)} of the dense MACs left"
+            came = f"{share(macs_share(report))} of the dense MACs left"
             words.append(f"none asked; channels below {limit} were to go, {came}")
             continue
         if isinstance(asked, str) or key not in names:
@@ -169,7 +172,7 @@ def cautions(report: Report) -> tuple[Caution, ...]:
     found = []
     steps = verification_steps(report)
     failed = [step for step in steps if not step.passed]
-    if failed or not report.verify.passed:
+    if failed or not report.passed:
         shown = [
             f"; {_full_name(step)} ({step.value}, tolerance {step.tolerance or 'none'})" for step in failed[:MOST_SHOWN]
         ]
@@ -182,19 +185,34 @@ def cautions(report: Report) -> tuple[Caution, ...]:
     interval = speed_interval(report)
     if interval is not None and interval[1] < 1:
         found.append(Caution(True, "Slower than dense", f"on this machine the slim file is {speedup_words(report)}"))
-    if report.latency is not None and report.latency.noise:
-        found.append(Caution(False, "Noisy machine", report.latency.noise.rstrip(".")))
-    made, width = making(report), report.sparse.effective_width
+    if report.bench.noise:
+        found.append(Caution(False, "Noisy machine", report.bench.noise.rstrip(".")))
+    made, width = making(report), report.effective_macs
     if not made.cut:
         found.append(
             Caution(False, "Nothing was cut", "every channel stays; ask for a smaller share, or a larger threshold")
         )
     if width is not None and changed_little(report):
         found.append(Caution(False, "Group-HS changed little", little_effect_words(width)))
-    if made.cut and made.finetune_epochs == 0 and accuracy_change(report) < -MOST_LOST:
-        lost = f"accuracy is {points(accuracy_change(report))} from dense; set finetune.epochs"
+    change = accuracy_change(report)
+    if made.cut and made.finetune_epochs == 0 and change is not None and change < -MOST_LOST:
+        lost = f"accuracy is {points(change)} from dense; fine-tune the slim network (finetune.epochs in a recipe)"
         found.append(Caution(False, "Not trained after the cut", lost))
-    if report.data is not None and report.data.classes == 1:
+    uncounted = report.dense.file.uncounted | report.slim.file.uncounted
+    if uncounted:
+        nodes = ", ".join(f"{count} × {name}" for name, count in uncounted.items())
+        found.append(Caution(False, "Not counted", f"{nodes} may multiply and accumulate beside these MACs"))
+    if made.random:
+        text = "the weights are random: MACs, sizes and times are right, outputs mean nothing"
+        found.append(Caution(False, "Random weights", text))
+    if made.cut and report.cut.align is not None and report.cut.align < 8 and not report.bench.artifacts:
+        text = (
+            "odd widths can be slower in onnxruntime than the dense ones (61 channels than 64): measure, or align = 16"
+        )
+        found.append(Caution(False, "Widths", text))
+    if report.cut.warning:
+        found.append(Caution(False, "Selection", report.cut.warning))
+    if report.inputs.classes == 1:
         found.append(Caution(False, "One class", "every answer is right, so that accuracy says nothing"))
     return tuple(found)
 
@@ -206,10 +224,9 @@ def asks_a_share(report: Report) -> bool:
 
 def headline(report: Report) -> str:
     """Return the result in one sentence."""
-    return (
-        f"{share(report.slim.macs / report.dense.macs)} of the MACs, {speedup_words(report)}, "
-        f"{percent(report.slim.accuracy)} accuracy ({points(accuracy_change(report))})."
-    )
+    change = accuracy_change(report)
+    accuracy = "" if change is None else f", {percent(report.slim.accuracy)} accuracy ({points(change)})"
+    return f"{share(macs_share(report))} of the MACs, {speedup_words(report)}{accuracy}."
 
 
 def recipe_tables(recipe: Mapping[str, Any]) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:

@@ -10,17 +10,17 @@ from hoyer_export.errors import FileError, RecipeError
 from hoyer_export.recipe import Recipe, dump_recipe, load_recipe, reopened
 from hoyer_export.record import Record
 from hoyer_export.report.files import read_report
-from hoyer_export.report.record import Report
+from hoyer_export.report.report import Report
+from hoyer_export.report.stage_records import ExportsRecord, ReportRecord, VerifiedRecord
 from hoyer_export.run.cut import CUT
 from hoyer_export.run.inputs import CHECK, INPUTS
 from hoyer_export.run.job import Job
 from hoyer_export.run.progress import Progress
-from hoyer_export.run.records import ExportsRecord, ReportRecord, VerifiedRecord
 from hoyer_export.run.reporting import write_run_report
 from hoyer_export.run.ship import BENCH, EXPORT, VERIFY
 from hoyer_export.run.stage import Stage, do, do_all, drop, forget, has_files, is_done, record_of
 from hoyer_export.run.train import DENSE, FINETUNE, SPARSE, phase_checkpoint
-from hoyer_export.run_folder import RunFolder, claimed, opened, write_whole
+from hoyer_export.run_folder import RunFolder, claimed, opened, whole_folder, write_whole
 from hoyer_export.sparsify.checkpoint import epochs_done
 
 
@@ -34,7 +34,7 @@ REPORT = Stage(
     record=ReportRecord,
     run=_report,
     needs=("verify", "bench"),
-    leaves=lambda folder: (folder.report,),
+    leaves=lambda job: (job.folder.report,),
 )
 STAGES: tuple[Stage[Record], ...] = (INPUTS, CHECK, DENSE, SPARSE, CUT, FINETUNE, EXPORT, VERIFY, BENCH, REPORT)
 
@@ -77,7 +77,7 @@ def run_recipe(
             if not is_done(INPUTS, folder):  # what it leaves open is settled anew
                 job.recipe = recipe
             for stage in (EXPORT, REPORT):  # what is shipped is made again where it is gone
-                if is_done(stage, folder) and not has_files(stage, folder):
+                if is_done(stage, folder) and not has_files(stage, job):
                     drop(STAGES[STAGES.index(stage) :], folder)
             if all(is_done(stage, folder) for stage in STAGES):
                 progress.note(f"{out} is finished; nothing to do")
@@ -91,11 +91,37 @@ def run_recipe(
         with torch_threads(job.recipe.threads):
             _begin(job, before)
             do_all(STAGES, job)
-        for file in job.folder.checkpoint.glob("*"):
-            file.unlink()
-        if job.folder.checkpoint.is_dir():
-            job.folder.checkpoint.rmdir()
+        _clear_checkpoints(folder)
     return read_report(out)
+
+
+def cut_network(recipe: Recipe, out: Path, *, allow_import: Sequence[str] = (), progress: Progress) -> Report:
+    """Do the chain for a recipe that trains nothing; the files are made aside, and appear in ``out`` all together.
+
+    Args:
+        recipe: with epochs = 0 in every phase.
+        out: absent or empty.
+        allow_import: as for ``run_recipe``.
+        progress: is told what happens.
+
+    Raises:
+        HoyerExportError: an input is wrong, or the network cannot be cut, exported or verified; nothing was written.
+    """
+    with claimed(out), whole_folder(out) as folder:
+        job = Job(recipe, folder, progress, allow_import)
+        with torch_threads(recipe.threads):
+            _begin(job, {})
+            do_all(STAGES, job)
+        _clear_checkpoints(folder)
+        return read_report(folder.path)
+
+
+def _clear_checkpoints(folder: RunFolder) -> None:
+    """Remove what only an unfinished run needs."""
+    for file in folder.checkpoint.glob("*"):
+        file.unlink()
+    if folder.checkpoint.is_dir():
+        folder.checkpoint.rmdir()
 
 
 def _head(folder: RunFolder) -> tuple[Path, ...]:
@@ -109,10 +135,11 @@ def _begin(job: Job, before: Mapping[Path, bytes]) -> None:
     try:
         write_whole(folder.recipe, dump_recipe(job.recipe))
         if not is_done(INPUTS, folder):
-            job.progress.headline(f"{job.recipe.network.name} on {job.recipe.data.name}")
+            on = f" on {job.recipe.data.name}" if job.recipe.data else ""
+            job.progress.headline(f"{job.recipe.network.name}{on}: build, trace, self-test")
             do(INPUTS, job)
             write_whole(folder.recipe, dump_recipe(job.recipe))
-        elif not is_done(FINETUNE, folder):
+        elif job.has_data and not is_done(FINETUNE, folder):
             job.data.check_readable()
         if not is_done(CHECK, folder):
             do(CHECK, job)
@@ -148,7 +175,7 @@ def export_run(path: Path, *, allow_import: Sequence[str] = (), progress: Progre
     with _opened(path, FINETUNE, allow_import, progress) as job:
         before = record_of(EXPORT, job.folder) if is_done(EXPORT, job.folder) else None
         after = do(EXPORT, job)
-        if before is not None and (before.dense, before.slim) != (after.dense, after.slim):
+        if before is not None and before.artifacts != after.artifacts:
             drop((VERIFY, BENCH, REPORT), folder=job.folder)
             progress.note(
                 f"the files have changed; verify and measure them: hoyer-export run RECIPE --out {path} --resume"

@@ -1,94 +1,220 @@
-"""The stage that cuts: select, zero, take out, and prove."""
+"""The stage that cuts: select, fold, zero, take out, and prove."""
 
 import copy
 import json
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from math import ceil
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
+from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.norms import channel_norms
+from hoyer_export.channels.trace import trace_channels
+from hoyer_export.data.splits import Split
 from hoyer_export.report.number_format import share
-from hoyer_export.report.sections import GroupWidth
-from hoyer_export.run.inputs import macs_in_torch
+from hoyer_export.report.stage_records import CutRecord, GroupWidth, Moved
+from hoyer_export.run.inputs import macs_in_torch, proved_channels
 from hoyer_export.run.job import Job
-from hoyer_export.run.records import CutRecord
 from hoyer_export.run.stage import Stage
 from hoyer_export.run_folder import RunFolder, write_whole
+from hoyer_export.select.budget import COSTS, Budget
 from hoyer_export.select.choose import Selection, select_channels
 from hoyer_export.sparsify.penalties import alive_channels
 from hoyer_export.store.slim_file import save_slim
 from hoyer_export.surgery.cut import cut
-from hoyer_export.surgery.step import SlimModel
+from hoyer_export.surgery.decisions import TOLERANCE
+from hoyer_export.surgery.extras.dead_blocks import remove_dead_blocks
+from hoyer_export.surgery.extras.folding import Folding, fold_constants
+from hoyer_export.surgery.extras.gather import gather_inputs
+from hoyer_export.surgery.plan import compose
+from hoyer_export.surgery.step import SlimModel, as_slim
 from hoyer_export.surgery.zero import zero_
-from hoyer_export.tensors import named_tensors
+from hoyer_export.tensors import named_tensors, tensors_in
 
 TRIES = 8
 """Selections before a budget counts as missed: each comes closer by what the one before was off."""
+BATCH = 250
+"""Calibration images at a time; the last of them may bring a few more than were asked for."""
 
 
-def cut_sparse(job: Job) -> CutRecord:
+@dataclass(frozen=True)
+class _Cut:
+    """One selection, carried out.
+
+    Args:
+        chosen: the selection.
+        zeroed: the network before the channels were taken out.
+        steps: what was proved one by one; the last is ``slim``.
+        slim: the network after it.
+    """
+
+    chosen: Selection
+    zeroed: nn.Module
+    steps: tuple[SlimModel | Folding, ...]
+    slim: SlimModel
+
+
+def cut_channels(job: Job) -> CutRecord:
     """Select, zero and cut, and write the slim network, which is not trained yet, and widths.json."""
-    recipe, started, network = job.recipe, time.perf_counter(), job.sparse()
-    asked = " ".join(f"{key} = {value}" for key, value in recipe.cut.asked().items())
-    job.progress.headline(f"cut: {asked}, align = {recipe.cut.align}")
-    norms = channel_norms(job.channels, named_tensors(network))
-    macs = recipe.cut.macs
-    for _ in range(TRIES):
-        chosen = select_channels(
-            job.channels,
-            network,
-            macs=macs,
-            params=recipe.cut.params,
-            threshold=recipe.cut.threshold,
-            align=recipe.cut.align,
-        )
-        zeroed = copy.deepcopy(network)
-        zero_(zeroed, job.channels, chosen.keep)
-        slim = cut(zeroed, job.channels, chosen.keep, job.example)
-        macs = stricter_macs(chosen, recipe.cut.macs, network, slim.model, job.example)
-        if macs is None:
-            break
-    if chosen.warning:
-        job.progress.note(chosen.warning)
-    assert slim.max_rel_error is not None
-    stay, alive = (share(macs / chosen.dense_macs) for macs in (chosen.macs, chosen.unaligned_macs))
-    agreement = f"zeroed and slim agree to {slim.max_rel_error:.1e}"
-    job.progress.note(f"{stay} of the MACs stay, {alive} before alignment; {agreement}")
+    table, started, network = job.recipe.cut, time.perf_counter(), job.sparse()
+    asked = " ".join(f"{key} = {value}" for key, value in table.asked().items())
+    job.progress.headline(f"cut: {table.method}, {asked}{', ' if asked else ''}align = {table.alignment}")
+    start = remove_dead_blocks(network, job.example) if table.dead_blocks else as_slim(network)
+    blocks = tuple(edit.module for edit in start.plan.edits)
+    name, channels = job.recipe.network.name, job.channels
+    if blocks:
+        channels = proved_channels(name, start.model, job.example, job.progress)
+    shows = job.has_data and (table.looks_at_images or not job.recipe.finetune.epochs)
+    images = _images(job.data.train, table.calibration, shuffle=True) if shows else []
+    found = _cut_to_budget(job, network, start, channels, images)
+    steps, slim = found.steps, found.slim
+    if table.gather:
+        slim = gather_inputs(slim, table.gather, job.example)
+        steps = (*steps, slim)
+    _say(job, found.chosen, steps)
     job.folder.checkpoint.mkdir(exist_ok=True)
     write_slim(slim, cut_weights(job.folder), job)
-    write_whole(job.folder.widths, widths_text(chosen))
+    keep = found.chosen.keep
+    write_whole(job.folder.widths, json.dumps({name: keep[name].tolist() for name in sorted(keep)}) + "\n")
+    norms = channel_norms(channels, named_tensors(start.model))
     return CutRecord(
-        seconds=time.perf_counter() - started,
         dtype="float64",
-        max_rel_error=slim.max_rel_error,
+        max_rel_error=max(step.max_rel_error or 0.0 for step in steps),
+        delivered_rel_error=max(step.delivered_rel_error or 0.0 for step in steps),
+        tolerance=TOLERANCE,
+        align=found.chosen.align,
         widths=tuple(
             GroupWidth(
                 group=group.name,
                 dense=group.width,
                 alive=int(alive_channels(norms[group.name]).sum()),
-                slim=len(chosen.keep[group.name]),
+                slim=len(keep[group.name]),
             )
-            for group in job.channels.groups
+            for group in channels.groups
         ),
+        dead_blocks=blocks,
+        gathered={layer: (_features(network, layer), _features(slim.model, layer)) for layer in table.gather},
+        moved=() if job.recipe.finetune.epochs else _moved(job, network, found.zeroed, images),
+        warning=found.chosen.warning,
+        seconds=time.perf_counter() - started,
     )
 
 
-def stricter_macs(
-    chosen: Selection, asked: float | None, dense: nn.Module, slim: nn.Module, example: Tensor
-) -> float | None:
-    """Return the share to select by next, where the slim file would have more MACs than asked for; None where not.
+def _cut_to_budget(job: Job, network: nn.Module, start: SlimModel, channels: ChannelMap, images: list[Tensor]) -> _Cut:
+    """Select and cut until the slim file meets the recipe's budget, which is a share of ``network``."""
+    table, scored = job.recipe.cut, start.model
+    shares = {key: asked for key, asked in (("macs", table.macs), ("params", table.params)) if asked is not None}
+    if start.plan.edits:  # shares of the network that came, not of what is left of it
+        traced = trace_channels(network, job.example)
+        for key, cost in ((key, COSTS[key]) for key in shares):
+            shares[key] = min(1.0, shares[key] * cost.of_keep(traced, {}) / cost.of_keep(channels, {}))
+    if table.dead_first:
+        scored = copy.deepcopy(scored)
+        zero_(scored, channels, select_channels(channels, scored, method="dead", inputs=images).keep)
+    for _ in range(TRIES):
+        chosen = select_channels(
+            channels,
+            scored,
+            macs=shares.get("macs"),
+            params=shares.get("params"),
+            threshold=table.threshold,
+            align=table.align,
+            method=table.method,
+            inputs=images if table.method == "dead" else [job.example],
+        )
+        found = _carried_out(job, start, channels, chosen)
+        stricter = _stricter(job, network, channels, found)
+        if not stricter:
+            break
+        shares |= stricter
+    return found
+
+
+def _carried_out(job: Job, start: SlimModel, channels: ChannelMap, chosen: Selection) -> _Cut:
+    """Fold, zero and take out what was not chosen to stay."""
+    steps: tuple[SlimModel | Folding, ...] = (start,)
+    model, plan = start.model, start.plan
+    if job.recipe.cut.fold:
+        # What is a constant moves into the layers that read it; zeroing it would change what they compute.
+        folding = fold_constants(model, channels, chosen.keep, job.example)
+        model, channels, plan = folding.model, folding.channels, compose(plan, folding.plan)
+        steps = (start, folding)
+    zeroed = copy.deepcopy(model)
+    zero_(zeroed, channels, chosen.keep)
+    slim = cut(SlimModel(zeroed, plan), channels, chosen.keep, job.example)
+    return _Cut(chosen, zeroed, (*steps, slim), slim)
+
+
+def _stricter(job: Job, network: nn.Module, channels: ChannelMap, found: _Cut) -> dict[str, float]:
+    """Return the share to select by next, where the slim network costs more than is asked; nothing where not.
 
     A selection meets a share of what torch runs. The file has once what the network computes twice, so that its share
-    may be another.
+    of the MACs may be another; and layers that gained a bias have parameters that the selection could not know of.
     """
-    if asked is None:
-        return None
-    whole = macs_in_torch(dense, example)
-    if whole.distinct == whole.macs:  # nothing is computed twice
-        return None
-    reached = macs_in_torch(slim, example).distinct / whole.distinct
-    return None if reached <= asked else chosen.macs / chosen.dense_macs * asked / reached
+    table = job.recipe.cut
+    costs: dict[str, tuple[float, float]] = {}
+    if table.params is not None:
+        costs["params"] = (_params(found.slim.model), _params(network))
+    if table.macs is not None and (whole := macs_in_torch(network, job.example)).distinct != whole.macs:
+        costs["macs"] = (macs_in_torch(found.slim.model, job.example).distinct, whole.distinct)
+    stricter = {}
+    for key, (left, dense) in costs.items():
+        budget = Budget(COSTS[key], table.asked()[key])
+        if not budget.is_met_by(left, dense):
+            selected = COSTS[key].of_keep(channels, found.chosen.keep) / COSTS[key].of_keep(channels, {})
+            stricter[key] = selected * budget.share * dense / left
+    return stricter
+
+
+def _params(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _say(job: Job, chosen: Selection, steps: Iterable[SlimModel | Folding]) -> None:
+    if chosen.warning:
+        job.progress.note(chosen.warning)
+    stay, alive = (share(macs / max(chosen.dense_macs, 1)) for macs in (chosen.macs, chosen.unaligned_macs))
+    error = max(step.max_rel_error or 0.0 for step in steps)
+    job.progress.note(f"{stay} of the MACs stay, {alive} before alignment; zeroed and slim agree to {error:.1e}")
+
+
+def _features(model: nn.Module, layer: str) -> int:
+    """Return how many input features a linear layer reads."""
+    return model.get_parameter(f"{layer}.weight").shape[1]
+
+
+def _images(split: Split, count: int, *, shuffle: bool = False) -> list[Tensor]:
+    """Return batches of at least ``count`` images, or of all there are, without augmentation."""
+    return [images for images, _ in islice(split.batches(BATCH, shuffle=shuffle), ceil(count / BATCH))]
+
+
+def _moved(job: Job, dense: nn.Module, zeroed: nn.Module, calibration: list[Tensor]) -> tuple[Moved, ...]:
+    if not job.has_data:
+        return (_difference("noise", dense, zeroed, [job.example]),)
+    held_out = _images(job.data.validation, job.recipe.cut.calibration)
+    return _difference("calibration", dense, zeroed, calibration), _difference("held-out", dense, zeroed, held_out)
+
+
+def _difference(images: str, dense: nn.Module, zeroed: nn.Module, batches: Iterable[Tensor]) -> Moved:
+    first, second = (copy.deepcopy(model).eval() for model in (dense, zeroed))
+    count, change, largest, finite = 0, 0.0, 0.0, True
+    with torch.no_grad():
+        for batch in batches:
+            for before, after in zip(tensors_in(first(batch)), tensors_in(second(batch)), strict=True):
+                if not (before.is_floating_point() or before.is_complex()):  # a mask or a label: no difference as it is
+                    before, after = before.double(), after.double()
+                finite &= bool(before.isfinite().all()) and bool(after.isfinite().all())
+                if finite and before.numel():  # NaN is larger than nothing
+                    change = max(change, float((after - before).abs().max()))
+                    largest = max(largest, float(before.abs().max()))
+            count += len(batch)
+    found = {"max_change": change, "max_output": largest} if finite else {"max_change": None, "max_output": None}
+    return Moved(images=images, count=count, **found)
 
 
 def cut_weights(folder: RunFolder) -> Path:
@@ -102,16 +228,11 @@ def write_slim(slim: SlimModel, path: Path, job: Job) -> None:
     save_slim(slim, path, network=name, in_channels=job.in_channels, classes=job.classes)
 
 
-def widths_text(chosen: Selection) -> str:
-    """Return what widths.json holds: group → kept indices."""
-    return json.dumps({name: indices.tolist() for name, indices in sorted(chosen.keep.items())}) + "\n"
-
-
 CUT = Stage(
     name="cut",
     record=CutRecord,
-    run=cut_sparse,
+    run=cut_channels,
     reads=("cut",),
     needs=("sparse",),
-    leaves=lambda folder: (cut_weights(folder), folder.widths),
+    leaves=lambda job: (cut_weights(job.folder), job.folder.widths),
 )

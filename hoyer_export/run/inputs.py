@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hoyer_export.channels.channel_map import ChannelMap
-from hoyer_export.channels.cost import dense_macs, macs_of_keep, params_of_keep
+from hoyer_export.channels.cost import dense_macs
 from hoyer_export.choices import ALIGNMENTS
 from hoyer_export.data import DataSplits
 from hoyer_export.data.load import augments
@@ -20,13 +20,13 @@ from hoyer_export.errors import NetworkError, RecipeError
 from hoyer_export.modes import kept_modes
 from hoyer_export.recipe import left_open, resolved
 from hoyer_export.report.number_format import share
-from hoyer_export.report.sections import Images
+from hoyer_export.report.stage_records import CheckRecord, Images, InputsRecord
 from hoyer_export.run.channel_file import write_channels
 from hoyer_export.run.job import Job
 from hoyer_export.run.progress import Progress
-from hoyer_export.run.records import CheckRecord, InputsRecord
 from hoyer_export.run.stage import Stage
 from hoyer_export.select.align import least_keep
+from hoyer_export.select.budget import COSTS, Budget
 from hoyer_export.surgery.self_test import self_test
 
 
@@ -38,28 +38,33 @@ def look_at_inputs(job: Job) -> InputsRecord:
         NetworkError: the network cannot be built, run or traced, its weights do not fit, or nothing can be pruned.
         RecipeError: the device is not there.
     """
-    recipe, data = job.recipe, job.data
+    recipe = job.recipe
     if job.device.type == "cuda" and not torch.cuda.is_available():
         raise RecipeError('device = "cuda", but torch sees no GPU; leave the key out, or set it to "cpu"')
+    data = job.data if job.has_data else None
     network = job.given()
-    check_output(recipe.network.name, network, job.example, data)
+    if data is not None:
+        check_output(recipe.network.name, network, job.example, data)
     channels = proved_channels(recipe.network.name, network, job.example, job.progress)
-    data.check_readable()
     found = {
         "threads": torch.get_num_threads(),
         "device": job.device.type,
         "network.in_channels": job.in_channels,
         "network.classes": job.classes,
-        "data.mean": data.mean,
-        "data.std": data.std,
-        "data.augment": augments(recipe.data.name),
-        "data.image_size": data.input_shape[1],
     }
+    if data is None:
+        found["network.input"] = job.shape
+    else:
+        data.check_readable()
+        found |= {"data.mean": data.mean, "data.std": data.std, "data.augment": augments(data.name)}
+        found["data.image_size"] = data.input_shape[1]
     # What a network of one's own is not told stays open: its function may not take it.
     known = {key: value for key, value in found.items() if value is not None}
     settled = left_open(recipe, known)
     job.recipe = resolved(recipe, known)
     write_channels(job.folder.channels, channels)
+    if data is None:
+        return InputsRecord(shape=job.shape, settled=tuple(settled))
     return InputsRecord(
         data=data.name,
         classes=data.classes,
@@ -67,6 +72,8 @@ def look_at_inputs(job: Job) -> InputsRecord:
         shape=data.input_shape,
         mean=data.mean,
         std=data.std,
+        # Nobody can tell whether given weights saw these images; training images are what weights are trained on.
+        validation=None if recipe.dense.file is None else "may have been seen in training",
         settled=tuple(settled),
     )
 
@@ -79,7 +86,8 @@ def check(job: Job) -> CheckRecord:
         RecipeError: the narrowest network costs more than the recipe asks for.
     """
     started = time.perf_counter()
-    check_export(job)
+    if job.recipe.trains:  # what is exported at once need not be tried before
+        check_export(job)
     return CheckRecord(least=check_budget(job), seconds=time.perf_counter() - started)
 
 
@@ -119,16 +127,17 @@ def uncounted_words(uncounted: Mapping[str, int]) -> str:
 def check_budget(job: Job) -> float | None:
     """Say what the narrowest aligned network costs, and return its share of dense; None where no share is asked."""
     table, channels = job.recipe.cut, job.channels
-    for key, asked, cost in (("macs", table.macs, macs_of_keep), ("params", table.params, params_of_keep)):
-        if asked is None:
+    for key, asked in table.asked().items():
+        if not isinstance(asked, float) or key not in COSTS or table.dead_blocks:  # blocks that go make room
             continue
-        least = cost(channels, least_keep(channels, table.align)) / cost(channels, {})
-        if least > asked:
-            lower = [align for align in ALIGNMENTS if align < table.align]
+        dense, narrowest = (COSTS[key].of_keep(channels, it) for it in ({}, least_keep(channels, table.alignment)))
+        least = narrowest / max(dense, 1)
+        if not Budget(COSTS[key], asked).is_met_by(narrowest, dense):
+            lower = [align for align in ALIGNMENTS if align < table.alignment]
             way_out = " or lower cut.align" if lower else ""
             raise RecipeError(
                 f"cut.{key} = {asked:g} cannot be reached: {job.recipe.network.name} at its narrowest with "
-                f"align = {table.align} keeps {least:.4f} of its {key}; ask for more{way_out}"
+                f"align = {table.alignment} keeps {least:.4f} of its {key}; ask for more{way_out}"
             )
         job.progress.note(f"{key} = {asked:g} can be reached: the narrowest network keeps {share(least)}")
         return least

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.data import DataSplits, load_data
 from hoyer_export.environment import EnvironmentRecord, environment_record
-from hoyer_export.errors import DataError
-from hoyer_export.networks import build_network, is_function_name
+from hoyer_export.errors import DataError, NetworkError
+from hoyer_export.networks import build_network, default_input_shape, is_function_name
 from hoyer_export.recipe import Recipe
 from hoyer_export.run.channel_file import read_channels
 from hoyer_export.run.progress import Progress
@@ -42,10 +42,17 @@ class Job:
     environment: EnvironmentRecord = field(default_factory=environment_record)
     trusts_files: bool = True
 
+    @property
+    def has_data(self) -> bool:
+        """Whether there are images."""
+        return self.recipe.data is not None
+
     @cached_property
     def data(self) -> DataSplits:
         """The three splits; DataError where they are missing, damaged, or do not fit the network."""
         table = self.recipe.data
+        if table is None:
+            raise DataError("there is no data set; name one in the table [data]")
         data = load_data(
             table.name,
             root=None if table.root is None else Path(table.root),
@@ -58,6 +65,11 @@ class Job:
             workers=table.workers,
         )
         told = self.recipe.network
+        if told.input not in (None, data.input_shape):
+            raise DataError(
+                f"network.input is {_by(told.input)}, but the images of {data.name} are {_by(data.input_shape)}; leave "
+                "it out"
+            )
         if told.in_channels not in (None, data.input_shape[0]):
             raise DataError(
                 f"network.in_channels is {told.in_channels}, but the images of {data.name} have {data.input_shape[0]};"
@@ -70,21 +82,44 @@ class Job:
         return data
 
     @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) of one image: the data's, else what is told or what the network is meant for."""
+        told = self.recipe.network
+        shape = self.data.input_shape if self.has_data else told.input or default_input_shape(told.name)
+        if shape is None:
+            raise NetworkError(f"the input of {told.name} is not known; give network.input, e.g. [3, 224, 224]")
+        return shape
+
+    @cached_property
     def example(self) -> Tensor:
-        """Two validation images."""
-        return two_images(self.data)
+        """Two validation images, or noise: with one alone, a batch could not be told from a constant.
+
+        Raises:
+            DataError: there is a single image.
+        """
+        if not self.has_data:
+            return torch.randn((2, *self.shape), generator=torch.Generator().manual_seed(self.recipe.seed))
+        images: Tensor = next(iter(self.data.validation.batches(2)))[0]
+        if len(images) < 2:
+            name = self.data.name
+            raise DataError(f"the validation split of {name} holds a single image; expected at least 2: give it more")
+        return images
 
     @property
     def in_channels(self) -> int | None:
         """What the network is built with; None where it is not told, for a user's own function may not take it."""
-        own = is_function_name(self.recipe.network.name)
-        return self.recipe.network.in_channels if own else self.data.input_shape[0]
+        told = self.recipe.network
+        usual = None if self.has_data else default_input_shape(told.name)
+        if is_function_name(told.name) or (usual and usual[0] == self.shape[0]):
+            return told.in_channels
+        return self.shape[0]
 
     @property
     def classes(self) -> int | None:
         """What the network is built with; None where it is not told."""
-        told = self.recipe.network.classes
-        return told if is_function_name(self.recipe.network.name) else told or self.data.classes
+        told = self.recipe.network
+        own = is_function_name(told.name) or not self.has_data
+        return told.classes if own else told.classes or self.data.classes
 
     @property
     def device(self) -> torch.device:
@@ -104,16 +139,15 @@ class Job:
 
     def given(self) -> nn.Module:
         """Return the dense network that training starts from: with the recipe's weights where it names a file."""
-        weights = self.recipe.dense.weights
-        return self._with(None if weights is None else Path(weights))
+        return self._with(self.recipe.dense.file)
 
     def dense(self) -> nn.Module:
         """Return the trained dense network."""
         return self._with(self.folder.dense_weights)
 
     def sparse(self) -> nn.Module:
-        """Return the network as Group-HS left it."""
-        return self._with(self.folder.sparse_weights)
+        """Return the network as it goes into the cut."""
+        return self._with(self.folder.sparse_weights if self.recipe.sparse.epochs else self.folder.dense_weights)
 
     def slim(self, path: Path | None = None) -> SlimModel:
         """Return the slim network: of slim.safetensors, or of another file with a plan."""
@@ -126,13 +160,5 @@ class Job:
         return network
 
 
-def two_images(data: DataSplits) -> Tensor:
-    """Return two validation images, float32 [2, C, H, W]: with one alone, a batch could not be told from a constant.
-
-    Raises:
-        DataError: there is only one.
-    """
-    images = next(iter(data.validation.batches(2)))[0]
-    if len(images) < 2:
-        raise DataError(f"the validation split of {data.name} holds a single image; expected at least 2: give it more")
-    return images
+def _by(shape: tuple[int, ...] | None) -> str:
+    return "x".join(map(str, shape or ()))

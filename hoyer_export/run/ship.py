@@ -1,84 +1,111 @@
-"""The stages that ship: export → verify → bench, each from the files of the run folder."""
+"""The stages that ship: export → verify → bench, each from the files of the run folder and for every artifact."""
 
-import json
+import hashlib
 import time
+from collections.abc import Sequence
 from math import isfinite
-from pathlib import Path
 
-from pydantic import NonNegativeFloat
 from torch import nn
 
-from hoyer_export.deploy.benchmark import LatencyRecord, benchmark
+from hoyer_export.deploy.benchmark import LatencyRecord, Speedup, benchmark
 from hoyer_export.deploy.explain import blocked_convolutions
-from hoyer_export.deploy.export import export_onnx
 from hoyer_export.deploy.macs import count_macs
 from hoyer_export.deploy.verify import Check, verify_onnx
-from hoyer_export.report.record import sample_quantiles
-from hoyer_export.report.sections import BlockedConvs, BlockedConvsOfBoth, Environment, LatencyMs, Speedup
-from hoyer_export.report.sections import Check as CheckSection
-from hoyer_export.report.sections import OnnxComparison as OnnxSection
+from hoyer_export.report import stage_records as records
+from hoyer_export.run.artifacts import ARTIFACTS, Artifact
 from hoyer_export.run.inputs import macs_in_torch
 from hoyer_export.run.job import Job
-from hoyer_export.run.records import Accuracies, ExportsRecord, FileRecord, MeasuredRecord, VerifiedRecord
 from hoyer_export.run.stage import Stage, record_of
 from hoyer_export.run.train import EVALUATION_BATCH
+from hoyer_export.select.budget import COSTS, Budget
 from hoyer_export.sparsify.training import evaluate_accuracy
 
 
-def export_files(job: Job) -> ExportsRecord:
-    """Write dense.onnx and slim.onnx."""
-    job.progress.headline("export: dense.onnx, slim.onnx")
+def export_files(job: Job) -> records.ExportsRecord:
+    """Write every artifact."""
+    job.progress.headline(f"export: {', '.join(it.path(job.folder).name for it in ARTIFACTS.values())}")
     started = time.perf_counter()
-    networks = {"dense": (job.dense(), job.folder.dense_onnx), "slim": (job.slim().model, job.folder.slim_onnx)}
-    files = {name: _exported(job, name, network, path) for name, (network, path) in networks.items()}
-    return ExportsRecord(seconds=time.perf_counter() - started, **files)
+    files = tuple(_exported(job, artifact) for artifact in ARTIFACTS.values())
+    return records.ExportsRecord(
+        seconds=time.perf_counter() - started,
+        artifacts=files,
+        budget=_judged(job.recipe.cut.asked(), {file.name: file for file in files}),
+    )
 
 
-def _exported(job: Job, name: str, network: nn.Module, path: Path) -> FileRecord:
-    facts = {
-        "network": job.recipe.network.name,
-        "data": job.data.name,
-        "file": name,
-        "mean": json.dumps(job.data.mean),
-        "std": json.dumps(job.data.std),
-    }
-    exported = export_onnx(network, job.example, path, opset=job.recipe.export.opset, metadata=facts)
-    counted = count_macs(path)
-    return FileRecord(
-        params=sum(parameter.numel() for parameter in network.parameters()),
+def _exported(job: Job, artifact: Artifact) -> records.FileRecord:
+    path = artifact.path(job.folder)
+    artifact.write(artifact, job, path)
+    counted, content = count_macs(path), path.read_bytes()
+    return records.FileRecord(
+        name=artifact.name,
+        file=path.name,
+        kind=artifact.kind,
+        params=sum(parameter.numel() for parameter in artifact.network(job).parameters()),
         macs=counted.macs,
         flops=counted.flops,
-        onnx_bytes=exported.size_bytes,
-        onnx_sha256=exported.sha256,
+        uncounted=counted.uncounted,
+        size_bytes=len(content),
+        sha256=hashlib.sha256(content).hexdigest(),
     )
 
 
-def verify_files(job: Job) -> VerifiedRecord:
-    """Verify slim.onnx, and read every accuracy on the test set; no choice has looked at it before.
+def _judged(asked: dict[str, float | str], files: dict[str, records.FileRecord]) -> records.BudgetRecord:
+    """Return what the slim file reaches of the dense one; MACs cannot be met where more multiplies than is counted."""
+    dense, slim = files["dense"], files["slim"]
+    reached, met = {}, True
+    for key, share in asked.items():
+        if isinstance(share, float) and key in ("macs", "params"):
+            whole, left = getattr(dense, key), getattr(slim, key)
+            reached[key] = left / max(whole, 1)
+            met &= Budget(COSTS[key], share).is_met_by(left, whole)
+            met &= key != "macs" or not (dense.uncounted or slim.uncounted)
+    return records.BudgetRecord(asked=asked, met=met, reached=reached)
+
+
+def verify_files(job: Job) -> records.VerifiedRecord:
+    """Verify every artifact, and read every accuracy on the test set; no choice has looked at it before.
 
     Raises:
-        VerificationFailed: slim.onnx cannot even be run; what can is in the record.
+        VerificationFailed: a file cannot even be run.
     """
-    job.progress.headline(f"verify: slim.onnx, {len(job.data.test):,} test images")
-    started, slim = time.perf_counter(), job.slim().model
-    batches = job.recipe.verify.batches
-    found = verify_onnx(
-        job.folder.slim_onnx,
-        slim,
-        next(job.data.validation.batches(max(batches)))[0],
-        batches=batches,
-        labelled=job.data.test.batches(EVALUATION_BATCH),
-        sha256=record_of(EXPORT, job.folder).slim.onnx_sha256 if job.trusts_files else None,
+    images = f", {len(job.data.test):,} test images" if job.has_data else ""
+    job.progress.headline(f"verify: {', '.join(it.path(job.folder).name for it in ARTIFACTS.values())}{images}")
+    started = time.perf_counter()
+    known = {file.name: file.sha256 for file in record_of(EXPORT, job.folder).artifacts} if job.trusts_files else {}
+    found = {name: _verified(job, artifact, known.get(name)) for name, artifact in ARTIFACTS.items()}
+    before = found["dense"].accuracy
+    if job.has_data and job.recipe.sparse.epochs:
+        before = evaluate_accuracy(job.sparse(), job.data.test.batches(EVALUATION_BATCH))
+    return records.VerifiedRecord(
+        passed=all(it.passed for it in found.values()),
+        artifacts=tuple(found.values()),
+        sparse_accuracy=before,
+        seconds=time.perf_counter() - started,
     )
-    checks = [*found.checks, *_same_macs(slim, job)]
-    return VerifiedRecord(
+
+
+def _verified(job: Job, artifact: Artifact, sha256: str | None) -> records.FileVerification:
+    batches, network = job.recipe.verify.batches, artifact.network(job)
+    found = verify_onnx(
+        artifact.path(job.folder),
+        network,
+        next(iter(job.data.validation.batches(max(batches))))[0] if job.has_data else job.example,
+        batches=batches,
+        labelled=job.data.test.batches(EVALUATION_BATCH) if job.has_data else None,
+        sha256=sha256,
+        tolerance=artifact.tolerance,
+    )
+    checks = [*found.checks, *_same_macs(artifact, network, job)]
+    return records.FileVerification(
+        name=artifact.name,
         passed=all(check.passed for check in checks),
         checks=tuple(
-            CheckSection(name=it.name, value=_finite(it.value), tolerance=it.tolerance, passed=it.passed)
+            records.Check(name=it.name, value=_finite(it.value), tolerance=it.tolerance, passed=it.passed)
             for it in checks
         ),
         onnx=tuple(
-            OnnxSection(
+            records.OnnxComparison(
                 batch=it.batch,
                 inputs=it.inputs,
                 optimization=it.optimization,
@@ -87,67 +114,66 @@ def verify_files(job: Job) -> VerifiedRecord:
             )
             for it in found.onnx
         ),
-        accuracy=Accuracies(
-            dense=_test_accuracy(job, job.dense()),
-            sparse=_test_accuracy(job, job.sparse()),
-            slim=found.torch_accuracy,
-            slim_onnx=found.onnx_accuracy,
-        ),
-        seconds=time.perf_counter() - started,
+        accuracy=found.torch_accuracy,
+        onnx_accuracy=found.onnx_accuracy,
     )
 
 
-def _same_macs(slim: nn.Module, job: Job) -> list[Check]:
-    """Compare the MACs of slim.onnx with what torch multiplies; nothing where the file has more than can be counted."""
-    counted = count_macs(job.folder.slim_onnx)
+def _same_macs(artifact: Artifact, network: nn.Module, job: Job) -> list[Check]:
+    """Compare the MACs of the file with what torch multiplies; nothing where it has more than can be counted."""
+    counted = count_macs(artifact.path(job.folder))
     if counted.uncounted:
         return []
-    run = macs_in_torch(slim, job.example)
+    run = macs_in_torch(network, job.example)
     # The exporter may write once what the network computes twice.
     difference = min(abs(counted.macs - macs) for macs in (run.distinct, run.macs))
     return [Check("MACs, file against torch", difference, 0, difference == 0)]
 
 
-def _finite(value: float) -> NonNegativeFloat | None:
+def _finite(value: float) -> float | None:
     """Return a number that JSON can hold: one that is not finite is null, and never passes."""
     return value if isfinite(value) else None
 
 
-def _test_accuracy(job: Job, model: nn.Module) -> float:
-    return evaluate_accuracy(model, job.data.test.batches(EVALUATION_BATCH))
-
-
-def bench_files(job: Job) -> MeasuredRecord:
-    """Measure dense.onnx against slim.onnx, interleaved."""
+def bench_files(job: Job) -> records.MeasuredRecord:
+    """Measure all artifacts, interleaved; nothing where the recipe gives it no time."""
     table = job.recipe.bench
-    threads = f"{table.threads} thread{'' if table.threads == 1 else 's'}"
-    job.progress.headline(f"bench: dense.onnx against slim.onnx, {threads}, batch {table.batch_size}")
-    started = time.perf_counter()
-    paths = (job.folder.dense_onnx, job.folder.slim_onnx)
-    found = benchmark(paths, threads=table.threads, batch_size=table.batch_size, min_seconds=table.min_seconds)
-    dense, slim = map(blocked_convolutions, paths)
-    if found.noisy:
-        job.progress.note(found.noisy)
-    (speedup,) = found.speedups
-    return MeasuredRecord(
-        environment=Environment.model_validate(job.environment, from_attributes=True),
-        threads=found.threads,
-        batch_size=found.batch_size,
-        dense_ms=_milliseconds(found.files[0]),
-        slim_ms=_milliseconds(found.files[1]),
-        speedup=Speedup(median=speedup.median, ci95=speedup.ci95),
-        blocked_convs=BlockedConvsOfBoth(
-            dense=BlockedConvs(blocked=dense.blocked, total=dense.total),
-            slim=BlockedConvs(blocked=slim.blocked, total=slim.total),
-        ),
-        block=slim.block,
-        noise=found.noisy,
+    started, files, noise, block = time.perf_counter(), [], None, None
+    if table.min_seconds:
+        threads = f"{table.threads} thread{'' if table.threads == 1 else 's'}"
+        job.progress.headline(f"bench: {' against '.join(ARTIFACTS)}, {threads}, batch {table.batch_size}")
+        paths = [artifact.path(job.folder) for artifact in ARTIFACTS.values()]
+        found = benchmark(paths, threads=table.threads, batch_size=table.batch_size, min_seconds=table.min_seconds)
+        blocked = [blocked_convolutions(path) for path in paths]
+        noise, block = found.noisy, blocked[-1].block
+        if noise:
+            job.progress.note(noise)
+        files = [
+            _latency(name, latency, records.BlockedConvs(blocked=convs.blocked, total=convs.total), speedup, noise)
+            for name, latency, convs, speedup in zip(
+                ARTIFACTS, found.files, blocked, (None, *found.speedups), strict=True
+            )
+        ]
+    return records.MeasuredRecord(
+        environment=records.Environment.model_validate(job.environment, from_attributes=True),
+        threads=table.threads,
+        batch_size=table.batch_size,
+        artifacts=tuple(files),
+        block=block,
+        noise=noise,
         seconds=time.perf_counter() - started,
     )
 
 
-def _milliseconds(latency: LatencyRecord) -> LatencyMs:
-    return LatencyMs(
+def _latency(
+    name: str,
+    latency: LatencyRecord,
+    blocked: records.BlockedConvs,
+    speedup: Speedup | None,
+    noise: str | None,
+) -> records.FileLatency:
+    return records.FileLatency(
+        name=name,
         p50=latency.p50_ms,
         p90=latency.p90_ms,
         p99=latency.p99_ms,
@@ -155,22 +181,33 @@ def _milliseconds(latency: LatencyRecord) -> LatencyMs:
         n=latency.n,
         cpu_p50=latency.cpu_ms,
         samples=tuple(sample_quantiles(latency.samples_ms)),
+        blocked_convs=blocked,
+        # An interval beside "too noisy to say" would say it all the same.
+        speedup=speedup and records.Speedup(median=speedup.median, ci95=None if noise else speedup.ci95),
     )
+
+
+def sample_quantiles(samples: Sequence[float], most: int = records.MOST_SAMPLES) -> list[float]:
+    """Return the sorted samples, thinned to ``most`` evenly spaced ranks; the smallest and largest are among them."""
+    ordered = sorted(samples)
+    if len(ordered) <= most:
+        return ordered
+    return [ordered[round(rank * (len(ordered) - 1) / (most - 1))] for rank in range(most)]
 
 
 EXPORT = Stage(
     name="export",
-    record=ExportsRecord,
+    record=records.ExportsRecord,
     run=export_files,
     reads=("export",),
     needs=("finetune", "dense"),
-    leaves=lambda folder: (folder.dense_onnx, folder.slim_onnx),
+    leaves=lambda job: tuple(artifact.path(job.folder) for artifact in ARTIFACTS.values()),
 )
 VERIFY = Stage(
     name="verify",
-    record=VerifiedRecord,
+    record=records.VerifiedRecord,
     run=verify_files,
     reads=("verify",),
     needs=("export", "dense", "sparse", "finetune"),
 )
-BENCH = Stage(name="bench", record=MeasuredRecord, run=bench_files, reads=("bench",), needs=("export",))
+BENCH = Stage(name="bench", record=records.MeasuredRecord, run=bench_files, reads=("bench",), needs=("export",))

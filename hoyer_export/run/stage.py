@@ -33,7 +33,7 @@ class Stage(Generic[R_co]):
         run: does it: leaves its files in the job's folder, and returns what it found.
         reads: keys of the recipe on which the result hangs: ``"bench"`` is a whole table, ``"cut.macs"`` one key.
         needs: names of the stages whose files or records it works from.
-        leaves: files that the stages which need it work from: where one is gone, and is wanted, it is done again.
+        leaves: files of a job that the stages which need it work from: where one is gone, and is wanted, it is done again.
         trains: whether it takes so long that it is never done again without being asked for.
     """
 
@@ -42,7 +42,7 @@ class Stage(Generic[R_co]):
     run: Callable[[Job], R_co]
     reads: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
-    leaves: Callable[[RunFolder], tuple[Path, ...]] = lambda folder: ()
+    leaves: Callable[[Job], tuple[Path, ...]] = lambda job: ()
     trains: bool = False
 
     def values(self, job: Job) -> dict[str, JsonValue]:
@@ -84,7 +84,7 @@ def do_all(stages: Sequence[Stage[Record]], job: Job) -> None:
 
     def with_files(stage: Stage[Record]) -> None:
         for need in (by_name[name] for name in stage.needs):
-            gone = [file for file in need.leaves(job.folder) if not file.exists()]
+            gone = [file for file in need.leaves(job) if not file.exists()]
             if gone and need.trains:
                 raise FileError(
                     f"{gone[0]} is gone, and {need.name} would have to be trained again; put it back, or add"
@@ -99,9 +99,9 @@ def do_all(stages: Sequence[Stage[Record]], job: Job) -> None:
             with_files(stage)
 
 
-def has_files(stage: Stage[Record], folder: RunFolder) -> bool:
+def has_files(stage: Stage[Record], job: Job) -> bool:
     """Return whether every file that a stage leaves is there."""
-    return all(file.exists() for file in stage.leaves(folder))
+    return all(file.exists() for file in stage.leaves(job))
 
 
 def drop(stages: Iterable[Stage[Record]], folder: RunFolder) -> None:

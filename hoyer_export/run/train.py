@@ -13,40 +13,42 @@ from hoyer_export.report.making import LITTLE_EFFECT, little_effect_words
 from hoyer_export.report.metrics import read_metrics
 from hoyer_export.run.cut import cut_weights, write_slim
 from hoyer_export.run.job import Job
-from hoyer_export.run.records import PhaseRecord
+from hoyer_export.report.stage_records import PhaseRecord
 from hoyer_export.run.stage import Stage
 from hoyer_export.run_folder import RunFolder, write_whole
-from hoyer_export.sparsify.phase import EpochRecord, PhaseName, TrainSettings
+from hoyer_export.sparsify.phase import PHASES, EpochRecord, PhaseName, TrainSettings
 from hoyer_export.sparsify.regulariser import Regulariser, make_regulariser
 from hoyer_export.sparsify.state import macs_shares
 from hoyer_export.sparsify.training import Hooks, evaluate_accuracy, train
 from hoyer_export.tensors_file import write_tensors
 
-PHASES = ("dense", "sparse", "finetune")
 EVALUATION_BATCH = 500
 
 
 def train_dense(job: Job) -> PhaseRecord:
     """Train the dense network, and write dense.safetensors."""
     table = job.recipe.dense
-    job.progress.headline(f"dense: {_epochs(table)}" + (f" from {table.weights}" if table.weights else ""))
-    network = job.given()
-    seconds = _train(job, network, table, "dense")
+    network, seconds = job.given(), 0.0
+    if table.epochs:
+        job.progress.headline(f"dense: {_epochs(table)}" + (f" from {table.weights}" if table.weights else ""))
+        seconds = _train(job, network, table, "dense")
     save_weights(network, job.folder.dense_weights, job)
     return PhaseRecord(seconds=seconds)
 
 
 def train_sparse(job: Job) -> PhaseRecord:
-    """Train the network with Group-HS, and write sparse.safetensors."""
+    """Train the network with Group-HS, and write sparse.safetensors; without epochs it stays the dense one."""
     table = job.recipe.sparse
+    if not table.epochs:
+        return PhaseRecord(seconds=0.0, effective_macs=macs_shares(job.channels, job.dense()).effective)
     network = job.dense()
     options = table.model_dump(include={"strength", "scale", "max_rate"})
     regulariser = make_regulariser(table.regulariser, job.channels, network, options)
-    job.progress.headline(f"sparse: {_epochs(table)}, {regulariser.describe() if table.epochs else 'no Group-HS'}")
+    job.progress.headline(f"sparse: {_epochs(table)}, {regulariser.describe()}")
     seconds = _train(job, network, table, "sparse", regulariser)
     save_weights(network, job.folder.sparse_weights, job)
     effective = macs_shares(job.channels, network).effective
-    if table.epochs and table.strength and effective > LITTLE_EFFECT:
+    if table.strength and effective > LITTLE_EFFECT:
         job.progress.note(f"Group-HS changed little: {little_effect_words(effective)}")
     return PhaseRecord(seconds=seconds, effective_macs=effective)
 
@@ -54,9 +56,10 @@ def train_sparse(job: Job) -> PhaseRecord:
 def finetune(job: Job) -> PhaseRecord:
     """Train the slim network, and write slim.safetensors."""
     table = job.recipe.finetune
-    job.progress.headline(f"fine-tune: {_epochs(table)} of the slim network")
-    slim = job.slim(cut_weights(job.folder))
-    seconds = _train(job, slim.model, table, "finetune")
+    slim, seconds = job.slim(cut_weights(job.folder)), 0.0
+    if table.epochs:
+        job.progress.headline(f"fine-tune: {_epochs(table)} of the slim network")
+        seconds = _train(job, slim.model, table, "finetune")
     write_slim(slim, job.folder.slim_weights, job)
     return PhaseRecord(seconds=seconds)
 
@@ -135,7 +138,7 @@ DENSE = Stage(
     run=train_dense,
     reads=("dense",),
     needs=("inputs",),
-    leaves=lambda folder: (folder.dense_weights,),
+    leaves=lambda job: (job.folder.dense_weights,),
     trains=True,
 )
 SPARSE = Stage(
@@ -144,7 +147,7 @@ SPARSE = Stage(
     run=train_sparse,
     reads=("sparse",),
     needs=("dense",),
-    leaves=lambda folder: (folder.sparse_weights,),
+    leaves=lambda job: (job.folder.sparse_weights,) if job.recipe.sparse.epochs else (),
     trains=True,
 )
 FINETUNE = Stage(
@@ -153,6 +156,6 @@ FINETUNE = Stage(
     run=finetune,
     reads=("finetune",),
     needs=("cut",),
-    leaves=lambda folder: (folder.slim_weights,),
+    leaves=lambda job: (job.folder.slim_weights,),
     trains=True,
 )

@@ -51,6 +51,8 @@ PARAMS = _Count("params", "parameters", params_of_keep)
 BYTES = _Count("bytes", "bytes", lambda channels, keep: 4 * params_of_keep(channels, keep))
 """Of the parameters in float32."""
 
+COSTS: dict[str, Cost] = {cost.name: cost for cost in (MACS, PARAMS, BYTES)}
+
 
 @dataclass(frozen=True)
 class Budget:

@@ -10,6 +10,7 @@ from hoyer_export.errors import TrainingError
 from hoyer_export.record import Record
 
 PhaseName = Literal["dense", "sparse", "finetune"]
+PHASES: tuple[PhaseName, ...] = get_args(PhaseName)
 OptimizerName = Literal["sgd", "adam"]
 PrecisionName = Literal["float32", "bfloat16"]
 NotNegative = Annotated[float, Field(ge=0)]

@@ -1,0 +1,285 @@
+"""What each stage of a run finds: one frozen record each, in memory, in stages.json and in report.json alike.
+
+Shares are numbers between 0 and 1, accuracies percentages of correct top-1 on the test set. A number that is not
+finite (an output that overflowed, say) is ``null``: JSON has no word for it, and a check of it never passes. Needs no
+torch.
+"""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from hoyer_export.record import Record
+
+MOST_SAMPLES = 200
+"""Latency samples kept for the plot; quantiles of more than that draw the same picture."""
+
+Percent = Annotated[float, Field(ge=0, le=100)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Size = Annotated[int, Field(ge=0)]
+
+
+class Images(Record):
+    """How many images each split holds."""
+
+    train: Size
+    validation: Size
+    test: Size
+
+
+class InputsRecord(Record):
+    """What the run starts from.
+
+    Args:
+        data: name of the data set; None where there is none.
+        classes: it has.
+        images: of each split.
+        shape: (C, H, W) of one image: what the ONNX files take, float32.
+        mean, std: a channel, of pixels in 0..1.
+        validation: where the validation images come from if that needs a word, e.g. "may have been seen in training".
+        settled: keys of the recipe that were left open, and that machine, data and network settled.
+    """
+
+    data: str | None = None
+    classes: Count | None = None
+    images: Images | None = None
+    shape: tuple[Count, ...] = ()
+    mean: tuple[float, ...] | None = None
+    std: tuple[Positive, ...] | None = None
+    validation: str | None = None
+    settled: tuple[str, ...] = ()
+
+
+class CheckRecord(Record):
+    """What was found before training: ``least`` is the share of the budget's cost that the narrowest network keeps."""
+
+    seconds: NotNegative
+    least: NotNegative | None
+
+
+class PhaseRecord(Record):
+    """One phase of training: ``effective_macs`` at its end, a share of dense; None where nothing is regularised."""
+
+    seconds: NotNegative | None
+    effective_macs: NotNegative | None = None
+
+
+class GroupWidth(Record):
+    """Channels of one group: dense; at least 0.1 of the natural threshold after training; kept after alignment."""
+
+    group: str
+    dense: Count
+    alive: Size
+    slim: Count
+
+
+class Moved(Record):
+    """How far zeroing the channels moved the network's outputs.
+
+    Args:
+        images: which: ``calibration``, ``held-out`` or ``noise``.
+        count: how many.
+        max_change: largest |zeroed − dense| of any output, float32; None where an output of either is not finite.
+        max_output: largest |dense|, to compare it with; None likewise.
+    """
+
+    images: str
+    count: Size
+    max_change: NotNegative | None
+    max_output: NotNegative | None
+
+
+class CutRecord(Record):
+    """What was chosen and cut, and how exact that was.
+
+    Args:
+        dtype: in which the networks before and after each step were compared.
+        max_rel_error: the largest over all steps (dead blocks, folding, cut, gather), each against the network before.
+        tolerance: of that error.
+        delivered_rel_error: the same with the numbers that a step computed (folded constants) rounded to float32, as
+            they are delivered.
+        align: multiple that widths were rounded up to.
+        widths: of every group, in the network's order.
+        dead_blocks: names of the residual blocks that became their shortcuts.
+        gathered: linear layer → (input features, those that it still reads).
+        moved: outputs before and after zeroing, where nothing is trained after the cut.
+        warning: what to be careful about, if anything.
+    """
+
+    seconds: NotNegative | None
+    dtype: str
+    max_rel_error: NotNegative | None
+    tolerance: NotNegative
+    delivered_rel_error: NotNegative | None = None
+    align: Count | None
+    widths: tuple[GroupWidth, ...]
+    dead_blocks: tuple[str, ...] = ()
+    gathered: dict[str, tuple[int, int]] = {}
+    moved: tuple[Moved, ...] = ()
+    warning: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether zeroed and slim network agree within the tolerance."""
+        return self.max_rel_error is not None and self.max_rel_error <= self.tolerance
+
+
+class BudgetRecord(Record):
+    """Shares of dense that were asked for and reached; a threshold asks for no share and is always met."""
+
+    asked: dict[str, float | str]
+    met: bool
+    reached: dict[str, NotNegative] = {}
+
+
+class FileRecord(Record):
+    """One artifact and the network in it.
+
+    Args:
+        name: of the artifact: dense, slim.
+        file: its name in the folder.
+        kind: what it holds.
+        params: of the network.
+        macs: of one image, counted on the graph.
+        flops: 2 · MACs.
+        uncounted: operator → number of nodes that may multiply and accumulate beside that.
+        size_bytes: of the file.
+        sha256: of the file.
+    """
+
+    name: str
+    file: str
+    kind: str
+    params: Size
+    macs: Size
+    flops: Size
+    uncounted: dict[str, int] = {}
+    size_bytes: Count
+    sha256: str | None
+
+
+class ExportsRecord(Record):
+    """The files that were written, the dense one first, and what they say of the budget."""
+
+    seconds: NotNegative | None
+    artifacts: tuple[FileRecord, ...]
+    budget: BudgetRecord
+
+
+class Check(Record):
+    """One step of the verification ladder: passed where ``value`` does not exceed ``tolerance``."""
+
+    name: str
+    value: float | bool | str | None
+    tolerance: float | None
+    passed: bool
+
+
+class OnnxComparison(Record):
+    """The largest difference between torch and onnxruntime for one batch size, kind of input and optimisation level."""
+
+    batch: Count
+    inputs: str
+    optimization: str
+    max_abs_error: NotNegative | None
+    tolerance: Positive
+
+    @property
+    def passed(self) -> bool:
+        """Whether the two agree within the tolerance."""
+        return self.max_abs_error is not None and self.max_abs_error <= self.tolerance
+
+
+class FileVerification(Record):
+    """One artifact against its network; ``onnx_accuracy`` is read through the runtime, both None without test images."""
+
+    name: str
+    passed: bool
+    checks: tuple[Check, ...]
+    onnx: tuple[OnnxComparison, ...]
+    accuracy: Percent | None = None
+    onnx_accuracy: Percent | None = None
+
+
+class VerifiedRecord(Record):
+    """Every artifact's verification, and what else was read on the test set: accuracy before the cut."""
+
+    seconds: NotNegative | None
+    passed: bool
+    artifacts: tuple[FileVerification, ...]
+    sparse_accuracy: Percent | None
+
+
+class Environment(Record):
+    """The machine; ``load`` is the system's load average when the run began (one number, or 1, 5 and 15 minutes)."""
+
+    cpu: str
+    flags: tuple[str, ...]
+    cores: Count | None = None
+    threads: Count
+    versions: dict[str, str]
+    load: NotNegative | tuple[NotNegative, ...] | None
+    os: str | None = None
+    python: str | None = None
+
+
+class Speedup(Record):
+    """Paired ratio dense / this: its median and the bootstrap 95 % interval of that; null on a noisy machine."""
+
+    median: Positive
+    ci95: Annotated[tuple[Positive, ...], Field(min_length=2, max_length=2)] | None
+
+
+class BlockedConvs(Record):
+    """How many of a file's convolutions onnxruntime runs in its fast blocked layout."""
+
+    blocked: Size
+    total: Size
+
+
+class FileLatency(Record):
+    """Milliseconds of wall time a run of one artifact; ``cpu_p50`` is the median processor time of all threads.
+
+    ``cpu`` is its mean, which older reports hold instead: what interrupted a run counts in it, and a median of the wall
+    time cannot be compared with it. ``samples`` are at most 200 sorted quantiles of the n measured ones. ``speedup`` is
+    None for the dense file.
+    """
+
+    name: str
+    p50: Positive
+    p90: Positive
+    p99: Positive
+    min: Positive
+    n: Count
+    cpu: NotNegative | None = None
+    cpu_p50: NotNegative | None = None
+    samples: Annotated[tuple[Positive, ...], Field(max_length=MOST_SAMPLES)] = ()
+    blocked_convs: BlockedConvs | None = None
+    speedup: Speedup | None = None
+
+
+class MeasuredRecord(Record):
+    """What onnxruntime took, all artifacts interleaved; none where nothing was measured.
+
+    Args:
+        environment: the machine as the run found it.
+        threads: onnxruntime's.
+        batch_size: images a run.
+        artifacts: one each, in the order of the files.
+        block: channels of a block of the fast layout on this machine.
+        noise: why the machine was too busy to tell.
+    """
+
+    seconds: NotNegative | None
+    environment: Environment
+    threads: Count
+    batch_size: Count
+    artifacts: tuple[FileLatency, ...]
+    block: Count | None = None
+    noise: str | None = None
+
+
+class ReportRecord(Record):
+    """report.json, card.md and report.html are written."""
