@@ -199,32 +199,22 @@ def inspect(
     arguments.check_share("--macs", macs)
     arguments.check_align(align)
     shape = None if input_shape is None else arguments.shape(input_shape)
-    resolved = None
-    if recipe is not None:
-        from hoyer_export.recipe import load_recipe
+    from hoyer_export.recipe import load_recipe, make_recipe
 
+    if recipe is not None:
+        options = {"cut.macs": macs, "cut.align": align}
+        overrides = [*overrides, *(f"{key}={value}" for key, value in options.items() if value is not None)]
         resolved = load_recipe(recipe, overrides)
+    else:
+        wanted = {"threshold": "natural"} if macs is None else {"macs": macs}
+        resolved = make_recipe(
+            _untrained({"name": network, "classes": classes, "input": shape}, seed) | {"cut": wanted | {"align": align}}
+        )
     _loading("torch")
     from hoyer_export.console import print_inspection
-    from hoyer_export.run.inspecting import inspect_network, inspect_recipe
+    from hoyer_export.run.inspecting import inspect_recipe
 
-    if resolved is not None:
-        found = inspect_recipe(
-            resolved, macs=macs, align=align, prove=prove, second_opinion=cross_check, allow_import=allow_import
-        )
-    else:
-        assert network is not None
-        found = inspect_network(
-            network,
-            input_shape=shape,
-            classes=classes,
-            macs=macs,
-            align=align or 16,
-            prove=prove,
-            second_opinion=cross_check,
-            seed=seed,
-            allow_import=allow_import,
-        )
+    found = inspect_recipe(resolved, prove=prove, second_opinion=cross_check, allow_import=allow_import)
     _print_json(asdict(found)) if as_json else print_inspection(found, everything=everything)
 
 
@@ -281,22 +271,17 @@ def cut(
         raise typer.BadParameter("--mean and --std belong together", param_hint="--mean")
     means = None if mean is None else arguments.numbers("--mean", mean)
     stds = None if std is None else arguments.numbers("--std", std)
-    from hoyer_export.recipe import RANDOM, make_recipe
+    from hoyer_export.recipe import make_recipe
     from hoyer_export.run_folder import check_free
 
     side = shape[1] if shape is not None and data == "imagefolder" else None
-    untrained = {"epochs": 0}
+    root = None if data_root is None else str(data_root)
     recipe = make_recipe(
-        {
-            "seed": seed,
-            "network": {"name": network, "classes": classes, "input": shape},
-            "data": data
-            and {"name": data, "root": data_root and str(data_root), "mean": means, "std": stds, "image_size": side},
-            "dense": untrained | {"weights": RANDOM if weights is None else str(weights)},
-            "sparse": untrained,
+        _untrained({"name": network, "classes": classes, "input": shape}, seed, weights)
+        | {
+            "data": data and {"name": data, "root": root, "mean": means, "std": stds, "image_size": side},
             "cut": {"macs": macs, "params": params, "threshold": limit, "method": method, "align": align}
             | {"dead_first": dead_first, "dead_blocks": dead_blocks, "gather": gather, "calibration": calibration},
-            "finetune": untrained,
             "bench": {"min_seconds": min_seconds},
         }
     )
@@ -378,6 +363,15 @@ def bench(
 
     found = benchmark(files, threads=threads, batch_size=batch_size, min_seconds=min_seconds)
     _print_json(asdict(found)) if as_json else print_benchmark(found)
+
+
+def _untrained(network: dict[str, Any], seed: int, weights: Path | None = None) -> dict[str, Any]:
+    """Return the tables of a recipe that trains nothing."""
+    from hoyer_export.recipe import RANDOM
+
+    nothing = {"epochs": 0}
+    dense = nothing | {"weights": RANDOM if weights is None else str(weights)}
+    return {"seed": seed, "network": network, "dense": dense, "sparse": nothing, "finetune": nothing}
 
 
 def _loading(what: str) -> None:

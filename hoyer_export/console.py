@@ -37,7 +37,7 @@ MOVED = 1e-5  # relative change of the outputs that asks for fine-tuning: what v
 
 
 def print_report(report: "Report", folder: Path) -> None:
-    """Print the files side by side, how exact the cut is, what was verified, what to do next and where the files are."""
+    """Print the files side by side, how exact the cut is, what was verified, and what to do next."""
     from hoyer_export.report.making import making
     from hoyer_export.report.summary import budget_words, cautions, speedup_words, title, verification_steps
 

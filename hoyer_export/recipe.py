@@ -127,7 +127,7 @@ class Cut(_Table):
 
     macs: Share | None = None
     params: Share | None = None
-    threshold: Literal["natural"] | Positive | None = None
+    threshold: Literal["natural"] | NotNegative | None = None
     align: Alignment | None = None
     method: Method = "group-hs"
     dead_first: bool = False
@@ -407,7 +407,7 @@ _KINDS = {
 
 def _expected(detail: ErrorDetails, path: tuple[str, ...]) -> str:
     if path == ("cut", "threshold"):
-        return 'a number above 0, or "natural"'
+        return 'a number of at least 0, or "natural"'
     context = detail.get("ctx", {})
     bounds = {"greater_than": "above", "greater_than_equal": "of at least", "less_than": "below"}
     if detail["type"] in bounds:

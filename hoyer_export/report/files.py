@@ -22,7 +22,7 @@ def write_report(folder: Path, report: Report, metrics: Sequence[EpochRecord]) -
 
     Args:
         folder: a run folder; it exists.
-        report: from ``make_report`` or ``read_report``.
+        report: from ``dated`` or ``read_report``.
         metrics: the epochs of training; none where they are not known, and the page then has no curves.
 
     Raises:

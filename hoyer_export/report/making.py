@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from hoyer_export.report.number_format import exact, percent, share
 from hoyer_export.recipe import RANDOM
+from hoyer_export.report.number_format import exact, percent, share
 from hoyer_export.report.report import Report
 
 LITTLE_EFFECT = 0.99

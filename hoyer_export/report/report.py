@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import PurePosixPath, PureWindowsPath
@@ -128,31 +127,17 @@ class Report(Record):
     @property
     def seconds(self) -> dict[str, float | None]:
         """Stage → wall seconds."""
-        stages = {"cut": self.cut, "export": self.export, "verify": self.verify, "bench": self.bench}
         phases = {name: phase.seconds for name, phase in self.training.items()}
-        finetune = {name: phases.pop(name) for name in ("finetune",) if name in phases}
-        found = {name: stage.seconds for name, stage in stages.items()}
-        return phases | {"cut": found.pop("cut")} | finetune | found
+        after = {"finetune": phases.pop("finetune")} if "finetune" in phases else {}
+        shipped = {"export": self.export.seconds, "verify": self.verify.seconds, "bench": self.bench.seconds}
+        return phases | {"cut": self.cut.seconds} | after | shipped
 
 
-def make_report(recipe: Mapping[str, JsonValue], stages: Mapping[str, Record | dict[str, PhaseRecord]]) -> Report:
-    """Put a run's records together; every absolute path in them loses its folders.
-
-    Args:
-        recipe: as resolved, one mapping a table.
-        stages: the fields of ``Report`` that are records.
-    """
-    report = Report.model_construct(recipe=dict(recipe), **stages)
-    versions = report.environment.versions
-    return Report.model_validate_json(
-        json.dumps(
-            _without_folders(report.model_dump(mode="json"))
-            | {
-                "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-                "tool": {"name": "hoyer_export", "version": versions.get(OWN, "unknown")},
-            }
-        )
-    )
+def dated(report: Report) -> Report:
+    """Return a report with what made it and when; every absolute path in it loses its folders."""
+    tool = Tool(name="hoyer_export", version=report.environment.versions.get(OWN, "unknown"))
+    made = report.model_copy(update={"created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), "tool": tool})
+    return Report.model_validate_json(json.dumps(_without_folders(made.model_dump(mode="json"))))
 
 
 def _without_folders(value: JsonValue) -> JsonValue:

@@ -116,7 +116,7 @@ class CutRecord(Record):
     align: Count | None
     widths: tuple[GroupWidth, ...]
     dead_blocks: tuple[str, ...] = ()
-    gathered: dict[str, tuple[int, int]] = {}
+    gathered: dict[str, tuple[int, int]] = Field(default={})
     moved: tuple[Moved, ...] = ()
     warning: str | None = None
 
@@ -131,7 +131,7 @@ class BudgetRecord(Record):
 
     asked: dict[str, float | str]
     met: bool
-    reached: dict[str, NotNegative] = {}
+    reached: dict[str, NotNegative] = Field(default={})
 
 
 class FileRecord(Record):
@@ -155,7 +155,7 @@ class FileRecord(Record):
     params: Size
     macs: Size
     flops: Size
-    uncounted: dict[str, int] = {}
+    uncounted: dict[str, int] = Field(default={})
     size_bytes: Count
     sha256: str | None
 
@@ -193,7 +193,7 @@ class OnnxComparison(Record):
 
 
 class FileVerification(Record):
-    """One artifact against its network; ``onnx_accuracy`` is read through the runtime, both None without test images."""
+    """One artifact against its network; ``onnx_accuracy`` is the runtime's, both are None without test images."""
 
     name: str
     passed: bool

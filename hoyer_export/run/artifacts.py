@@ -1,4 +1,4 @@
-"""The files that a run ships: one entry each, and everything that exports, verifies, measures and reports takes them all.
+"""The files that a run ships: one entry each; export, verification, benchmark and report take them all.
 
 docs/adding-an-artifact.md adds one.
 """

@@ -164,10 +164,10 @@ def _stricter(job: Job, network: nn.Module, channels: ChannelMap, found: _Cut) -
         costs["macs"] = (macs_in_torch(found.slim.model, job.example).distinct, whole.distinct)
     stricter = {}
     for key, (left, dense) in costs.items():
-        budget = Budget(COSTS[key], table.asked()[key])
-        if not budget.is_met_by(left, dense):
+        asked: float = getattr(table, key)
+        if not Budget(COSTS[key], asked).is_met_by(left, dense):
             selected = COSTS[key].of_keep(channels, found.chosen.keep) / COSTS[key].of_keep(channels, {})
-            stricter[key] = selected * budget.share * dense / left
+            stricter[key] = selected * asked * dense / left
     return stricter
 
 

@@ -12,7 +12,6 @@ from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.cost import dense_macs, macs_of_keep, params_of_keep
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.errors import NetworkError
-from hoyer_export.networks import build_network, default_input_shape
 from hoyer_export.recipe import Recipe
 from hoyer_export.run.inputs import macs_in_torch
 from hoyer_export.run.job import Job
@@ -94,64 +93,21 @@ class Inspection:
 
 
 def inspect_recipe(
-    recipe: Recipe,
-    *,
-    macs: float | None = None,
-    align: int | None = None,
-    prove: bool = False,
-    second_opinion: bool = False,
-    allow_import: Sequence[str] = (),
+    recipe: Recipe, *, prove: bool = False, second_opinion: bool = False, allow_import: Sequence[str] = ()
 ) -> Inspection:
-    """Inspect the network of a recipe on its data; ``macs`` and ``align`` are the recipe's where not given."""
-    job = Job(recipe, RunFolder(Path()), Silent(), allow_import)  # nothing is written
-    macs = recipe.cut.macs if macs is None else macs
-    align = recipe.cut.align if align is None else align
-    return _inspect(recipe.network.name, job.network(), job.example, macs, align, prove, second_opinion)
-
-
-def inspect_network(
-    name: str,
-    *,
-    input_shape: tuple[int, ...] | None = None,
-    classes: int | None = None,
-    macs: float | None = None,
-    align: int = 16,
-    prove: bool = False,
-    second_opinion: bool = False,
-    seed: int = 0,
-    allow_import: Sequence[str] = (),
-) -> Inspection:
-    """Inspect a network by its name.
+    """Inspect the network of a recipe, on its data where it names any.
 
     Args:
-        name: as for ``build_network``.
-        input_shape: (C, H, W) of one image; needed for a network of one's own.
-        classes: number of outputs; the network's own number where None.
-        macs: share of the dense MACs that is wanted.
-        align: multiple that widths are rounded up to.
+        recipe: its network, data, and of [cut] the share of the MACs that is wanted and the alignment.
         prove: zero and cut random channels of every group, and compare (the self-test).
         second_opinion: also ask torch-pruning which channels are coupled.
-        seed: decides the random weights and the example.
         allow_import: packages that may be imported for ``package.module:function``.
 
     Raises:
         NetworkError: the network cannot be built or traced, or its input shape is not known.
     """
-    usual = default_input_shape(name)
-    shape = input_shape or usual
-    # Where the input is the network's own, nothing has to be told.
-    in_channels = shape[0] if shape is not None and usual is not None and shape[0] != usual[0] else None
-    torch.manual_seed(seed)
-    network = build_network(name, in_channels=in_channels, classes=classes, allow_import=allow_import)
-    if shape is None:
-        raise NetworkError(f"the input of {name} is not known; give it with --input, e.g. --input 3x224x224")
-    example = torch.randn((2, *shape), generator=torch.Generator().manual_seed(seed))
-    return _inspect(name, network, example, macs, align, prove, second_opinion)
-
-
-def _inspect(
-    name: str, network: nn.Module, example: Tensor, asked: float | None, align: int, prove: bool, second_opinion: bool
-) -> Inspection:
+    job = Job(recipe, RunFolder(Path()), Silent(), allow_import)  # nothing is written
+    network, example, asked, align = job.network(), job.example, recipe.cut.macs, recipe.cut.alignment
     tested = self_test(network, example) if prove else None
     channels = trace_channels(network, example) if tested is None else tested.channels
     dense, params = dense_macs(channels), params_of_keep(channels, {})
@@ -173,7 +129,7 @@ def _inspect(
         except NetworkError as error:  # theirs alone: what was found here holds
             failed = str(error)
     return Inspection(
-        network=name,
+        network=recipe.network.name,
         input_shape=tuple(example.shape[1:]),
         params=sum(parameter.numel() for parameter in network.parameters()),
         macs=dense,

@@ -87,6 +87,7 @@ class Job:
         told = self.recipe.network
         shape = self.data.input_shape if self.has_data else told.input or default_input_shape(told.name)
         if shape is None:
+            self.network()  # a name that nobody knows is said first
             raise NetworkError(f"the input of {told.name} is not known; give network.input, e.g. [3, 224, 224]")
         return shape
 
@@ -109,8 +110,8 @@ class Job:
     def in_channels(self) -> int | None:
         """What the network is built with; None where it is not told, for a user's own function may not take it."""
         told = self.recipe.network
-        usual = None if self.has_data else default_input_shape(told.name)
-        if is_function_name(told.name) or (usual and usual[0] == self.shape[0]):
+        usual = default_input_shape(told.name)
+        if is_function_name(told.name) or not (self.has_data or (told.input and usual and told.input[0] != usual[0])):
             return told.in_channels
         return self.shape[0]
 

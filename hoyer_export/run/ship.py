@@ -183,7 +183,9 @@ def _latency(
         samples=tuple(sample_quantiles(latency.samples_ms)),
         blocked_convs=blocked,
         # An interval beside "too noisy to say" would say it all the same.
-        speedup=speedup and records.Speedup(median=speedup.median, ci95=None if noise else speedup.ci95),
+        speedup=None
+        if speedup is None
+        else records.Speedup(median=speedup.median, ci95=None if noise else speedup.ci95),
     )
 
 

@@ -33,7 +33,7 @@ class Stage(Generic[R_co]):
         run: does it: leaves its files in the job's folder, and returns what it found.
         reads: keys of the recipe on which the result hangs: ``"bench"`` is a whole table, ``"cut.macs"`` one key.
         needs: names of the stages whose files or records it works from.
-        leaves: files of a job that the stages which need it work from: where one is gone, and is wanted, it is done again.
+        leaves: files of a job that the stages which need it work from; done again where one is gone and is wanted.
         trains: whether it takes so long that it is never done again without being asked for.
     """
 

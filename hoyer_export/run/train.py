@@ -11,9 +11,9 @@ from hoyer_export.data.splits import batch_indices
 from hoyer_export.recipe import Phase
 from hoyer_export.report.making import LITTLE_EFFECT, little_effect_words
 from hoyer_export.report.metrics import read_metrics
+from hoyer_export.report.stage_records import PhaseRecord
 from hoyer_export.run.cut import cut_weights, write_slim
 from hoyer_export.run.job import Job
-from hoyer_export.report.stage_records import PhaseRecord
 from hoyer_export.run.stage import Stage
 from hoyer_export.run_folder import RunFolder, write_whole
 from hoyer_export.sparsify.phase import PHASES, EpochRecord, PhaseName, TrainSettings
