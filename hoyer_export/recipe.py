@@ -4,6 +4,7 @@ Nothing unknown is ignored: an unknown key, a value of the wrong kind and a choi
 not converted (``epochs = "3"`` is a string, and wrong).
 """
 
+import os
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
@@ -22,6 +23,9 @@ BUDGETS = ("macs", "params", "threshold")
 RANDOM = "random"
 """In the place of a file with weights: nothing is loaded. MACs and sizes are right then, outputs mean nothing."""
 
+PATHS = (("data", "root"), ("dense", "weights"))
+"""The keys that are a file's or a folder's."""
+
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -38,9 +42,13 @@ class _Table(BaseModel):
 
 
 class Network(_Table):
-    """[network]: ``in_channels`` and ``classes`` default to what the data has, ``input`` (C, H, W) likewise."""
+    """[network]: ``in_channels`` and ``classes`` default to what the data has, ``input`` (C, H, W) likewise.
+
+    ``rules``: ``package.module:RULES``, rules of one's own.
+    """
 
     name: Name
+    rules: Name | None = None
     in_channels: Count | None = None
     classes: Count | None = None
     input: Annotated[tuple[Count, Count, Count], Field(strict=False)] | None = None
@@ -235,6 +243,10 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         overrides: each ``section.key=value`` (or ``seed=value``); the value is read as TOML, and as a string where it
             is none. Setting one of [cut]'s budgets unsets the others.
 
+    Returns:
+        The recipe. Its paths are whole, so that it means the same wherever it is written and read again: those of the
+        file are relative to its folder, those of ``overrides`` to the working directory.
+
     Raises:
         RecipeError: the file cannot be read, or a key or value is wrong; one line that names the culprit.
     """
@@ -248,11 +260,12 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{path} is not TOML: {_one_line(str(error))}") from error
     set_by = {_apply(override, tables): override for override in overrides}
+    _make_whole(tables, path.parent, set_by)
     return _resolve(tables, str(path), set_by)
 
 
 def make_recipe(tables: Mapping[str, Any], source: str = "the recipe") -> Recipe:
-    """Return the recipe of tables that are not read from a file; None in the place of a value leaves it out.
+    """Return the recipe of tables that are not read from a file; None leaves a value out, paths are relative to here.
 
     Raises:
         RecipeError: a key or value is wrong.
@@ -262,7 +275,17 @@ def make_recipe(tables: Mapping[str, Any], source: str = "the recipe") -> Recipe
         for key, table in tables.items()
         if table is not None
     }
+    _make_whole(given, Path(), {})
     return _resolve(given, source, {})
+
+
+def _make_whole(tables: dict[str, Any], folder: Path, set_by: Mapping[tuple[str, ...], str]) -> None:
+    """Make paths in ``tables`` whole: relative ones are of ``folder``, those of overrides of the working directory."""
+    for section, key in PATHS:
+        table = tables.get(section)
+        given = table.get(key) if isinstance(table, dict) else None
+        if isinstance(table, dict) and isinstance(given, str) and given not in ("", RANDOM):
+            table[key] = os.path.abspath(given if (section, key) in set_by else folder / given)
 
 
 def dump_recipe(recipe: Recipe) -> str:

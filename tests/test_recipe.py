@@ -79,8 +79,9 @@ def test_a_recipe_cannot_be_changed_after_it_was_read(small: Path) -> None:
         ('network.name="lenet5"', "network", "name", "lenet5"),
         ("data.mean=[0.5]", "data", "mean", (0.5,)),
         ("data.augment=false", "data", "augment", False),
-        ("data.root=a=b.c", "data", "root", "a=b.c"),
-        ("data.root=1.2.3", "data", "root", "1.2.3"),
+        ("data.root=/a=b.c", "data", "root", "/a=b.c"),
+        ("network.name=1.2.3", "network", "name", "1.2.3"),
+        ("network.rules=my_net.rules:RULES", "network", "rules", "my_net.rules:RULES"),
     ],
 )
 def test_set_reads_the_value_as_toml_and_as_a_string_where_it_is_none(
@@ -92,6 +93,24 @@ def test_set_reads_the_value_as_toml_and_as_a_string_where_it_is_none(
 
 def test_set_cannot_smuggle_a_second_key_in_a_line_break(small: Path) -> None:
     assert load_recipe(small, ["data.root=1\nname='mnist'"]).data.name == "digits"
+
+
+def test_paths_are_relative_to_the_recipe_and_those_of_set_to_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, here, elsewhere = (tmp_path / name for name in ("there", "here", "elsewhere"))
+    for folder in (there, here, elsewhere):
+        folder.mkdir()
+    path = there / "recipe.toml"
+    path.write_text(SMALL.replace('name = "digits"', 'name = "mnist"\nroot = "../images"') + '[dense]\nweights = "w"\n')
+    monkeypatch.chdir(here)
+    recipe = load_recipe(Path("../there/recipe.toml"))
+    assert recipe.data.root == str(tmp_path / "images")
+    assert recipe.dense.weights == str(there / "w")
+    recipe = load_recipe(path, ["dense.weights=w"])
+    assert (recipe.data.root, recipe.dense.weights) == (str(tmp_path / "images"), str(here / "w"))
+    monkeypatch.chdir(elsewhere)
+    assert reread(dump_recipe(recipe), elsewhere) == recipe
 
 
 @pytest.mark.parametrize("override", ["cut.params=0.4", "cut.threshold=0.3", "cut.threshold=natural", "cut.macs=0.25"])
