@@ -88,7 +88,7 @@ def refuse(context: typer.Context, names: Collection[str | None], why: str) -> N
             raise typer.BadParameter(why, param_hint=parameter.opts[-1])
 
 
-_OPTIONS = {"input_shape": "--input", "second_opinion": "--cross-check"}
+_OPTIONS = {"input_shape": "--input", "overrides": "--set", "second_opinion": "--cross-check"}
 """Parameters whose options have another name than theirs."""
 
 

@@ -4,6 +4,7 @@ Nothing unknown is ignored: an unknown key, a value of the wrong kind and a choi
 not converted (``epochs = "3"`` is a string, and wrong).
 """
 
+import json
 import os
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -337,7 +338,7 @@ def _apply(override: str, tables: dict[str, Any]) -> tuple[str, ...]:
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or len(parts) > 2 or not all(parts):
-        raise RecipeError(f"--set {override}: expected section.key=value, e.g. --set sparse.strength=2e-3")
+        raise RecipeError(f"`overrides` {override}: expected section.key=value, e.g. sparse.strength=2e-3")
     value = _toml_value(text.strip())
     if len(parts) == 1:
         tables[parts[0]] = value
@@ -345,7 +346,7 @@ def _apply(override: str, tables: dict[str, Any]) -> tuple[str, ...]:
     section, name = parts
     table = tables.setdefault(section, {})
     if not isinstance(table, dict):
-        raise RecipeError(f"--set {override}: {section} is {_show(table)} in the recipe, not a table")
+        raise RecipeError(f"`overrides` {override}: {section} is {_show(table)} in the recipe, not a table")
     if section == "cut" and name in BUDGETS:
         for other in BUDGETS:
             table.pop(other, None)
@@ -370,7 +371,7 @@ def _resolve(tables: dict[str, Any], path: str, set_by: Mapping[tuple[str, ...],
         details = {_key(detail): detail for detail in reversed(error.errors(include_url=False))}
         key = min(reversed(details), key=lambda key: details[key]["type"] != "extra_forbidden")
         more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-        source = f"--set {set_by[key]}" if key in set_by else path
+        source = f"`overrides` {set_by[key]}" if key in set_by else path
         raise RecipeError(f"{source}: {_explain(details[key], key)}{more}") from None
 
 
@@ -451,18 +452,10 @@ def _closest(detail: ErrorDetails) -> str:
 
 
 def _show(value: object) -> str:
-    if value is None:
-        return "nothing"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        text = '"' + _one_line(value) + '"'
-    elif isinstance(value, dict):
+    if isinstance(value, dict):
         text = f"a table with {_listed(value) or 'nothing in it'}"
-    elif isinstance(value, (list, tuple)):
-        text = f"[{', '.join(_show(item) for item in value)}]"
     else:
-        text = str(value)
+        text = _one_line(json.dumps(value, ensure_ascii=False, default=str))
     return text if len(text) <= 80 else text[:77] + "..."
 
 

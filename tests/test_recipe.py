@@ -142,7 +142,7 @@ def test_of_two_budgets_set_the_last_counts(small: Path) -> None:
         ("dense=3", "dense: expected a table, got 3"),
         ("dense.optimizer=sdg", 'expected "sgd" or "adam", got "sdg"; did you mean "sgd"?'),
         ("cut.macs=2", "cut.macs: expected a number of at most 1, got 2"),
-        ("cut.macs=nan", "cut.macs: expected a finite number, got nan"),
+        ("cut.macs=nan", "cut.macs: expected a finite number, got NaN"),
         ("cut.threshold=natral", 'cut.threshold: expected a number above 0, or "natural", got "natral"'),
         ("cut.threshold=-1", 'cut.threshold: expected a number above 0, or "natural", got -1'),
         ("cut.align=5", "cut.align: expected 1, 4, 8, 16, 32 or 64, got 5"),
@@ -151,8 +151,8 @@ def test_of_two_budgets_set_the_last_counts(small: Path) -> None:
         ("network.name=", 'network.name: expected a string that is not empty, got ""'),
         ("seed.x=3", "seed: expected a whole number, got a table with x"),
         ("verify.batches=[1,0]", "verify.batches.1: expected a number of at least 1, got 0"),
-        ("a.b.c=3", "--set a.b.c=3: expected section.key=value"),
-        ("dense.lr", "--set dense.lr: expected section.key=value"),
+        ("a.b.c=3", "`overrides` a.b.c=3: expected section.key=value"),
+        ("dense.lr", "`overrides` dense.lr: expected section.key=value"),
     ],
 )
 def test_a_wrong_set_is_one_line_with_the_key_what_was_expected_and_what_came(
