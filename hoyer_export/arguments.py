@@ -1,12 +1,16 @@
-"""What the text of an option means, and which options go together; whatever does not is a usage error (exit 2)."""
+"""Options: what the text of one means, which go together (whatever does not is a usage error, exit 2), how the shell
+completes one, and what an error of the library calls it.
+"""
 
 import math
+import re
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from typing import Any
 
 import typer
 
-from hoyer_export.choices import ALIGNMENTS, METHODS
+from hoyer_export.choices import ALIGNMENTS, DATA_SETS, METHODS, NETWORKS
 
 SEED = 2**63 - 1  # the largest that torch's generators take
 CLASSES = 100_000  # more than any data set has, and few enough for a layer to be made
@@ -82,3 +86,47 @@ def refuse(context: typer.Context, names: Collection[str | None], why: str) -> N
         source = context.get_parameter_source(parameter.name or "")
         if parameter.name in names and source is not None and source.name == "COMMANDLINE":
             raise typer.BadParameter(why, param_hint=parameter.opts[-1])
+
+
+_OPTIONS = {"input_shape": "--input", "overrides": "--set", "second_opinion": "--cross-check"}
+"""Parameters whose options have another name than theirs."""
+
+
+def in_options(message: str) -> str:
+    """Return a message of the library with its parameters as options.
+
+    The library writes them in backquotes: `` `out` `` becomes ``--out``, `` `resume=True` `` ``--resume``,
+    `` `allow_import=["nets"]` `` ``--allow-import nets`` and `` `input_shape=(3, 8, 8)` `` ``--input 3x8x8``.
+    """
+
+    def option(found: re.Match[str]) -> str:
+        name, text = found.groups(default="True")
+        value = text.strip("[]()'\"").replace(", ", "x")
+        return _OPTIONS.get(name, "--" + name.replace("_", "-")) + ("" if value == "True" else f" {value}")
+
+    return re.sub(r"`([a-z_]+)(?:=([^`]+))?`", option, message)
+
+
+def methods(incomplete: str) -> list[str]:
+    """Complete the name of a method."""
+    return [name for name in METHODS if name.startswith(incomplete)]
+
+
+def data_sets(incomplete: str) -> list[str]:
+    """Complete the name of a data set."""
+    return [name for name in DATA_SETS if name.startswith(incomplete)]
+
+
+def networks(incomplete: str) -> list[str]:
+    """Complete the name of a network; what torchvision and timm have once their prefix is there."""
+    names = [*NETWORKS, "torchvision:", "timm:"]
+    with suppress(ImportError):  # timm is optional
+        if incomplete.startswith("torchvision:"):
+            from torchvision import models
+
+            names = [f"torchvision:{name}" for name in models.list_models(module=models)]
+        elif incomplete.startswith("timm:"):
+            import timm
+
+            names = [f"timm:{name}" for name in timm.list_models()]
+    return [name for name in names if name.startswith(incomplete)]

@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 the input is wrong (one line); 2 usage; 3 a verification f
 70 a bug of ours (with its traceback); 130 interrupted, 143 told to stop (128 + the signal's number, as in a shell).
 """
 
+import io
 import json
 import os
 import sys
@@ -11,32 +12,53 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from hoyer_export import arguments
-from hoyer_export.errors import WHAT_TO_DO, CannotWrite, HoyerExportError
+from hoyer_export.errors import WHAT_TO_DO, CannotWrite, HoyerExportError, one_line
 from hoyer_export.stopping import Interrupted, interrupted, stopped_by_signals
 
 EXIT_BUG = 70  # EX_SOFTWARE of sysexits.h
 
 
+class _Verb(TyperCommand):
+    """A verb whose help calls no flag a ``<bool>``."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        parameters = super().get_params(ctx)
+        for parameter in parameters:
+            if getattr(parameter, "is_flag", False):
+                parameter.metavar = ""
+        return parameters
+
+
 class _Verbs(TyperGroup):
-    """Turn Control-C into an error of ours before typer makes a bare "Aborted!" of it."""
+    """Sees what typer would print and end with on its own: Control-C (a bare "Aborted!"), and wrong usage."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
             raise interrupted(stop, "; nothing was left half-written") from None
+        except Exception as error:
+            if hasattr(error, "format_message"):  # of click, which some versions of typer bring along under their name
+                _json_error(error.format_message(), 2)
+            raise
+
+
+def _epilog(example: str = "hoyer-export COMMAND --help") -> str:
+    codes = "0 done; 1 the input is wrong; 2 usage; 3 a verification failed or a budget was missed; 70 a bug of ours"
+    return f"Example: {example}\n\nExit codes: {codes}; 130, 143 (129) stopped."
 
 
 app = typer.Typer(
     cls=_Verbs,
     name="hoyer-export",
     help="Train it sparse, cut it exactly, ship it fast: channel pruning down to a verified ONNX file.",
+    epilog=_epilog(),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -44,9 +66,9 @@ app = typer.Typer(
 
 
 def _find_packages_here(packages: list[str]) -> list[str]:
-    """Let Python find a package in the working directory, as ``python -m`` does and an installed command does not."""
+    """Let Python find a package in the working directory, as ``python -m`` does; whatever is installed comes first."""
     if packages and "" not in sys.path:
-        sys.path.insert(0, "")
+        sys.path.append("")
     return packages
 
 
@@ -63,17 +85,23 @@ AllowImport = Annotated[
 Overrides = Annotated[
     list[str], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Set one key of the recipe; may be repeated.")
 ]
+InputShape = Annotated[str | None, typer.Option("--input", metavar="CxHxW", help="Shape of one image: 3x224x224.")]
+Classes = Annotated[
+    int | None, typer.Option(metavar="N", min=1, max=arguments.CLASSES, help="Outputs of the network; else its own.")
+]
 RunDir = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run.", show_default=False)]
 
 
 def main() -> None:
     """Run the command line: the one place where errors become lines and exit codes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # where its encoding has no ×, a ? stands for it
     try:
         with stopped_by_signals():
             app()
     except HoyerExportError as error:
-        print(f"{'' if isinstance(error, Interrupted) else 'error: '}{error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _stop(arguments.in_options(str(error)), error.exit_code, "" if isinstance(error, Interrupted) else "error: ")
     except BrokenPipeError:
         # The reader (head, say) has gone; Python must not complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -81,11 +109,22 @@ def main() -> None:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in WHAT_TO_DO:  # a disk that is full, say: no bug of ours
             where = error.filename or "the output"
-            print(f"error: cannot write {where}: {error.strerror}; {WHAT_TO_DO[error.errno]}", file=sys.stderr)
-            sys.exit(1)
+            _stop(f"cannot write {where}: {error.strerror}; {WHAT_TO_DO[error.errno]}", 1)
         traceback.print_exc()
-        print("This is a bug in hoyer-export; please report it with the lines above.", file=sys.stderr)
-        sys.exit(EXIT_BUG)
+        bug = "this is a bug in hoyer-export; please report it with the lines above"
+        _stop(f"{type(error).__name__}: {one_line(error)}; {bug}", EXIT_BUG)
+
+
+def _stop(message: str, code: int, prefix: str = "error: ") -> NoReturn:
+    print(f"{prefix}{message}", file=sys.stderr)
+    _json_error(message, code)
+    sys.exit(code)
+
+
+def _json_error(message: str, code: int) -> None:
+    """Tell a machine too, which reads stdout."""
+    if "--json" in sys.argv:
+        _print_json({"error": {"message": message, "exit_code": code}})
 
 
 def _print_version(wanted: bool) -> None:
@@ -108,7 +147,7 @@ def _options(
     pass
 
 
-@app.command()
+@app.command(cls=_Verb, epilog=_epilog("hoyer-export run models/resnet20-digits/recipe.toml --out runs/first"))
 def run(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file.", show_default=False)],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Absent or empty, else --resume is needed.")],
@@ -164,24 +203,29 @@ def _where_it_stands(out: Path) -> str:
         return f" in {out}"
 
 
-@app.command()
+@app.command(cls=_Verb, epilog=_epilog("hoyer-export inspect --network torchvision:resnet50 --macs 0.5 --prove"))
 def inspect(
     context: typer.Context,
     recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="A TOML file.", show_default=False)] = None,
-    network: Annotated[str | None, typer.Option(metavar="NAME", help="A network instead of a recipe.")] = None,
-    input_shape: Annotated[
-        str | None, typer.Option("--input", metavar="CxHxW", help="Shape of one image, e.g. 3x224x224.")
+    network: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="A network instead of a recipe.", autocompletion=arguments.networks),
     ] = None,
-    classes: Annotated[int | None, typer.Option(min=1, max=arguments.CLASSES, help="Number of classes.")] = None,
-    macs: Annotated[float | None, typer.Option(help="Say whether this share of the dense MACs can be reached.")] = None,
-    align: Annotated[int | None, typer.Option(help="Multiple that widths are rounded up to (16 unless set).")] = None,
+    input_shape: InputShape = None,
+    classes: Classes = None,
+    macs: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="Whether this share of the dense MACs can be reached.")
+    ] = None,
+    align: Annotated[
+        int | None, typer.Option(metavar="N", help="Widths are rounded up to a multiple of it (16 unless set).")
+    ] = None,
     prove: Annotated[
         bool, typer.Option("--prove", help="Zero and cut random channels of every group, and compare in float64.")
     ] = False,
     cross_check: Annotated[
         bool, typer.Option("--cross-check", help="Also ask torch-pruning which channels are coupled.")
     ] = False,
-    seed: Annotated[int, typer.Option(min=0, max=arguments.SEED, help="Of random weights.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, max=arguments.SEED, help="Of random weights.")] = 0,
     everything: Annotated[bool, typer.Option("--all", help="Print every group, not the heaviest 20.")] = False,
     overrides: Overrides = [],  # noqa: B006
     allow_import: AllowImport = [],  # noqa: B006
@@ -218,22 +262,38 @@ def inspect(
     _print_json(asdict(found)) if as_json else print_inspection(found, everything=everything)
 
 
-@app.command()
+@app.command(
+    cls=_Verb, epilog=_epilog("hoyer-export cut --network torchvision:resnet50 --weights w.pth --macs 0.5 --out cut")
+)
 def cut(
     context: typer.Context,
-    network: Annotated[str, typer.Option(metavar="NAME", help="torchvision:resnet18, package.module:function, ...")],
+    network: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="torchvision:resnet18, package.module:function, ...",
+            autocompletion=arguments.networks,
+        ),
+    ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Absent or empty.")],
     weights: Annotated[Path | None, typer.Option(metavar="FILE", help=".safetensors, or .pth; else random.")] = None,
-    input_shape: Annotated[
-        str | None, typer.Option("--input", metavar="CxHxW", help="Shape of one image, e.g. 3x224x224.")
+    input_shape: InputShape = None,
+    classes: Classes = None,
+    macs: Annotated[float | None, typer.Option(metavar="SHARE", help="Of the dense MACs, that may stay.")] = None,
+    params: Annotated[float | None, typer.Option(metavar="SHARE", help="Likewise of the dense parameters.")] = None,
+    threshold: Annotated[
+        str | None, typer.Option(metavar="SCORE", help='Least that stays: a number, or "natural".')
     ] = None,
-    classes: Annotated[int | None, typer.Option(min=1, max=arguments.CLASSES, help="Number of classes.")] = None,
-    macs: Annotated[float | None, typer.Option(help="Share of the dense MACs that may stay.")] = None,
-    params: Annotated[float | None, typer.Option(help="Share of the dense parameters that may stay.")] = None,
-    threshold: Annotated[str | None, typer.Option(help='Least score that stays: a number, or "natural".')] = None,
-    method: Annotated[str, typer.Option(help="group-hs, magnitude (torch-pruning's scores) or dead.")] = "group-hs",
+    method: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="group-hs, magnitude (torch-pruning's scores) or dead.",
+            autocompletion=arguments.methods,
+        ),
+    ] = "group-hs",
     align: Annotated[
-        int | None, typer.Option(help="Multiple that widths are rounded up to (16 unless set; 1 for dead).")
+        int | None, typer.Option(metavar="N", help="Widths are rounded up to a multiple (16 unless set; 1 for dead).")
     ] = None,
     dead_first: Annotated[
         bool, typer.Option("--dead-first", help="Let channels that never fire go before any other.")
@@ -246,14 +306,24 @@ def cut(
         list[str],
         typer.Option(metavar="LAYER", help="Let this linear layer read only inputs that its weights use (a Gather)."),
     ] = [],  # noqa: B006
-    data: Annotated[str | None, typer.Option(metavar="NAME", help="Data set, for accuracy and calibration.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Data set, for accuracy and calibration.", autocompletion=arguments.data_sets
+        ),
+    ] = None,
     data_root: Annotated[Path | None, typer.Option(metavar="DIR", help="Where its files are.")] = None,
     mean: Annotated[str | None, typer.Option(metavar="M,M,M", help="Of each channel; else the data's own.")] = None,
     std: Annotated[str | None, typer.Option(metavar="S,S,S", help="Of each channel, together with --mean.")] = None,
-    calibration: Annotated[int, typer.Option(min=1, help="Training images that show what is dead.")] = 5000,
-    min_seconds: Annotated[float, typer.Option(min=0, help="Seconds of measuring latency; 0: none.")] = 5.0,
+    calibration: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Training images that show what is dead.")
+    ] = 5000,
+    min_seconds: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0, help="Of measuring latency; 0: none.")
+    ] = 5.0,
     seed: Annotated[
-        int, typer.Option(min=0, max=arguments.SEED, help="Of random weights, and of which images calibrate.")
+        int,
+        typer.Option(metavar="N", min=0, max=arguments.SEED, help="Of random weights, and of which images calibrate."),
     ] = 0,
     allow_import: AllowImport = [],  # noqa: B006
     as_json: Json = False,
@@ -297,7 +367,7 @@ def cut(
     _stop_unless_good(found)
 
 
-@app.command()
+@app.command(cls=_Verb, epilog=_epilog("hoyer-export export runs/first"))
 def export(run_dir: RunDir, allow_import: AllowImport = [], as_json: Json = False) -> None:  # noqa: B006
     """Write dense.onnx and slim.onnx again from a run's weights."""
     _loading("torch")
@@ -310,7 +380,7 @@ def export(run_dir: RunDir, allow_import: AllowImport = [], as_json: Json = Fals
     _print_json(found.model_dump(mode="json")) if as_json else print_exports(found, run_dir)
 
 
-@app.command()
+@app.command(cls=_Verb, epilog=_epilog("hoyer-export verify runs/first"))
 def verify(run_dir: RunDir, allow_import: AllowImport = [], as_json: Json = False) -> None:  # noqa: B006
     """Verify a run's slim.onnx against its slim network and the test set again."""
     _loading("torch")
@@ -325,7 +395,7 @@ def verify(run_dir: RunDir, allow_import: AllowImport = [], as_json: Json = Fals
         raise typer.Exit(3)
 
 
-@app.command()
+@app.command(cls=_Verb, epilog=_epilog("hoyer-export report runs/first"))
 def report(run_dir: RunDir, as_json: Json = False) -> None:
     """Write report.json, report.html and card.md again from a run's records."""
     from hoyer_export.console import print_report
@@ -336,7 +406,7 @@ def report(run_dir: RunDir, as_json: Json = False) -> None:
     _stop_unless_good(found)
 
 
-@app.command()
+@app.command(cls=_Verb, epilog=_epilog("hoyer-export macs slim.onnx"))
 def macs(
     file: Annotated[Path, typer.Argument(metavar="F.onnx", help="An ONNX file.", show_default=False)],
     as_json: Json = False,
@@ -349,12 +419,14 @@ def macs(
     _print_json(asdict(found)) if as_json else print_macs(found)
 
 
-@app.command()
+@app.command(cls=_Verb, epilog=_epilog("hoyer-export bench dense.onnx slim.onnx"))
 def bench(
     files: Annotated[list[Path], typer.Argument(metavar="A.onnx B.onnx", help="ONNX files.", show_default=False)],
-    threads: Annotated[int, typer.Option(min=1, help="onnxruntime's threads.")] = 1,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a run.")] = 1,
-    min_seconds: Annotated[float, typer.Option(min=0.1, help="Seconds of measuring, all files together.")] = 5.0,
+    threads: Annotated[int, typer.Option(metavar="N", min=1, help="onnxruntime's threads.")] = 1,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Images a run.")] = 1,
+    min_seconds: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.1, help="Of measuring, all files together.")
+    ] = 5.0,
     as_json: Json = False,
 ) -> None:
     """Measure the latency of ONNX files in onnxruntime, interleaved."""

@@ -1,6 +1,5 @@
 """What people see while they wait: live progress on a terminal, plain lines elsewhere."""
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,43 +19,15 @@ if TYPE_CHECKING:
 
 @contextmanager
 def progress() -> Iterator["Progress"]:
-    """Yield somebody who shows progress on stderr: live on a terminal, one line an epoch elsewhere."""
-    if not sys.stderr.isatty():
-        yield PlainProgress()
-        return
-    console = Console(stderr=True)
+    """Yield somebody who shows progress on stderr: one line a headline and an epoch; on a terminal a bar below them."""
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[said]}"), TimeRemainingColumn())
-    with Bars(*columns, console=console, transient=True) as bars:
-        yield LiveProgress(bars)
+    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        yield Shown(bars)
 
 
-class PlainProgress:
-    """One line a headline, one an epoch."""
-
-    def __init__(self) -> None:
-        self._started = time.perf_counter()
-
-    def headline(self, text: str) -> None:
-        """Say which stage begins, and when."""
-        self._line(f"[{duration(time.perf_counter() - self._started)}] {text}")
-
-    def note(self, text: str) -> None:
-        """Say it."""
-        self._line(f"  {text}")
-
-    def step(self, step: "StepProgress") -> None:
-        """Say nothing."""
-
-    def epoch(self, epoch: "EpochRecord", epochs: int) -> None:
-        """Say what the epoch brought."""
-        self._line(f"  {_epoch_line(epoch, epochs)}")
-
-    def _line(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
-
-class LiveProgress:
-    """The same lines above one bar for the phase that trains."""
+class Shown:
+    """Lines, above one bar for the phase that trains."""
 
     def __init__(self, bars: Bars) -> None:
         self._bars = bars
@@ -64,14 +35,14 @@ class LiveProgress:
         self._started = time.perf_counter()
 
     def headline(self, text: str) -> None:
-        """Say which stage begins."""
+        """Say which stage begins, and when."""
         self._end_bar()
         passed = duration(time.perf_counter() - self._started)
-        self._bars.console.print(f"[bold]{escape(text)}[/]  [dim]{passed}[/]", highlight=False)
+        self._bars.console.print(f"[dim]\\[{passed}][/] [bold]{escape(text)}[/]")
 
     def note(self, text: str) -> None:
         """Say it."""
-        self._bars.console.print(f"  [yellow]{escape(text)}[/]", highlight=False)
+        self._bars.console.print(f"  [yellow]{escape(text)}[/]")
 
     def step(self, step: "StepProgress") -> None:
         """Move the bar."""
@@ -87,7 +58,7 @@ class LiveProgress:
 
     def epoch(self, epoch: "EpochRecord", epochs: int) -> None:
         """Say what the epoch brought."""
-        self._bars.console.print(f"  [dim]{escape(_epoch_line(epoch, epochs))}[/]", highlight=False)
+        self._bars.console.print(f"  [dim]{escape(_epoch_line(epoch, epochs))}[/]")
         if epoch.epoch + 1 == epochs:
             self._end_bar()
 

@@ -4,6 +4,8 @@ Nothing unknown is ignored: an unknown key, a value of the wrong kind and a choi
 not converted (``epochs = "3"`` is a string, and wrong).
 """
 
+import json
+import os
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
@@ -22,6 +24,9 @@ BUDGETS = ("macs", "params", "threshold")
 RANDOM = "random"
 """In the place of a file with weights: nothing is loaded. MACs and sizes are right then, outputs mean nothing."""
 
+PATHS = (("data", "root"), ("dense", "weights"))
+"""The keys that are a file's or a folder's."""
+
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -38,9 +43,13 @@ class _Table(BaseModel):
 
 
 class Network(_Table):
-    """[network]: ``in_channels`` and ``classes`` default to what the data has, ``input`` (C, H, W) likewise."""
+    """[network]: ``in_channels`` and ``classes`` default to what the data has, ``input`` (C, H, W) likewise.
+
+    ``rules``: ``package.module:RULES``, rules of one's own.
+    """
 
     name: Name
+    rules: Name | None = None
     in_channels: Count | None = None
     classes: Count | None = None
     input: Annotated[tuple[Count, Count, Count], Field(strict=False)] | None = None
@@ -235,6 +244,10 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         overrides: each ``section.key=value`` (or ``seed=value``); the value is read as TOML, and as a string where it
             is none. Setting one of [cut]'s budgets unsets the others.
 
+    Returns:
+        The recipe. Its paths are whole, so that it means the same wherever it is written and read again: those of the
+        file are relative to its folder, those of ``overrides`` to the working directory.
+
     Raises:
         RecipeError: the file cannot be read, or a key or value is wrong; one line that names the culprit.
     """
@@ -248,11 +261,12 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{path} is not TOML: {_one_line(str(error))}") from error
     set_by = {_apply(override, tables): override for override in overrides}
+    _make_whole(tables, path.parent, set_by)
     return _resolve(tables, str(path), set_by)
 
 
 def make_recipe(tables: Mapping[str, Any], source: str = "the recipe") -> Recipe:
-    """Return the recipe of tables that are not read from a file; None in the place of a value leaves it out.
+    """Return the recipe of tables that are not read from a file; None leaves a value out, paths are relative to here.
 
     Raises:
         RecipeError: a key or value is wrong.
@@ -262,7 +276,17 @@ def make_recipe(tables: Mapping[str, Any], source: str = "the recipe") -> Recipe
         for key, table in tables.items()
         if table is not None
     }
+    _make_whole(given, Path(), {})
     return _resolve(given, source, {})
+
+
+def _make_whole(tables: dict[str, Any], folder: Path, set_by: Mapping[tuple[str, ...], str]) -> None:
+    """Make paths in ``tables`` whole: relative ones are of ``folder``, those of overrides of the working directory."""
+    for section, key in PATHS:
+        table = tables.get(section)
+        given = table.get(key) if isinstance(table, dict) else None
+        if isinstance(table, dict) and isinstance(given, str) and given not in ("", RANDOM):
+            table[key] = os.path.abspath(given if (section, key) in set_by else folder / given)
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -314,7 +338,7 @@ def _apply(override: str, tables: dict[str, Any]) -> tuple[str, ...]:
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or len(parts) > 2 or not all(parts):
-        raise RecipeError(f"--set {override}: expected section.key=value, e.g. --set sparse.strength=2e-3")
+        raise RecipeError(f"`overrides` {override}: expected section.key=value, e.g. sparse.strength=2e-3")
     value = _toml_value(text.strip())
     if len(parts) == 1:
         tables[parts[0]] = value
@@ -322,7 +346,7 @@ def _apply(override: str, tables: dict[str, Any]) -> tuple[str, ...]:
     section, name = parts
     table = tables.setdefault(section, {})
     if not isinstance(table, dict):
-        raise RecipeError(f"--set {override}: {section} is {_show(table)} in the recipe, not a table")
+        raise RecipeError(f"`overrides` {override}: {section} is {_show(table)} in the recipe, not a table")
     if section == "cut" and name in BUDGETS:
         for other in BUDGETS:
             table.pop(other, None)
@@ -347,7 +371,7 @@ def _resolve(tables: dict[str, Any], path: str, set_by: Mapping[tuple[str, ...],
         details = {_key(detail): detail for detail in reversed(error.errors(include_url=False))}
         key = min(reversed(details), key=lambda key: details[key]["type"] != "extra_forbidden")
         more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-        source = f"--set {set_by[key]}" if key in set_by else path
+        source = f"`overrides` {set_by[key]}" if key in set_by else path
         raise RecipeError(f"{source}: {_explain(details[key], key)}{more}") from None
 
 
@@ -428,18 +452,10 @@ def _closest(detail: ErrorDetails) -> str:
 
 
 def _show(value: object) -> str:
-    if value is None:
-        return "nothing"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        text = '"' + _one_line(value) + '"'
-    elif isinstance(value, dict):
+    if isinstance(value, dict):
         text = f"a table with {_listed(value) or 'nothing in it'}"
-    elif isinstance(value, (list, tuple)):
-        text = f"[{', '.join(_show(item) for item in value)}]"
     else:
-        text = str(value)
+        text = _one_line(json.dumps(value, ensure_ascii=False, default=str))
     return text if len(text) <= 80 else text[:77] + "..."
 
 

@@ -32,7 +32,7 @@ def whole_file(path: Path, size_bytes: int | None = None) -> Iterator[Path]:
     part = path.with_name(f".{path.name}.part")
     try:
         yield part
-        with open(part, "rb") as written:
+        with open(part, "r+b") as written:  # Windows flushes no handle that can only read
             os.fsync(written.fileno())
         os.replace(part, path)
     except OSError as error:
@@ -49,59 +49,34 @@ def write_whole(path: Path, content: str | bytes) -> None:
         part.write_bytes(data)
 
 
+class _Named:
+    """A file of a run, by its name."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, folder: "RunFolder", owner: type) -> Path:
+        return folder.path / self._name
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The names of the files of one run."""
 
     path: Path
 
-    @property
-    def recipe(self) -> Path:
-        return self.path / "recipe.toml"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def stages(self) -> Path:
-        return self.path / "stages.json"
-
-    @property
-    def channels(self) -> Path:
-        return self.path / "channels.json"
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.path / "checkpoint"
-
-    @property
-    def dense_weights(self) -> Path:
-        return self.path / "dense.safetensors"
-
-    @property
-    def sparse_weights(self) -> Path:
-        return self.path / "sparse.safetensors"
-
-    @property
-    def slim_weights(self) -> Path:
-        return self.path / "slim.safetensors"
-
-    @property
-    def widths(self) -> Path:
-        return self.path / "widths.json"
-
-    @property
-    def dense_onnx(self) -> Path:
-        return self.path / "dense.onnx"
-
-    @property
-    def slim_onnx(self) -> Path:
-        return self.path / "slim.onnx"
-
-    @property
-    def report(self) -> Path:
-        return self.path / "report.json"
+    recipe = _Named("recipe.toml")
+    metrics = _Named("metrics.jsonl")
+    stages = _Named("stages.json")
+    channels = _Named("channels.json")
+    checkpoint = _Named("checkpoint")
+    dense_weights = _Named("dense.safetensors")
+    sparse_weights = _Named("sparse.safetensors")
+    slim_weights = _Named("slim.safetensors")
+    widths = _Named("widths.json")
+    dense_onnx = _Named("dense.onnx")
+    slim_onnx = _Named("slim.onnx")
+    report = _Named("report.json")
 
 
 def check_free(out: Path, *, resume: bool) -> bool:
@@ -121,35 +96,23 @@ def check_free(out: Path, *, resume: bool) -> bool:
 
 
 def _begun(out: Path, resume: bool) -> bool:
-    if not out.exists() and not out.is_symlink():
-        _check_writable(out)
-        return False
-    if not out.is_dir():
-        raise FileError(f"--out {out} is a file; give a folder that is absent or empty")
-    names = sorted(entry.name for entry in out.iterdir() if not _is_leftover(entry))
-    if not names or (out / _WHOLE).is_dir():  # whose files ``claimed`` puts there first
-        _check_writable(out)
-        return False
-    if not (out / "recipe.toml").is_file():
-        raise FileError(f"--out {out} holds other files ({names[0]}, ...); give a folder that is absent or empty")
-    if not resume:
-        raise FileError(f"--out {out} already holds a run; add --resume to go on with it, or give another folder")
-    _check_writable(out)
-    return True
-
-
-def _check_writable(folder: Path) -> None:
-    nearest = _nearest(folder)
-    if not nearest.is_dir():
-        raise FileError(f"--out {folder}: {nearest} is a file, so no folder can be made in it; give another folder")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise FileError(f"--out {folder}: {nearest} cannot be written; give another folder")
-
-
-def _nearest(path: Path) -> Path:
-    """Return the path, or the nearest above it that exists."""
-    path = path.absolute()
-    return next(place for place in (path, *path.parents) if place.exists())
+    names = sorted(entry.name for entry in out.iterdir() if not _is_leftover(entry)) if out.is_dir() else []
+    begun = bool(names) and not (out / _WHOLE).is_dir()  # whose files ``claimed`` puts there first
+    nearest = next(place for place in (out.absolute(), *out.absolute().parents) if place.exists())
+    wrong = ""
+    if (out.exists() or out.is_symlink()) and not out.is_dir():
+        wrong = "is a file; give a folder that is absent or empty"
+    elif begun and not (out / "recipe.toml").is_file():
+        wrong = f"holds other files ({names[0]}, ...); give a folder that is absent or empty"
+    elif begun and not resume:
+        wrong = "already holds a run; add `resume=True` to go on with it, or give another folder"
+    elif not nearest.is_dir():
+        wrong = f"is below {nearest}, which is a file; give another folder"
+    elif not os.access(nearest, os.W_OK | os.X_OK):
+        wrong = f"cannot be made or changed: {nearest} cannot be written; give another folder"
+    if wrong:
+        raise FileError(f"`out` {out} {wrong}")
+    return begun
 
 
 @contextmanager
@@ -174,7 +137,7 @@ def claimed(out: Path, *, resume: bool = False) -> Iterator[bool]:
             if (out / _WHOLE).is_dir():
                 _publish(out)
                 raise FileError(
-                    f"--out {out}: an earlier cut was stopped while its files were put there; now they all are, but its"
+                    f"`out` {out}: an earlier cut was stopped while its files were put there; now they all are, but its"
                     " figures were never printed; to cut again, give another folder or empty this one"
                 )
             yield _begun(out, resume)
@@ -263,7 +226,7 @@ def open_folder(path: Path) -> RunFolder:
         raise FileError(f"{path} is {'a file' if path.exists() else 'absent'}; give the folder of a run")
     folder = RunFolder(path)
     if not folder.recipe.is_file():
-        raise FileError(f"{path} holds no run: recipe.toml is missing; give the --out folder of  hoyer-export run")
+        raise FileError(f"{path} holds no run: recipe.toml is missing; give the folder that a run was written to")
     return folder
 
 

@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +14,8 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from hoyer_export import cli, console
+from hoyer_export import arguments, choices, cli, console, networks
+from hoyer_export.data import load
 from hoyer_export.deploy import macs as macs_module
 from hoyer_export.deploy.export import export_onnx
 from hoyer_export.errors import FileError, HoyerExportError, NetworkError, VerificationFailed
@@ -195,6 +199,7 @@ def test_ones_own_package_in_the_working_directory_is_found_once_it_is_allowed(
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])  # as in an installed command
+    installed = [*sys.path]
     asked = ("inspect", "--network", "my_networks:small", "--input", "1x8x8")
     code, _, err = call(*asked)
     assert (code, err.count("\n")) == (1, 1)
@@ -202,6 +207,7 @@ def test_ones_own_package_in_the_working_directory_is_found_once_it_is_allowed(
     code, out, _ = call(*asked, "--allow-import", "my_networks")
     assert code == 0
     assert "1 channel group" in out
+    assert sys.path == [*installed, ""]  # whatever is installed comes first
 
 
 def test_inspect_of_a_recipe_uses_its_data_budget_and_alignment(call, recipe: Path) -> None:
@@ -282,6 +288,73 @@ def test_every_error_of_ours_has_its_exit_code(
 
     monkeypatch.setattr(macs_module, "count_macs", fail)
     assert call("macs", "any.onnx") == (code, "", "error: x\n")
+    found, out, err = call("macs", "any.onnx", "--json")
+    assert (found, err) == (code, "error: x\n")
+    assert json.loads(out) == {"error": {"message": "x", "exit_code": code}}
+
+
+@pytest.mark.parametrize(
+    "arguments", [["fly", "--json"], ["bench", "--json"], ["bench", "--json", "a", "--threads", "0"]]
+)
+def test_wrong_usage_is_an_object_too_for_a_machine(call, arguments: list[str]) -> None:
+    code, out, err = call(*arguments)
+    assert (code, json.loads(out)["error"]["exit_code"]) == (2, 2)
+    assert json.loads(out)["error"]["message"] in " ".join(err.replace("│", "").split())
+
+
+@pytest.mark.parametrize(
+    ("python", "option"),
+    [
+        ("`out` x is a file", "--out x is a file"),
+        ("add `resume=True` to go on", "add --resume to go on"),
+        ('allow it with `allow_import=["nets"]`', "allow it with --allow-import nets"),
+        ("give it with `input_shape=(3, 8, 8)`", "give it with --input 3x8x8"),
+        ("`redo_from='cut'`; `a` b, `Tensor`", "--redo-from cut; --a b, `Tensor`"),
+        ("a path `a=b`/`c", "a path --a b/`c"),
+    ],
+)
+def test_the_library_speaks_python_and_the_command_line_its_options(python: str, option: str) -> None:
+    assert arguments.in_options(python) == option
+
+
+@pytest.mark.parametrize("verb", ["run", "inspect", "cut", "export", "verify", "report", "macs", "bench"])
+def test_help_shows_an_example_the_exit_codes_and_no_type_for_a_flag(call, verb: str) -> None:
+    code, out, _ = call(verb, "--help")
+    assert code == 0
+    assert f"Example: hoyer-export {verb} " in out
+    assert "Exit codes: 0 done; 1 the input is wrong;" in out
+    assert "bool" not in out.lower()
+    assert "int range" not in out.lower()
+
+
+def test_the_shell_completes_names() -> None:
+    assert arguments.methods("ma") == ["magnitude"]
+    assert arguments.data_sets("fa") == ["fashion-mnist"]
+    assert arguments.networks("lenet") == ["lenet300", "lenet5"]
+    assert {"torchvision:", "timm:"} <= set(arguments.networks(""))
+    assert set(arguments.networks("torchvision:resnet1")) == {f"torchvision:resnet{depth}" for depth in (18, 101, 152)}
+    assert "timm:resnet50" in arguments.networks("timm:res")
+    asked = {"_HOYER_EXPORT_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": "hoyer-export cut --network lenet"}
+    code = (
+        "import sys; from hoyer_export.cli import app\n"
+        "try: app(prog_name='hoyer-export')\n"
+        "finally: print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | asked, capture_output=True, text=True)
+    assert re.findall(r'"(.+?)"', done.stdout) == ["lenet300", "lenet5"]
+    assert done.stdout.endswith("False\n")
+
+
+def test_what_the_shell_offers_is_what_there_is() -> None:
+    assert tuple(load._DEFAULTS) == choices.DATA_SETS
+    assert choices.NETWORKS == networks._NAMES
+
+
+def test_what_the_encoding_of_stdout_lacks_is_no_crash() -> None:
+    asked = [sys.executable, "-m", "hoyer_export", "inspect", "--network", "lenet5"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(asked, env=environment, capture_output=True, text=True, check=True)
+    assert "lenet5, input 1?28?28" in done.stdout
 
 
 def test_a_bug_keeps_its_traceback_and_exits_70(call, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,8 +79,9 @@ def test_a_recipe_cannot_be_changed_after_it_was_read(small: Path) -> None:
         ('network.name="lenet5"', "network", "name", "lenet5"),
         ("data.mean=[0.5]", "data", "mean", (0.5,)),
         ("data.augment=false", "data", "augment", False),
-        ("data.root=a=b.c", "data", "root", "a=b.c"),
-        ("data.root=1.2.3", "data", "root", "1.2.3"),
+        ("data.root=/a=b.c", "data", "root", "/a=b.c"),
+        ("network.name=1.2.3", "network", "name", "1.2.3"),
+        ("network.rules=my_net.rules:RULES", "network", "rules", "my_net.rules:RULES"),
     ],
 )
 def test_set_reads_the_value_as_toml_and_as_a_string_where_it_is_none(
@@ -92,6 +93,24 @@ def test_set_reads_the_value_as_toml_and_as_a_string_where_it_is_none(
 
 def test_set_cannot_smuggle_a_second_key_in_a_line_break(small: Path) -> None:
     assert load_recipe(small, ["data.root=1\nname='mnist'"]).data.name == "digits"
+
+
+def test_paths_are_relative_to_the_recipe_and_those_of_set_to_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, here, elsewhere = (tmp_path / name for name in ("there", "here", "elsewhere"))
+    for folder in (there, here, elsewhere):
+        folder.mkdir()
+    path = there / "recipe.toml"
+    path.write_text(SMALL.replace('name = "digits"', 'name = "mnist"\nroot = "../images"') + '[dense]\nweights = "w"\n')
+    monkeypatch.chdir(here)
+    recipe = load_recipe(Path("../there/recipe.toml"))
+    assert recipe.data.root == str(tmp_path / "images")
+    assert recipe.dense.weights == str(there / "w")
+    recipe = load_recipe(path, ["dense.weights=w"])
+    assert (recipe.data.root, recipe.dense.weights) == (str(tmp_path / "images"), str(here / "w"))
+    monkeypatch.chdir(elsewhere)
+    assert reread(dump_recipe(recipe), elsewhere) == recipe
 
 
 @pytest.mark.parametrize("override", ["cut.params=0.4", "cut.threshold=0.3", "cut.threshold=natural", "cut.macs=0.25"])
@@ -123,7 +142,7 @@ def test_of_two_budgets_set_the_last_counts(small: Path) -> None:
         ("dense=3", "dense: expected a table, got 3"),
         ("dense.optimizer=sdg", 'expected "sgd" or "adam", got "sdg"; did you mean "sgd"?'),
         ("cut.macs=2", "cut.macs: expected a number of at most 1, got 2"),
-        ("cut.macs=nan", "cut.macs: expected a finite number, got nan"),
+        ("cut.macs=nan", "cut.macs: expected a finite number, got NaN"),
         ("cut.threshold=natral", 'cut.threshold: expected a number above 0, or "natural", got "natral"'),
         ("cut.threshold=-1", 'cut.threshold: expected a number above 0, or "natural", got -1'),
         ("cut.align=5", "cut.align: expected 1, 4, 8, 16, 32 or 64, got 5"),
@@ -132,8 +151,8 @@ def test_of_two_budgets_set_the_last_counts(small: Path) -> None:
         ("network.name=", 'network.name: expected a string that is not empty, got ""'),
         ("seed.x=3", "seed: expected a whole number, got a table with x"),
         ("verify.batches=[1,0]", "verify.batches.1: expected a number of at least 1, got 0"),
-        ("a.b.c=3", "--set a.b.c=3: expected section.key=value"),
-        ("dense.lr", "--set dense.lr: expected section.key=value"),
+        ("a.b.c=3", "`overrides` a.b.c=3: expected section.key=value"),
+        ("dense.lr", "`overrides` dense.lr: expected section.key=value"),
     ],
 )
 def test_a_wrong_set_is_one_line_with_the_key_what_was_expected_and_what_came(
