@@ -82,6 +82,10 @@ AllowImport = Annotated[
         callback=_find_packages_here,
     ),
 ]
+OwnRules = Annotated[
+    str | None,
+    typer.Option("--rules", metavar="MODULE:RULES", help="Rules of your own for tracing; needs --allow-import."),
+]
 Overrides = Annotated[
     list[str], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Set one key of the recipe; may be repeated.")
 ]
@@ -227,6 +231,7 @@ def inspect(
     ] = False,
     seed: Annotated[int, typer.Option(metavar="N", min=0, max=arguments.SEED, help="Of random weights.")] = 0,
     everything: Annotated[bool, typer.Option("--all", help="Print every group, not the heaviest 20.")] = False,
+    rules: OwnRules = None,
     overrides: Overrides = [],  # noqa: B006
     allow_import: AllowImport = [],  # noqa: B006
     as_json: Json = False,
@@ -246,13 +251,14 @@ def inspect(
     from hoyer_export.recipe import load_recipe, make_recipe
 
     if recipe is not None:
-        options = {"cut.macs": macs, "cut.align": align}
+        options = {"cut.macs": macs, "cut.align": align, "network.rules": rules}
         overrides = [*overrides, *(f"{key}={value}" for key, value in options.items() if value is not None)]
         resolved = load_recipe(recipe, overrides)
     else:
         wanted = {"threshold": "natural"} if macs is None else {"macs": macs}
         resolved = make_recipe(
-            _untrained({"name": network, "classes": classes, "input": shape}, seed) | {"cut": wanted | {"align": align}}
+            _untrained({"name": network, "classes": classes, "input": shape, "rules": rules}, seed)
+            | {"cut": wanted | {"align": align}}
         )
     _loading("torch")
     from hoyer_export.console import print_inspection
@@ -318,13 +324,12 @@ def cut(
     calibration: Annotated[
         int, typer.Option(metavar="N", min=1, help="Training images that show what is dead.")
     ] = 5000,
-    min_seconds: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0, help="Of measuring latency; 0: none.")
-    ] = 5.0,
+    min_seconds: Annotated[float, typer.Option(metavar="SECONDS", min=0, help="Of measuring latency; 0: none.")] = 5.0,
     seed: Annotated[
         int,
         typer.Option(metavar="N", min=0, max=arguments.SEED, help="Of random weights, and of which images calibrate."),
     ] = 0,
+    rules: OwnRules = None,
     allow_import: AllowImport = [],  # noqa: B006
     as_json: Json = False,
 ) -> None:
@@ -347,7 +352,7 @@ def cut(
     side = shape[1] if shape is not None and data == "imagefolder" else None
     root = None if data_root is None else str(data_root)
     recipe = make_recipe(
-        _untrained({"name": network, "classes": classes, "input": shape}, seed, weights)
+        _untrained({"name": network, "classes": classes, "input": shape, "rules": rules}, seed, weights)
         | {
             "data": data and {"name": data, "root": root, "mean": means, "std": stds, "image_size": side},
             "cut": {"macs": macs, "params": params, "threshold": limit, "method": method, "align": align}

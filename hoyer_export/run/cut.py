@@ -66,9 +66,9 @@ def cut_channels(job: Job) -> CutRecord:
     job.progress.headline(f"cut: {table.method}, {asked}{', ' if asked else ''}align = {table.alignment}")
     start = remove_dead_blocks(network, job.example) if table.dead_blocks else as_slim(network)
     blocks = tuple(edit.module for edit in start.plan.edits)
-    name, channels = job.recipe.network.name, job.channels
+    channels = job.channels
     if blocks:
-        channels = proved_channels(name, start.model, job.example, job.progress)
+        channels = proved_channels(job, start.model)
     shows = job.has_data and (table.looks_at_images or not job.recipe.finetune.epochs)
     images = _images(job.data.train, table.calibration, shuffle=True) if shows else []
     found = _cut_to_budget(job, network, start, channels, images)
@@ -110,7 +110,7 @@ def _cut_to_budget(job: Job, network: nn.Module, start: SlimModel, channels: Cha
     table, scored = job.recipe.cut, start.model
     shares = {key: asked for key, asked in (("macs", table.macs), ("params", table.params)) if asked is not None}
     if start.plan.edits:  # shares of the network that came, not of what is left of it
-        traced = trace_channels(network, job.example)
+        traced = trace_channels(network, job.example, rules=job.rules)
         for key, cost in ((key, COSTS[key]) for key in shares):
             shares[key] = min(1.0, shares[key] * cost.of_keep(traced, {}) / cost.of_keep(channels, {}))
     if table.dead_first:

@@ -23,7 +23,6 @@ from hoyer_export.report.number_format import share
 from hoyer_export.report.stage_records import CheckRecord, Images, InputsRecord
 from hoyer_export.run.channel_file import write_channels
 from hoyer_export.run.job import Job
-from hoyer_export.run.progress import Progress
 from hoyer_export.run.stage import Stage
 from hoyer_export.select.align import least_keep
 from hoyer_export.select.budget import COSTS, Budget
@@ -45,7 +44,7 @@ def look_at_inputs(job: Job) -> InputsRecord:
     network = job.given()
     if data is not None:
         check_output(recipe.network.name, network, job.example, data)
-    channels = proved_channels(recipe.network.name, network, job.example, job.progress)
+    channels = proved_channels(job, network)
     found = {
         "threads": torch.get_num_threads(),
         "device": job.device.type,
@@ -144,22 +143,26 @@ def check_budget(job: Job) -> float | None:
     return None
 
 
-def proved_channels(name: str, network: nn.Module, example: Tensor, progress: Progress) -> ChannelMap:
-    """Trace the network called ``name``, and return what the self-test does not refute.
+def proved_channels(job: Job, network: nn.Module) -> ChannelMap:
+    """Trace a network, and return what the self-test does not refute.
 
     Raises:
         NetworkError: the network cannot be traced, or nothing in it can be pruned.
     """
-    tested = self_test(network, example)
+    tested = self_test(network, job.example, rules=job.rules)
     for verdict in tested.verdicts:
         if verdict.verdict == "refuted":
-            progress.note(f"self-test: {verdict.group} is left whole ({verdict.channels} channels): {verdict.reason}")
+            job.progress.note(
+                f"self-test: {verdict.group} is left whole ({verdict.channels} channels): {verdict.reason}"
+            )
         elif verdict.verdict == "unseen":
-            progress.note(f"self-test: {verdict.group} is not proved ({verdict.channels} channels): {verdict.reason}")
+            job.progress.note(
+                f"self-test: {verdict.group} is not proved ({verdict.channels} channels): {verdict.reason}"
+            )
     if not tested.channels.groups:
         reasons = sorted({entry.reason for entry in tested.channels.unprunable})
         raise NetworkError(
-            f"nothing in {name} can be pruned exactly "
+            f"nothing in {job.recipe.network.name} can be pruned exactly "
             f"({'; '.join(reasons[:3]) or 'no channels found'}); see  hoyer-export inspect"
         )
     return tested.channels

@@ -108,8 +108,8 @@ def inspect_recipe(
     """
     job = Job(recipe, RunFolder(Path()), Silent(), allow_import)  # nothing is written
     network, example, asked, align = job.network(), job.example, recipe.cut.macs, recipe.cut.alignment
-    tested = self_test(network, example) if prove else None
-    channels = trace_channels(network, example) if tested is None else tested.channels
+    tested = self_test(network, example, rules=job.rules) if prove else None
+    channels = trace_channels(network, example, rules=job.rules) if tested is None else tested.channels
     dense, params = dense_macs(channels), params_of_keep(channels, {})
     least = least_keep(channels, align)
     groups = []

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from hoyer_export.channels.channel_map import ChannelMap
+from hoyer_export.channels.rules import Rules
 from hoyer_export.data import DataSplits, load_data
 from hoyer_export.environment import EnvironmentRecord, environment_record
 from hoyer_export.errors import DataError, NetworkError
 from hoyer_export.networks import build_network, default_input_shape, is_function_name
 from hoyer_export.recipe import Recipe
+from hoyer_export.rules import load_rules
 from hoyer_export.run.channel_file import read_channels
 from hoyer_export.run.progress import Progress
 from hoyer_export.run_folder import RunFolder
@@ -30,7 +32,7 @@ class Job:
         recipe: what is asked for; resolved once the inputs have been looked at.
         folder: where the files are.
         progress: is told what happens.
-        allow_import: packages that may be imported for a network ``package.module:function``.
+        allow_import: packages that may be imported for a network or rules ``package.module:NAME``.
         environment: the machine as the run found it.
         trusts_files: the weights in a file need not be compared where it is, to the byte, what the export wrote.
     """
@@ -88,7 +90,9 @@ class Job:
         shape = self.data.input_shape if self.has_data else told.input or default_input_shape(told.name)
         if shape is None:
             self.network()  # a name that nobody knows is said first
-            raise NetworkError(f"the input of {told.name} is not known; give network.input, e.g. [3, 224, 224]")
+            raise NetworkError(
+                f"the input of {told.name} is not known; give `input_shape=(3, 224, 224)` (network.input)"
+            )
         return shape
 
     @cached_property
@@ -131,6 +135,12 @@ class Job:
     def channels(self) -> ChannelMap:
         """What lives or dies together in the network, as far as the self-test did not refute it."""
         return read_channels(self.folder.channels)
+
+    @cached_property
+    def rules(self) -> Rules | None:
+        """Rules of the user's own for tracing."""
+        text = self.recipe.network.rules
+        return None if text is None else load_rules(text, self.allow_import)
 
     def network(self) -> nn.Module:
         """Return the untrained dense network; the recipe's seed decides its weights."""
