@@ -66,7 +66,7 @@ class ChannelGrid:
         sums = [part for weight, tensor in zip(self.weights, tensors, strict=True) for part in _sums(weight, tensor)]
         cells = len(self.widths) * self.size
         if not sums:
-            return torch.zeros(len(self.widths), self.size, dtype=torch.float64, device=self.places.device)
+            return self.places.new_zeros((len(self.widths), self.size), dtype=_precise(self.places.device))
         all_sums = torch.cat(sums)
         return all_sums.new_zeros(cells + 1).index_add(0, self.places, all_sums)[:cells].view(-1, self.size)
 

@@ -18,7 +18,7 @@ from hoyer_export.channels.attributes import Attribute, watch_attributes
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.grouping import channel_map
 from hoyer_export.channels.labels import Tracer
-from hoyer_export.channels.modes import RuleMode, WatchdogMode
+from hoyer_export.channels.modes import RuleMode, watchdog
 from hoyer_export.channels.rule import Function, Rule
 from hoyer_export.channels.rules import Rules, rule_table
 from hoyer_export.channels.sizes import AttributeSize
@@ -153,7 +153,7 @@ def _run(calls: RuleMode, traced: nn.Module, inputs: tuple[Tensor, ...]) -> None
     copies = [tensor.clone() for tensor in inputs]  # a model may write into its input
     for tensor in copies:
         calls.tracer.note_example(tensor)
-    with WatchdogMode(calls), calls:
+    with watchdog(calls), calls:
         outputs = traced(*copies)
     hidden = hidden_in(outputs)
     if hidden is not None or not any(True for _ in tensors_in(outputs)):

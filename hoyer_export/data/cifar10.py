@@ -44,8 +44,11 @@ def read_cifar10(root: Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tenso
         (root, "", _read_python),
     ):
         if (folder / (_TEST[0] + ending)).is_file() or (folder / (_TRAIN[0] + ending)).is_file():
-            train = [read(folder / (name + ending)) for name in _TRAIN]
-            test = [read(folder / (name + ending)) for name in _TEST]
+            try:
+                train, test = ([read(folder / (name + ending)) for name in names] for names in (_TRAIN, _TEST))
+            except OSError as error:
+                reason = error.strerror or error
+                raise DataError(f"cannot read {error.filename or folder}: {reason}; {HOW_TO_GET}") from error
             return _join(train), _join(test)
     raise DataError(
         f"no CIFAR-10 under {root}: expected cifar-10-batches-bin/data_batch_1.bin or "
@@ -61,17 +64,18 @@ def _join(files: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]) -> tuple[Ten
 
 def _read_binary(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Read records of one label byte and 3,072 pixel bytes."""
-    try:
-        content = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}; {HOW_TO_GET}") from error
+    content = np.fromfile(path, np.uint8)
     if len(content) != _RECORDS * (1 + _PIXELS):
         raise DataError(
             f"{path}: expected {_RECORDS * (1 + _PIXELS):,} bytes ({_RECORDS:,} records of {1 + _PIXELS:,}), "
             f"found {len(content):,}; {HOW_TO_GET}"
         )
     records = content.reshape(_RECORDS, 1 + _PIXELS)
-    return records[:, 1:], _checked_labels(records[:, 0], path)
+    pixels, labels = records[:, 1:], records[:, 0]
+    if labels.max() > 9:
+        record = int(labels.argmax())
+        raise DataError(f"{path}: record {record} has label {labels[record]}; expected 0 to 9; {HOW_TO_GET}")
+    return pixels, labels
 
 
 def _read_python(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -79,8 +83,8 @@ def _read_python(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     try:
         with open(path, "rb") as file:
             content = _BatchReader(file).load()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}; {HOW_TO_GET}") from error
+    except OSError:
+        raise
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     except Exception as error:  # a damaged pickle fails in as many ways as there are instructions in it
@@ -93,13 +97,6 @@ def _read_python(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     if not all(type(label) is int and 0 <= label <= 9 for label in labels) or len(labels) != _RECORDS:
         raise DataError(f"{path}: expected {_RECORDS:,} labels between 0 and 9; {HOW_TO_GET}")
     return data.pixels(path), np.array(labels, np.uint8)
-
-
-def _checked_labels(labels: NDArray[np.uint8], path: Path) -> NDArray[np.uint8]:
-    if labels.max() > 9:
-        record = int(labels.argmax())
-        raise DataError(f"{path}: record {record} has label {labels[record]}; expected 0 to 9; {HOW_TO_GET}")
-    return labels
 
 
 class _Dtype:

@@ -40,9 +40,8 @@ class TensorSplit:
         self._images = images
         self._labels = labels
         # x / full_scale / std − mean / std, as one factor and one offset a channel
-        self._factor = (1 / (full_scale * torch.tensor(std, dtype=torch.float64))).float().view(1, -1, 1, 1)
-        self._offset = -(torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64))
-        self._offset = self._offset.float().view(1, -1, 1, 1)
+        centre, scale = (torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1) for values in (mean, std))
+        self._factor, self._offset = (1 / (full_scale * scale)).float(), (-centre / scale).float()
         self._seed = seed
         self._crop_padding = crop_padding
         self._flip = flip
@@ -64,7 +63,8 @@ class TensorSplit:
 
         The whole split moves to ``device`` at its first use there, and stays.
         """
-        self._move_to(torch.device(device))
+        for name in ("_images", "_labels", "_factor", "_offset"):
+            setattr(self, name, getattr(self, name).to(device))
         generator = seeded_generator(self._seed, epoch)
         batches = batch_indices(len(self), batch_size, generator if shuffle else None)
         if augment and (self._crop_padding or self._flip):
@@ -81,11 +81,6 @@ class TensorSplit:
     def unreadable(self) -> list[str]:
         """Return nothing: all images have been read."""
         return []
-
-    def _move_to(self, device: torch.device) -> None:
-        self._images, self._labels, self._factor, self._offset = (
-            tensor.to(device) for tensor in (self._images, self._labels, self._factor, self._offset)
-        )
 
 
 def crop_and_flip(images: Tensor, shifts: Tensor, mirrored: Tensor, padding: int) -> Tensor:
