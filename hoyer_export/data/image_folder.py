@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader
 from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension, make_dataset
 from torchvision.transforms import v2
 
@@ -68,11 +68,11 @@ class FolderSplit:
         order = seeded_generator(self.seed, epoch) if shuffle else None
         indices = batch_indices(len(self), batch_size, order)
         transform = self.training if augment and self.training else self.evaluation
-        loader = DataLoader(
-            _Epoch(self.samples, transform, self.seed, epoch),
+        loader: DataLoader[Any] = DataLoader(
+            range(len(self)),  # type: ignore[arg-type]  # whatever has a length and items does
             batch_sampler=[batch.tolist() for batch in indices],
             num_workers=self.workers,
-            collate_fn=_collate,
+            collate_fn=partial(_decoded, samples=self.samples, transform=transform, seed=self.seed, epoch=epoch),
             worker_init_fn=_leave_signals_to_the_parent,
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # its own, or it would draw from the global one
@@ -91,28 +91,23 @@ class FolderSplit:
             return [f"{path} ({reason})" for path, reason in zip(paths, reasons, strict=True) if reason is not None]
 
 
-@dataclass(frozen=True)
-class _Epoch(Dataset[Any]):
-    """One pass over the images, as the worker processes see it."""
+def _decoded(
+    indices: list[int], samples: Samples, transform: v2.Compose, seed: int, epoch: int
+) -> tuple[Tensor, Tensor] | DataError:
+    """Return a batch as a worker process makes it; the error of an image as a value, for it loses its shape if raised.
 
-    samples: Samples
-    transform: v2.Compose
-    seed: int
-    epoch: int
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int] | DataError:
-        path, label = self.samples[index]
-        try:
-            image = read_image(path)
-        except DataError as error:
-            return error  # raised, it would lose its shape on the way between processes
-        with torch.random.fork_rng(devices=[]):
-            # The transforms draw from the global generator; the caller finds it as it was.
-            torch.manual_seed(mixed_seed(self.seed, self.epoch, index + 1))  # a key that ends in 0 is the order's
-            return self.transform(image), label
+    The transforms draw from the global generator; the caller finds it as it was.
+    """
+    images = []
+    with torch.random.fork_rng(devices=[]):
+        for index in indices:
+            try:
+                image = read_image(samples[index][0])
+            except DataError as error:
+                return error
+            torch.manual_seed(mixed_seed(seed, epoch, index + 1))  # a key that ends in 0 is the order's
+            images.append(transform(image))
+    return torch.stack(images), torch.tensor([samples[index][1] for index in indices])
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
@@ -123,10 +118,6 @@ def _leave_signals_to_the_parent(worker: int) -> None:
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):  # Windows has no SIGHUP
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-
-
-def _collate(items: list[tuple[Tensor, int] | DataError]) -> Any:
-    return next((item for item in items if isinstance(item, DataError)), None) or default_collate(items)
 
 
 def read_image_folder(

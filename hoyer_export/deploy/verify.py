@@ -20,7 +20,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -149,11 +149,8 @@ def verify_onnx(
     expected = {
         (kind, batch): torchs.expected(_rows(inputs, 0, batch)) for kind, inputs in cases.items() for batch in batches
     }
-    load, threads = as_runtime(runtime).load, usable_threads()
-    sessions: dict[Optimization, Session] = {
-        "disabled": load(Path(path), threads, False),
-        "all": load(Path(path), threads, True),
-    }
+    load, levels = as_runtime(runtime).load, get_args(Optimization)
+    sessions = {level: load(Path(path), usable_threads(), level == "all") for level in levels}
 
     judged = {
         (*key, optimization): torchs.judge(_output(session, it.inputs, path), it.output, it, RELATIVE_TOLERANCE)
@@ -185,13 +182,8 @@ def verify_onnx(
         checks.append(_check("top-1", agreement.clear_disagreements, 0))
     if all(check.passed for check in checks) and (wrong := weights.wrong_values(sha256)) is not None:
         checks.append(_check("weights", wrong, 0))
-    return VerifyRecord(
-        passed=all(check.passed for check in checks),
-        checks=tuple(checks),
-        onnx=comparisons,
-        onnx_accuracy=agreement.onnx_accuracy,
-        torch_accuracy=agreement.torch_accuracy,
-    )
+    passed = all(check.passed for check in checks)
+    return VerifyRecord(passed, tuple(checks), comparisons, agreement.onnx_accuracy, agreement.torch_accuracy)
 
 
 def _check(name: str, value: float, tolerance: float) -> Check:
@@ -264,7 +256,7 @@ def _agreement(
     tolerance: float,
 ) -> _Agreement:
     """Compare first classes; two logits that are closer than ``tolerance``, relative, may change places."""
-    images = onnx_correct = torch_correct = disagreements = 0
+    tallies = []
     for inputs, targets in labelled:
         batch, classes = as_float32(inputs), targets.cpu().numpy()
         if classes.shape != (len(batch[0]),):
@@ -280,10 +272,9 @@ def _agreement(
         onnx_class, torch_class = output.argmax(1), expected.argmax(1)
         # What is not a number is no answer.
         numbers = np.isfinite(expected).all(1) & np.isfinite(output).all(1)
-        disagreements += int((~numbers | (clear & (onnx_class != torch_class))).sum())
-        onnx_correct += int((onnx_class == classes).sum())
-        torch_correct += int((torch_class == classes).sum())
-        images += len(classes)
+        wrong = ~numbers | (clear & (onnx_class != torch_class))
+        tallies.append([len(classes), wrong.sum(), (onnx_class == classes).sum(), (torch_class == classes).sum()])
+    images, disagreements, onnx_correct, torch_correct = np.sum(tallies or [[0] * 4], axis=0).tolist()
     if images == 0:
         raise DataError("top-1 needs labelled images, got none")
     return _Agreement(disagreements, 100 * onnx_correct / images, 100 * torch_correct / images)
