@@ -18,7 +18,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extensi
 from torchvision.transforms import v2
 
 from hoyer_export.data.image_file import read_image, why_unreadable
-from hoyer_export.data.splits import batch_indices, hold_out, mixed_seed, seeded_generator
+from hoyer_export.data.splits import Split, hold_out, mixed_seed
 from hoyer_export.errors import DataError, one_line
 
 _LAYOUT = "expected train/CLASS/*.jpg and test/CLASS/*.jpg (or val/) there"
@@ -29,7 +29,7 @@ Samples = list[tuple[str, int]]
 
 
 @dataclass(frozen=True)
-class FolderSplit:
+class FolderSplit(Split):
     """Images on disk, decoded when they are needed.
 
     Args:
@@ -50,23 +50,10 @@ class FolderSplit:
         """Return the number of images."""
         return len(self.samples)
 
-    def batches(
-        self,
-        batch_size: int,
-        *,
-        epoch: int = 0,
-        device: torch.device | str = "cpu",
-        shuffle: bool = False,
-        augment: bool = False,
+    def _made(
+        self, indices: list[Tensor], epoch: int, generator: torch.Generator, device: torch.device, augment: bool
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (images float32 [N, 3, S, S] normalised, classes int64 [N]); see ``Split.batches``.
-
-        Raises:
-            DataError: an image cannot be read.
-        """
-        device = torch.device(device)
-        order = seeded_generator(self.seed, epoch) if shuffle else None
-        indices = batch_indices(len(self), batch_size, order)
+        """Decode batches [N, 3, S, S] in the worker processes; DataError where an image cannot be read."""
         transform = self.training if augment and self.training else self.evaluation
         loader: DataLoader[Any] = DataLoader(
             range(len(self)),  # type: ignore[arg-type]  # whatever has a length and items does

@@ -169,7 +169,7 @@ def _count(node: onnx.NodeProto, shapes: dict[str, Shape], fed: set[str], path: 
     elif node.op_type == "ConvTranspose":  # second: [I, O / groups, *kernel]
         macs = prod(first) * prod(second[1:])
     elif node.op_type == "Gemm":
-        macs = prod(third) * first[0 if _integer(node, "transA") else 1]
+        macs = prod(third) * first[0 if any(a.name == "transA" and a.i for a in node.attribute) else 1]
     elif node.op_type == "MatMul":
         macs = prod(third) * first[-1]
     else:
@@ -194,12 +194,8 @@ def _is_hard_einsum(node: onnx.NodeProto) -> bool:
 
 
 def _equation(node: onnx.NodeProto) -> str:
-    equation: bytes = next(a.s for a in node.attribute if a.name == "equation")
+    equation: bytes = onnx.helper.get_node_attr_value(node, "equation")
     return equation.decode().replace(" ", "")
-
-
-def _integer(node: onnx.NodeProto, name: str) -> int:
-    return next((a.i for a in node.attribute if a.name == name), 0)
 
 
 def _fix_batch(graph: onnx.GraphProto, path: Path) -> int:

@@ -10,11 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
-from onnx import helper
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from hoyer_export.deploy.onnx_file import first_line, read_onnx
@@ -27,6 +25,12 @@ _ERRORS: tuple[type[Exception], ...] = (
     *(ort_errors.NoModel, ort_errors.NoSuchFile, ort_errors.NotImplemented, ort_errors.RuntimeException),
 )
 _NCHWC = "com.microsoft.nchwc"
+_PROBE = """<ir_version: 8, opset_import: ["": 18]>
+probe (float[1, 64, 8, 8] image) => (float[1, 1, 8, 8] output) {
+    sizes = Constant <value_ints = [1, 64, 3, 3]> ()
+    weight = ConstantOfShape (sizes)
+    output = Conv <pads = [1, 1, 1, 1]> (image, weight)
+}"""
 
 
 class OnnxRuntime:
@@ -92,17 +96,9 @@ def _optimised(path: Path) -> onnx.ModelProto:
 @cache
 def _block() -> int | None:
     """Return the block size, from a convolution with one filter: onnxruntime pads its filters to a whole block."""
-    weight = onnx.numpy_helper.from_array(np.ones((1, 64, 3, 3), np.float32), "weight")
-    image, output = (
-        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, channels, 8, 8])
-        for name, channels in (("image", 64), ("output", 1))
-    )
-    node = helper.make_node("Conv", ["image", "weight"], ["output"], pads=[1, 1, 1, 1])
-    graph = helper.make_graph([node], "probe", [image], [output], [weight])
-    probe = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "probe.onnx"
-        onnx.save(probe, path)
+        onnx.save(onnx.parser.parse_model(_PROBE), path)
         graph = _optimised(path).graph
     sizes = {tensor.name: tensor.dims[0] for tensor in graph.initializer}
     return next((sizes[node.input[1]] for node in graph.node if _is_blocked(node)), None)
