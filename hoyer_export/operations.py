@@ -12,7 +12,7 @@ class Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
     What ``see`` itself calls is not seen, unless it enters the context again.
     """
 
-    def __init__(self, see: Callable[[Any, Any, dict[str, Any]], Any]) -> None:
+    def __init__(self, see: Callable[[Any, Any, Any], Any]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._see = see
 

@@ -114,7 +114,7 @@ class RuleMode(TorchFunctionMode):
 def watchdog(calls: RuleMode) -> Watched:
     """Fix what tensor operations outside a handled call touch: those of a scripted function, or a fused kernel."""
 
-    def see(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    def see(func: Any, args: Any, kwargs: Any) -> Any:
         if not calls.running:
             for tensor in tensors_in((args, kwargs)):
                 calls.tracer.fix(tensor, f"opaque code that calls `{func}`")

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map_only
 
 from hoyer_export.channels.channel_map import ChannelMap, weight_members
 from hoyer_export.errors import NetworkError
+from hoyer_export.tensors import WITHOUT_FLOAT64
 
 
 class WeightPlaces(NamedTuple):
@@ -197,4 +198,4 @@ def _spread(weight: WeightPlaces, values: Sequence[Tensor], ndim: int) -> Tensor
 
 
 def _precise(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64  # Metal has no float64
+    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64

@@ -142,7 +142,7 @@ def float64_copy(network: nn.Module, inputs: Inputs) -> nn.Module | None:
 
     narrowed = []
 
-    def see(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    def see(func: Any, args: Any, kwargs: Any) -> Any:
         output = func(*args, **kwargs)
         given, returned = _bits((args, kwargs)), _bits(output)
         narrowed.append(bool(given and returned) and min(returned) < max(given))
@@ -193,7 +193,7 @@ class _Rounding:
     def __init__(self, seed: int) -> None:
         self._generator = torch.Generator().manual_seed(seed)
 
-    def see(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    def see(self, func: Any, args: Any, kwargs: Any) -> Any:
         name = func.overloadpacket.__name__
         if "_norm" in name and func in decomposition_table:  # the sums inside
             with Watched(self.see):

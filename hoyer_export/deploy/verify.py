@@ -17,8 +17,9 @@ float32, their differences are taken in float64. An output that is not a number 
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -39,6 +40,8 @@ from hoyer_export.errors import DataError, VerificationFailed
 RELATIVE_TOLERANCE = LEAST
 
 Optimization = Literal["disabled", "all"]
+_Labelled = Iterable[tuple[Tensor | tuple[Tensor, ...], Tensor]]
+_Run = Callable[[Inputs], Floats]
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ def verify_onnx(
     inputs: Tensor | tuple[Tensor, ...],
     *,
     batches: Sequence[int] = (1, 2, 3, 8),
-    labelled: Iterable[tuple[Tensor | tuple[Tensor, ...], Tensor]] | None = None,
+    labelled: _Labelled | None = None,
     sha256: str | None = None,
     runtime: Runtime | str = DEFAULT,
 ) -> VerifyRecord:
@@ -149,36 +152,36 @@ def verify_onnx(
     expected = {
         (kind, batch): torchs.expected(_rows(inputs, 0, batch)) for kind, inputs in cases.items() for batch in batches
     }
-    load, levels = as_runtime(runtime).load, get_args(Optimization)
-    sessions = {level: load(Path(path), usable_threads(), level == "all") for level in levels}
+    load, levels = partial(as_runtime(runtime).load, Path(path), usable_threads()), get_args(Optimization)
+    runs = {level: partial(_output, path, load(level == "all")) for level in levels}
 
     judged = {
-        (*key, optimization): torchs.judge(_output(session, it.inputs, path), it.output, it, RELATIVE_TOLERANCE)
+        (*key, optimization): torchs.judge(run(it.inputs), it.output, it, RELATIVE_TOLERANCE)
         for key, it in expected.items()
-        for optimization, session in sessions.items()
+        for optimization, run in runs.items()
     }
     comparisons = tuple(
         OnnxComparison(batch, kind, optimization, it.error, it.tolerance, it.scale)
         for (kind, batch, optimization), it in judged.items()
         if not it.is_open
     )
-    left_open = sum(it.is_open for it in judged.values())
+    left_open = len(judged) - len(comparisons)
     weights = FileWeights(Path(path), network, two)
     checks = [
         _check("interface", 0, 0),
         *(
             _closest(f"outputs, optimisation {level}", [it for (*_, of), it in judged.items() if of == level])
-            for level in sessions
+            for level in levels
         ),
         *([_check("inputs left open", left_open, len(judged) - 1)] if left_open else []),
-        _closest("rows of a batch", _judged_rows(path, sessions, torchs, cases, expected)),
+        _closest("rows of a batch", _judged_rows(runs.values(), torchs, cases, expected)),
         _check("weight sizes", weights.wrong_sizes(), 0),
         _check("subnormal weights", sum(int(subnormals(tensor).sum()) for tensor in tensors_of(file.graph)), 0),
     ]
     agreement = _Agreement()
     if labelled is not None:
         relative = [c.tolerance / c.scale for c in comparisons if c.inputs == "real"]
-        agreement = _agreement(path, sessions["all"], network, labelled, max(relative, default=MOST))
+        agreement = _agreement(runs["all"], network, labelled, max(relative, default=MOST))
         checks.append(_check("top-1", agreement.clear_disagreements, 0))
     if all(check.passed for check in checks) and (wrong := weights.wrong_values(sha256)) is not None:
         checks.append(_check("weights", wrong, 0))
@@ -198,21 +201,16 @@ def _closest(name: str, judged: list[Judged]) -> Check:
 
 
 def _judged_rows(
-    path: str | Path,
-    sessions: dict[Optimization, Session],
-    torchs: Sensitivity,
-    cases: dict[str, Inputs],
-    expected: dict[tuple[str, int], Expected],
+    runs: Iterable[_Run], torchs: Sensitivity, cases: dict[str, Inputs], expected: dict[tuple[str, int], Expected]
 ) -> list[Judged]:
     """Compare every batch's rows with the runs of single images: real ones, or others where those are left open."""
     judged: list[Judged] = []
     for kind, inputs in cases.items():
         batches = {batch: it for (of, batch), it in expected.items() if of == kind}
-        for session in sessions.values():
-            alone = [_output(session, _rows(inputs, i, i + 1), path) for i in range(max(batches))]
+        for run in runs:
+            alone = [run(_rows(inputs, i, i + 1)) for i in range(max(batches))]
             for batch, it in batches.items():
-                together = _output(session, it.inputs, path)
-                judged.append(torchs.judge(together, np.concatenate(alone[:batch]), it, RELATIVE_TOLERANCE))
+                judged.append(torchs.judge(run(it.inputs), np.concatenate(alone[:batch]), it, RELATIVE_TOLERANCE))
         if not all(it.is_open for it in judged):
             break
     return judged
@@ -238,7 +236,7 @@ def _rows(inputs: Inputs, start: int, stop: int) -> Inputs:
     return tuple(x[start:stop] for x in inputs)
 
 
-def _output(session: Session, inputs: Inputs, path: str | Path) -> Floats:
+def _output(path: str | Path, session: Session, inputs: Inputs) -> Floats:
     feed = dict(zip(input_names(len(inputs)), (x.numpy() for x in inputs), strict=True))
     try:
         output: Floats = session.run(feed)[0].astype(np.float64)
@@ -248,22 +246,15 @@ def _output(session: Session, inputs: Inputs, path: str | Path) -> Floats:
     return output
 
 
-def _agreement(
-    path: str | Path,
-    session: Session,
-    network: nn.Module,
-    labelled: Iterable[tuple[Tensor | tuple[Tensor, ...], Tensor]],
-    tolerance: float,
-) -> _Agreement:
+def _agreement(run: _Run, network: nn.Module, labelled: _Labelled, tolerance: float) -> _Agreement:
     """Compare first classes; two logits that are closer than ``tolerance``, relative, may change places."""
     tallies = []
     for inputs, targets in labelled:
         batch, classes = as_float32(inputs), targets.cpu().numpy()
         if classes.shape != (len(batch[0]),):
-            raise DataError(
-                f"top-1 needs one class an image, got labels {list(classes.shape)} of {len(batch[0])} images"
-            )
-        expected, output = torch_output(network, batch), _output(session, batch, path)
+            came = f"labels {list(classes.shape)} of {len(batch[0])} images"
+            raise DataError(f"top-1 needs one class an image, got {came}")
+        expected, output = torch_output(network, batch), run(batch)
         if expected.ndim != 2 or expected.shape[1] < 2:
             raise DataError(f"top-1 needs logits [N, at least 2 classes], the network returns {list(expected.shape)}")
         second, best = np.sort(expected)[:, -2:].T

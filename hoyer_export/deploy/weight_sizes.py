@@ -114,7 +114,7 @@ class _Contractions:
         self.unknown: Counter[str] = Counter()
         self._fed = {id(x): x for x in inputs}  # kept alive, so that no id is used twice
 
-    def see(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    def see(self, func: Any, args: Any, kwargs: Any) -> Any:
         key = _content(func, args) if func in _OPERANDS else b""
         output = func(*args, **kwargs)
         if func in _OPERANDS:

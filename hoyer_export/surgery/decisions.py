@@ -276,7 +276,7 @@ class _Reads(TorchFunctionMode):
         return output
 
 
-def _see(decisions: Decisions, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+def _see(decisions: Decisions, func: Any, args: Any, kwargs: Any) -> Any:
     """Note an operation whose result is no continuous function of what it was given."""
     full_name = func.overloadpacket.__name__
     name = full_name.removesuffix("_")

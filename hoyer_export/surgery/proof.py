@@ -19,15 +19,12 @@ from hoyer_export.channels.trace import ExampleInputs as ExampleInputs
 from hoyer_export.errors import CutRefused, one_line
 from hoyer_export.random_state import kept_random_state, seed_generators
 from hoyer_export.surgery.decisions import TOLERANCE, Decision, Decisions, difference, is_continuous
-from hoyer_export.tensors import named_tensors, tensors_in
+from hoyer_export.tensors import WITHOUT_FLOAT64, named_tensors, tensors_in
 
 Case = tuple[Tensor, ...]
 
 # Truth values are drawn both ways in two rounds; a threshold on numbers that Python reads has to be met.
 _ROUNDS, _READ_ROUNDS = 2, 16
-
-WITHOUT_FLOAT64 = ("mps",)
-"""Devices whose networks are proved on copies on the CPU."""
 
 _NOISE = 20261127  # a seed that no example's noise is drawn with
 
