@@ -15,7 +15,9 @@ import difflib
 import importlib
 import inspect
 import re
-from collections.abc import Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,16 +25,13 @@ from torch.nn import functional as F
 
 from hoyer_export.errors import NetworkError
 
-# Depth 6n + 2 with n blocks a stage (He et al. 2015, section 4.2).
-_CIFAR_RESNETS = {f"cifar_resnet{depth}": (depth - 2) // 6 for depth in (20, 32, 44, 56, 110)}
-_NAMES = ("lenet300", "lenet5", *_CIFAR_RESNETS)
 _TORCHVISION = "torchvision:"
 _TIMM = "timm:"
 # Both add auxiliary classifiers by default: a tuple in training, parameters that evaluation never reads.
 _WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
 
 
-class LeNet300(nn.Module):
+class LeNet300(nn.Sequential):
     """784-300-100-10 with ReLU (LeCun et al. 1998, section III.C.4), on images of 28×28.
 
     Args:
@@ -41,19 +40,12 @@ class LeNet300(nn.Module):
     """
 
     def __init__(self, in_channels: int = 1, classes: int = 10) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(in_channels * 28 * 28, 300)
-        self.fc2 = nn.Linear(300, 100)
-        self.fc3 = nn.Linear(100, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits [N, classes] of images [N, in_channels, 28, 28]."""
-        x = F.relu(self.fc1(x.flatten(1)))
-        x = F.relu(self.fc2(x))
-        return self.fc3(x)  # type: ignore[no-any-return]
+        first = {"flat": nn.Flatten(), "fc1": nn.Linear(in_channels * 28 * 28, 300), "relu1": nn.ReLU()}
+        head = {"fc2": nn.Linear(300, 100), "relu2": nn.ReLU(), "fc3": nn.Linear(100, classes)}
+        super().__init__(OrderedDict(first | head))
 
 
-class LeNet5(nn.Module):
+class LeNet5(nn.Sequential):
     """Caffe's LeNet, 20-50-500-10, 2,293K MACs, on images of 28×28.
 
     Each convolution is followed by a ReLU, as in DeepHoyer's code; Caffe's own file has one after the first linear
@@ -68,18 +60,14 @@ class LeNet5(nn.Module):
     """
 
     def __init__(self, in_channels: int = 1, classes: int = 10) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, 20, kernel_size=5)
-        self.conv2 = nn.Conv2d(20, 50, kernel_size=5)
-        self.fc1 = nn.Linear(50 * 4 * 4, 500)
-        self.fc2 = nn.Linear(500, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits [N, classes] of images [N, in_channels, 28, 28]."""
-        x = F.max_pool2d(F.relu(self.conv1(x)), 2)  # [N, 20, 12, 12]
-        x = F.max_pool2d(F.relu(self.conv2(x)), 2)  # [N, 50, 4, 4]
-        x = F.relu(self.fc1(x.flatten(1)))
-        return self.fc2(x)  # type: ignore[no-any-return]
+        first = {
+            "conv1": nn.Conv2d(in_channels, 20, 5),
+            "relu1": nn.ReLU(),
+            "pool1": nn.MaxPool2d(2),
+        }  # [N, 20, 12, 12]
+        second = {"conv2": nn.Conv2d(20, 50, 5), "relu2": nn.ReLU(), "pool2": nn.MaxPool2d(2)}  # [N, 50, 4, 4]
+        head = {"fc1": nn.Linear(50 * 4 * 4, 500), "relu3": nn.ReLU(), "fc2": nn.Linear(500, classes)}
+        super().__init__(OrderedDict(first | second | {"flat": nn.Flatten()} | head))
 
 
 class BasicBlock(nn.Module):
@@ -104,7 +92,7 @@ class BasicBlock(nn.Module):
         return F.relu(y + self.shortcut(x))
 
 
-class CifarResNet(nn.Module):
+class CifarResNet(nn.Sequential):
     """ResNet of depth 6n + 2 for small images: three stages of n blocks, 16-32-64 channels.
 
     The shortcut is a projection (option B) wherever the shape changes, as in DeepHoyer's code; the paper's own CIFAR
@@ -120,28 +108,24 @@ class CifarResNet(nn.Module):
     """
 
     def __init__(self, blocks: int, in_channels: int = 3, classes: int = 10) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = _stage(blocks, 16, 16, stride=1)
-        self.layer2 = _stage(blocks, 16, 32, stride=2)
-        self.layer3 = _stage(blocks, 32, 64, stride=2)
-        self.linear = nn.Linear(64, classes)
+        stem = {"conv1": nn.Conv2d(in_channels, 16, 3, padding=1, bias=False), "bn1": nn.BatchNorm2d(16)}
+        sizes = ((16, 16, 1), (16, 32, 2), (32, 64, 2))  # to [N, 64, H / 4, W / 4]
+        stages = {f"layer{i}": _stage(blocks, *size) for i, size in enumerate(sizes, start=1)}
+        head = {"pool": nn.AdaptiveAvgPool2d(1), "flat": nn.Flatten(), "linear": nn.Linear(64, classes)}
+        super().__init__(OrderedDict(stem | {"relu": nn.ReLU()} | stages | head))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits [N, classes] of images [N, in_channels, H, W]."""
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))  # [N, 64, H / 4, W / 4]
-        x = F.adaptive_avg_pool2d(x, 1).flatten(1)  # [N, 64]
-        return self.linear(x)  # type: ignore[no-any-return]
 
 
 def _stage(blocks: int, in_channels: int, channels: int, stride: int) -> nn.Sequential:
     first = BasicBlock(in_channels, channels, stride)
     return nn.Sequential(first, *(BasicBlock(channels, channels, 1) for _ in range(blocks - 1)))
+
+
+# Depth 6n + 2 with n blocks a stage (He et al. 2015, section 4.2).
+_CIFAR_RESNETS = {f"cifar_resnet{depth}": partial(CifarResNet, (depth - 2) // 6) for depth in (20, 32, 44, 56, 110)}
+_OWN: dict[str, Callable[..., nn.Module]] = {"lenet300": LeNet300, "lenet5": LeNet5, **_CIFAR_RESNETS}
 
 
 def build_network(
@@ -164,19 +148,21 @@ def build_network(
     for what, number in (("in_channels", in_channels), ("classes", classes)):
         if number is not None and number < 1:
             raise NetworkError(f"network {name!r}: {what} is {number}; expected at least 1")
-    if name == "lenet300":
-        return LeNet300(in_channels or 1, classes or 10)
-    if name == "lenet5":
-        return LeNet5(in_channels or 1, classes or 10)
-    if name in _CIFAR_RESNETS:
-        return CifarResNet(_CIFAR_RESNETS[name], in_channels or 3, classes or 10)
+    given = {k: v for k, v in (("in_channels", in_channels), ("classes", classes)) if v is not None}
+    if name in _OWN:
+        return _OWN[name](**given)
     if name.startswith(_TORCHVISION):
         return _from_torchvision(name.removeprefix(_TORCHVISION), in_channels, classes)
     if name.startswith(_TIMM):
         return _from_timm(name.removeprefix(_TIMM), in_channels, classes)
     if is_function_name(name):
-        return _from_function(name, in_channels, classes, allow_import)
-    raise NetworkError(f"unknown network {name!r}; {_suggestion(name)}")
+        return _from_function(name, given, allow_import)
+    if name in _torchvision_names():
+        raise NetworkError(f"unknown network {name!r}; did you mean '{_TORCHVISION}{name}'?")
+    raise NetworkError(
+        f"unknown network {name!r}; {_closest(name, _OWN)}"
+        f" (there are also {_TORCHVISION}NAME, {_TIMM}NAME and package.module:function)"
+    )
 
 
 def is_function_name(name: str) -> bool:
@@ -190,10 +176,8 @@ def default_input_shape(name: str) -> tuple[int, ...] | None:
     Raises:
         NetworkError: it is a network of timm, which is not installed or knows no such name.
     """
-    if name in ("lenet300", "lenet5"):
-        return (1, 28, 28)
-    if name in _CIFAR_RESNETS:
-        return (3, 32, 32)
+    if name in _OWN:
+        return (3, 32, 32) if name in _CIFAR_RESNETS else (1, 28, 28)
     if name.startswith(_TORCHVISION):
         side = 299 if name == f"{_TORCHVISION}inception_v3" else 224
         return (3, side, side)
@@ -231,10 +215,9 @@ def _torchvision_names() -> list[str]:
 def _from_timm(name: str, in_channels: int | None, classes: int | None) -> nn.Module:
     options = {"in_chans": in_channels, "num_classes": classes}
     given = {key: value for key, value in options.items() if value is not None}
+    timm = _timm_known(name)
     try:
-        model: nn.Module = _timm_known(name).create_model(name, pretrained=False, **given)
-    except NetworkError:
-        raise
+        model: nn.Module = timm.create_model(name, pretrained=False, **given)
     except Exception as error:  # a network that takes no other channels or classes, say
         told = ", ".join(f"{key}={value}" for key, value in given.items())
         raise NetworkError(f"timm cannot build {name!r} with ({told}): {_told(error)}") from error
@@ -262,7 +245,7 @@ def _timm_known(name: str) -> Any:
     return timm
 
 
-def _from_function(name: str, in_channels: int | None, classes: int | None, allow_import: Sequence[str]) -> nn.Module:
+def _from_function(name: str, arguments: Mapping[str, int], allow_import: Sequence[str]) -> nn.Module:
     """Import ``package.module``, if it is allowed, and return what ``function`` builds."""
     if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", name):
         raise NetworkError(f"network {name!r}: expected package.module:function, e.g. my_package.nets:small_resnet")
@@ -285,7 +268,6 @@ def _from_function(name: str, in_channels: int | None, classes: int | None, allo
         raise NetworkError(
             f"network {name!r}: {module_name} has no function {function_name!r}; {_closest(function_name, public)}"
         )
-    arguments = {key: value for key, value in (("in_channels", in_channels), ("classes", classes)) if value is not None}
     try:
         inspect.signature(function).bind(**arguments)
     except TypeError as error:
@@ -304,16 +286,9 @@ def _from_function(name: str, in_channels: int | None, classes: int | None, allo
     return model
 
 
-def _suggestion(name: str) -> str:
-    if name in _torchvision_names():
-        return f"did you mean '{_TORCHVISION}{name}'?"
-    return _closest(name, _NAMES) + f" (there are also {_TORCHVISION}NAME, {_TIMM}NAME and package.module:function)"
-
-
-def _closest(name: str, known: Iterable[str], prefix: str = "") -> str:
-    known = list(known)
+def _closest(name: str, known: Collection[str], prefix: str = "") -> str:
     close = difflib.get_close_matches(name, known, n=3)
-    listed = ", ".join(repr(prefix + candidate) for candidate in close or known[:8])
+    listed = ", ".join(repr(prefix + candidate) for candidate in close or [*known][:8])
     return f"did you mean {listed}?" if close else f"known are {listed or 'none'}" + (", ..." if len(known) > 8 else "")
 
 

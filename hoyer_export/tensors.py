@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_iter, tree_map_only
 
+WITHOUT_FLOAT64 = ("mps",)
+"""Types of devices that have no float64: what needs it is done on the CPU, or in float32."""
+
 _SCALARS = (Tensor, int, float, complex, str, bytes, type(None))
 
 

@@ -1,7 +1,7 @@
 """Weights from a file: path → a model's parameters and buffers, all of them or none; no code from the file runs."""
 
 import pickle
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,26 +49,27 @@ def assign_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: s
     Raises:
         NetworkError: a name, a shape or the kind of numbers does not agree with the model's.
     """
-    expected = model.state_dict()
-    for name, tensor in expected.items():
-        if name not in weights and name.endswith("num_batches_tracked"):
-            continue
-        if name not in weights:
-            raise NetworkError(f"{source} does not fit the network: {name!r} is missing; {_count(weights, expected)}")
-        if weights[name].shape != tensor.shape:
-            raise NetworkError(
-                f"{source} does not fit the network: {name!r} should be {_shape(tensor)}, got {_shape(weights[name])}; "
-                "check the network's name, in_channels and classes"
-            )
-        if _numbers(weights[name]) != _numbers(tensor):
-            raise NetworkError(
-                f"{source} does not fit the network: {name!r} should hold {_numbers(tensor)} numbers, got "
-                f"{_numbers(weights[name])} ones ({weights[name].dtype}); save them as the network holds them"
-            )
-    for name in weights:
-        if name not in expected:
-            raise NetworkError(f"{source} does not fit the network, which has no {name!r}; {_count(weights, expected)}")
+    if misfit := next(_misfits(weights, model.state_dict()), None):
+        raise NetworkError(f"{source} does not fit the network{misfit}")
     model.load_state_dict(weights, strict=False)  # all that can be missing here are the counters
+
+
+def _misfits(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Iterator[str]:
+    """Yield what does not fit, each the end of a sentence."""
+    found = sum(name in expected for name in weights)
+    count = f"{found} of the network's {len(expected)} names are in the file, which holds {len(weights)}"
+    for name, tensor in expected.items():
+        given = weights.get(name)
+        if given is None:
+            if not name.endswith("num_batches_tracked"):
+                yield f": {name!r} is missing; {count}"
+        elif given.shape != tensor.shape:
+            sizes = f"should be {_shape(tensor)}, got {_shape(given)}"
+            yield f": {name!r} {sizes}; check the network's name, in_channels and classes"
+        elif _numbers(given) != _numbers(tensor):
+            kinds = f"should hold {_numbers(tensor)} numbers, got {_numbers(given)} ones ({given.dtype})"
+            yield f": {name!r} {kinds}; save them as the network holds them"
+    yield from (f", which has no {name!r}; {count}" for name in weights if name not in expected)
 
 
 def read_weights(path: Path, expected: Collection[str] = ()) -> dict[str, Tensor]:
@@ -86,7 +87,8 @@ def read_weights(path: Path, expected: Collection[str] = ()) -> dict[str, Tensor
         FileError: the file is missing, damaged, or holds something else; or a weight is not a finite number.
     """
     if not path.is_file():
-        raise FileError(f"{path}: expected a file of weights (.safetensors, .pt, .pth), found {_found(path)}")
+        found = "a folder" if path.is_dir() else "nothing"
+        raise FileError(f"{path}: expected a file of weights (.safetensors, .pt, .pth), found {found}")
     content: object
     try:
         if path.suffix == ".safetensors":
@@ -150,10 +152,6 @@ def _bare(part: _Part) -> list[_Part]:
     return forms
 
 
-def _found(path: Path) -> str:
-    return "a folder" if path.is_dir() else "nothing"
-
-
 def _kind(content: object) -> str:
     return "an empty dict" if content == {} else f"an object of type {type(content).__name__}"
 
@@ -164,8 +162,3 @@ def _shape(tensor: Tensor) -> str:
 
 def _numbers(tensor: Tensor) -> str:
     return "complex" if tensor.is_complex() else "floating-point" if tensor.is_floating_point() else "integer"
-
-
-def _count(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    found = sum(name in expected for name in weights)
-    return f"{found} of the network's {len(expected)} names are in the file, which holds {len(weights)}"

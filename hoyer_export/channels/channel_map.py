@@ -87,7 +87,7 @@ class Axis(TensorRecord):
         size = float(self.fixed)
         for name, counts in self.counts.items():
             share = shares.get(name)
-            size += float(counts.sum()) if share is None else float(counts.double() @ share.double().cpu())
+            size += float(counts.sum()) if share is None else float(counts.double() @ share.cpu().double())
         return size
 
 
@@ -155,10 +155,7 @@ class ChannelMap:
 
     def group(self, name: str) -> ChannelGroup:
         """Return the group called ``name``; KeyError if there is none."""
-        for group in self.groups:
-            if group.name == name:
-                return group
-        raise KeyError(name)
+        return {group.name: group for group in self.groups}[name]
 
     def macs(self, shares: Mapping[str, Tensor]) -> float:
         """Return the MACs of one example at shares as for ``Axis.size``."""

@@ -7,12 +7,12 @@ import numpy as np
 from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode, resolve_name
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from hoyer_export.channels.labels import AxisLabels, TensorLabels, Tracer
 from hoyer_export.channels.rule import Function, Rule
 from hoyer_export.channels.sizes import Size, plain
 from hoyer_export.channels.union_find import Vector
+from hoyer_export.operations import Watched
 from hoyer_export.tensors import tensors_in
 
 _NO_RULE = Rule(lambda *_: None)
@@ -111,22 +111,16 @@ class RuleMode(TorchFunctionMode):
                     self.tracer.fix(side, f"`{_name(func)}` uses it in a way that its rule does not know")
 
 
-class WatchdogMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Fixes what tensor operations outside a handled call touch: those of a scripted function, or a fused kernel."""
+def watchdog(calls: RuleMode) -> Watched:
+    """Fix what tensor operations outside a handled call touch: those of a scripted function, or a fused kernel."""
 
-    def __init__(self, calls: RuleMode) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.calls = calls
+    def see(func: Any, args: Any, kwargs: Any) -> Any:
+        if not calls.running:
+            for tensor in tensors_in((args, kwargs)):
+                calls.tracer.fix(tensor, f"opaque code that calls `{func}`")
+        return func(*args, **kwargs)
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # a wrapper around every operation, for compiled code, of which there is none here
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not self.calls.running:
-            for tensor in tensors_in((args, kwargs or {})):
-                self.calls.tracer.fix(tensor, f"opaque code that calls `{func}`")
-        return func(*args, **(kwargs or {}))
+    return Watched(see)
 
 
 def _holds_first(vectors: list[Vector], side: AxisLabels) -> bool:

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map_only
 
 from hoyer_export.channels.channel_map import ChannelMap, weight_members
 from hoyer_export.errors import NetworkError
+from hoyer_export.tensors import WITHOUT_FLOAT64
 
 
 class WeightPlaces(NamedTuple):
@@ -66,7 +67,7 @@ class ChannelGrid:
         sums = [part for weight, tensor in zip(self.weights, tensors, strict=True) for part in _sums(weight, tensor)]
         cells = len(self.widths) * self.size
         if not sums:
-            return torch.zeros(len(self.widths), self.size, dtype=torch.float64, device=self.places.device)
+            return self.places.new_zeros((len(self.widths), self.size), dtype=_precise(self.places.device))
         all_sums = torch.cat(sums)
         return all_sums.new_zeros(cells + 1).index_add(0, self.places, all_sums)[:cells].view(-1, self.size)
 
@@ -197,4 +198,4 @@ def _spread(weight: WeightPlaces, values: Sequence[Tensor], ndim: int) -> Tensor
 
 
 def _precise(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64  # Metal has no float64
+    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64

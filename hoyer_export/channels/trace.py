@@ -18,7 +18,7 @@ from hoyer_export.channels.attributes import Attribute, watch_attributes
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.grouping import channel_map
 from hoyer_export.channels.labels import Tracer
-from hoyer_export.channels.modes import RuleMode, WatchdogMode
+from hoyer_export.channels.modes import RuleMode, watchdog
 from hoyer_export.channels.rule import Function, Rule
 from hoyer_export.channels.rules import Rules, rule_table
 from hoyer_export.channels.sizes import AttributeSize
@@ -76,23 +76,11 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-_PLAIN_LAYERS = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.ReLU)
-
-
 def _copied(model: nn.Module) -> nn.Module:
     """Return a copy in eval mode, with buffers of its own; it reads the model's own parameters, which are large."""
-    memo: dict[int, Any] = {}
-    for parameter in model.parameters():
-        if type(parameter) is nn.Parameter:
-            memo[id(parameter)] = nn.Parameter(parameter.detach(), parameter.requires_grad)
+    plain = [parameter for parameter in model.parameters() if type(parameter) is nn.Parameter]
+    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in plain}
     try:
-        for module in model.modules():
-            # deepcopy takes a dozen steps for each of a layer's empty dictionaries: most of its time.
-            if type(module) in _PLAIN_LAYERS:
-                twin = memo[id(module)] = copy.copy(module)
-                for key, value in vars(module).items():
-                    if isinstance(value, dict):
-                        vars(twin)[key] = copy.deepcopy(value, memo) if value else type(value)()
         return copy.deepcopy(model, memo).eval()
     except Exception as error:
         raise NetworkError(
@@ -153,7 +141,7 @@ def _run(calls: RuleMode, traced: nn.Module, inputs: tuple[Tensor, ...]) -> None
     copies = [tensor.clone() for tensor in inputs]  # a model may write into its input
     for tensor in copies:
         calls.tracer.note_example(tensor)
-    with WatchdogMode(calls), calls:
+    with watchdog(calls), calls:
         outputs = traced(*copies)
     hidden = hidden_in(outputs)
     if hidden is not None or not any(True for _ in tensors_in(outputs)):

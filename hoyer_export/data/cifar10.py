@@ -7,9 +7,10 @@ Source: https://www.cs.toronto.edu/~kriz/cifar.html (both layouts are described 
 """
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ _TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
 _TEST = ("test_batch",)
 _RECORDS = 10_000  # images a file
 _PIXELS = 3 * 32 * 32  # bytes an image: the planes of red, green and blue
+_Batch = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 HOW_TO_GET = "unpack https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz in a folder and name that folder as root"
 
 
@@ -44,8 +46,7 @@ def read_cifar10(root: Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tenso
         (root, "", _read_python),
     ):
         if (folder / (_TEST[0] + ending)).is_file() or (folder / (_TRAIN[0] + ending)).is_file():
-            train = [read(folder / (name + ending)) for name in _TRAIN]
-            test = [read(folder / (name + ending)) for name in _TEST]
+            train, test = ([_read(folder / (name + ending), read) for name in names] for names in (_TRAIN, _TEST))
             return _join(train), _join(test)
     raise DataError(
         f"no CIFAR-10 under {root}: expected cifar-10-batches-bin/data_batch_1.bin or "
@@ -53,53 +54,49 @@ def read_cifar10(root: Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tenso
     )
 
 
-def _join(files: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]) -> tuple[Tensor, Tensor]:
+def _read(path: Path, read: Callable[[bytes], _Batch]) -> _Batch:
+    """Return pixels uint8 [10000, 3072] and labels; whatever is wrong with the file is said in one line."""
+    try:
+        return read(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}; {HOW_TO_GET}") from error
+    except DataError as error:
+        raise DataError(f"{path}: {error}; {HOW_TO_GET}") from error
+    except Exception as error:  # a damaged pickle fails in as many ways as there are instructions in it
+        raise DataError(f"{path} is no CIFAR-10 batch ({type(error).__name__}: {error}); {HOW_TO_GET}") from error
+
+
+def _join(files: list[_Batch]) -> tuple[Tensor, Tensor]:
     images = np.concatenate([pixels for pixels, _ in files]).reshape(-1, 3, 32, 32)
     labels = np.concatenate([labels for _, labels in files])
     return torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64))
 
 
-def _read_binary(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def _read_binary(content: bytes) -> _Batch:
     """Read records of one label byte and 3,072 pixel bytes."""
-    try:
-        content = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}; {HOW_TO_GET}") from error
-    if len(content) != _RECORDS * (1 + _PIXELS):
-        raise DataError(
-            f"{path}: expected {_RECORDS * (1 + _PIXELS):,} bytes ({_RECORDS:,} records of {1 + _PIXELS:,}), "
-            f"found {len(content):,}; {HOW_TO_GET}"
-        )
-    records = content.reshape(_RECORDS, 1 + _PIXELS)
-    return records[:, 1:], _checked_labels(records[:, 0], path)
-
-
-def _read_python(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Read a pickled dict with ``data`` (uint8 [10000, 3072]) and ``labels`` (10,000 numbers)."""
-    try:
-        with open(path, "rb") as file:
-            content = _BatchReader(file).load()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}; {HOW_TO_GET}") from error
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
-    except Exception as error:  # a damaged pickle fails in as many ways as there are instructions in it
-        raise DataError(f"{path} is no CIFAR-10 batch ({type(error).__name__}: {error}); {HOW_TO_GET}") from error
-    # Written by Python 2: read as bytes, its keys are bytes.
-    batch = {_text(key): value for key, value in content.items()} if isinstance(content, Mapping) else {}
-    data, labels = batch.get("data"), batch.get("labels")
-    if not isinstance(data, _Array) or not isinstance(labels, list):
-        raise DataError(f"{path}: expected a dict with an array 'data' and a list 'labels'; {HOW_TO_GET}")
-    if not all(type(label) is int and 0 <= label <= 9 for label in labels) or len(labels) != _RECORDS:
-        raise DataError(f"{path}: expected {_RECORDS:,} labels between 0 and 9; {HOW_TO_GET}")
-    return data.pixels(path), np.array(labels, np.uint8)
-
-
-def _checked_labels(labels: NDArray[np.uint8], path: Path) -> NDArray[np.uint8]:
+    size = 1 + _PIXELS
+    if len(content) != _RECORDS * size:
+        expected = f"{_RECORDS * size:,} bytes ({_RECORDS:,} records of {size:,})"
+        raise DataError(f"expected {expected}, found {len(content):,}")
+    records = np.frombuffer(content, np.uint8).reshape(_RECORDS, size)
+    pixels, labels = records[:, 1:], records[:, 0]
     if labels.max() > 9:
         record = int(labels.argmax())
-        raise DataError(f"{path}: record {record} has label {labels[record]}; expected 0 to 9; {HOW_TO_GET}")
-    return labels
+        raise DataError(f"record {record} has label {labels[record]}; expected 0 to 9")
+    return pixels, labels
+
+
+def _read_python(content: bytes) -> _Batch:
+    """Read a pickled dict with ``data`` (uint8 [10000, 3072]) and ``labels`` (10,000 numbers)."""
+    loaded = _BatchReader(BytesIO(content), encoding="bytes").load()
+    # Written by Python 2: read as bytes, its keys are bytes.
+    batch = {_text(key): value for key, value in loaded.items()} if isinstance(loaded, Mapping) else {}
+    data, labels = batch.get("data"), batch.get("labels")
+    if not isinstance(data, _Array) or not isinstance(labels, list):
+        raise DataError("expected a dict with an array 'data' and a list 'labels'")
+    if not all(type(label) is int and 0 <= label <= 9 for label in labels) or len(labels) != _RECORDS:
+        raise DataError(f"expected {_RECORDS:,} labels between 0 and 9")
+    return data.pixels(), np.array(labels, np.uint8)
 
 
 class _Dtype:
@@ -120,7 +117,7 @@ class _Array:
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
-    def pixels(self, path: Path) -> NDArray[np.uint8]:
+    def pixels(self) -> NDArray[np.uint8]:
         """Return the array, if it is the one of a batch of CIFAR-10."""
         match self.state:
             case (_, (int(), int()) as shape, _Dtype(code="u1" | "|u1"), fortran_order, bytes(raw)):
@@ -129,9 +126,7 @@ class _Array:
                 found = f"{shape} with {len(raw):,} bytes"
             case _:
                 found = "something else"
-        raise DataError(
-            f"{path}: expected 'data' to be bytes of shape ({_RECORDS}, {_PIXELS}), found {found}; {HOW_TO_GET}"
-        )
+        raise DataError(f"expected 'data' to be bytes of shape ({_RECORDS}, {_PIXELS}), found {found}")
 
 
 class _BatchReader(pickle.Unpickler):
@@ -144,9 +139,6 @@ class _BatchReader(pickle.Unpickler):
         ("numpy.core.multiarray", "_reconstruct"): lambda *_arguments: _Array(),
         ("numpy._core.multiarray", "_reconstruct"): lambda *_arguments: _Array(),
     }
-
-    def __init__(self, file: IO[bytes]) -> None:
-        super().__init__(file, encoding="bytes")
 
     def find_class(self, module: str, name: str) -> Any:
         """Return the stand-in for a name."""

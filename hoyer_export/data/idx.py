@@ -5,6 +5,7 @@ An IDX file is a big-endian header (two zero bytes, type 8 = unsigned byte, numb
 """
 
 import gzip
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -32,7 +33,10 @@ def read_idx_set(root: Path, folder: str) -> tuple[tuple[Tensor, Tensor], tuple[
     advice = how_to_get(folder)
     for place in (root / folder / "raw", root / "raw", root):
         if _find(place / "train-images-idx3-ubyte") or _find(place / "t10k-images-idx3-ubyte"):
-            return _read_pair(place, "train", advice), _read_pair(place, "t10k", advice)
+            try:
+                return _read_pair(place, "train"), _read_pair(place, "t10k")
+            except DataError as error:
+                raise DataError(f"{error}; {advice}") from error
     raise DataError(f"no {folder} under {root}: expected {folder}/raw/train-images-idx3-ubyte there; {advice}")
 
 
@@ -48,38 +52,35 @@ def _find(path: Path) -> Path | None:
     return path if path.is_file() else packed if packed.is_file() else None
 
 
-def _read_pair(place: Path, part: str, advice: str) -> tuple[Tensor, Tensor]:
-    images = _read_idx(place / f"{part}-images-idx3-ubyte", dimensions=3, advice=advice)
-    labels = _read_idx(place / f"{part}-labels-idx1-ubyte", dimensions=1, advice=advice)
+def _read_pair(place: Path, part: str) -> tuple[Tensor, Tensor]:
+    images = _read_idx(place / f"{part}-images-idx3-ubyte", dimensions=3)
+    labels = _read_idx(place / f"{part}-labels-idx1-ubyte", dimensions=1)
     count, height, width = images.shape
     if (height, width) != (28, 28) or count == 0:
-        raise DataError(f"{place}: expected {part} images of 28×28, found {count:,} of {height}×{width}; {advice}")
+        raise DataError(f"{place}: expected {part} images of 28×28, found {count:,} of {height}×{width}")
     if len(labels) != count:
-        raise DataError(f"{place}: {count:,} {part} images but {len(labels):,} labels; {advice}")
+        raise DataError(f"{place}: {count:,} {part} images but {len(labels):,} labels")
     if int(labels.max()) > 9:
         record = int(labels.argmax())
-        raise DataError(f"{place}: {part} label {record} is {int(labels[record])}; expected 0 to 9; {advice}")
+        raise DataError(f"{place}: {part} label {record} is {int(labels[record])}; expected 0 to 9")
     return images[:, None], labels.long()
 
 
-def _read_idx(path: Path, *, dimensions: int, advice: str) -> Tensor:
+def _read_idx(path: Path, *, dimensions: int) -> Tensor:
     """Read one file of unsigned bytes with ``dimensions`` dimensions."""
     found = _find(path)
     if found is None:
-        raise DataError(f"{path} is missing; {advice}")
+        raise DataError(f"{path} is missing")
     try:
         content = gzip.decompress(found.read_bytes()) if found.suffix == ".gz" else found.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"cannot read {found}: {error}; {advice}") from error
-    header = 4 + 4 * dimensions
-    if len(content) < header or content[:4] != bytes((0, 0, 8, dimensions)):
-        raise DataError(
-            f"{found}: expected an IDX file that starts with {bytes((0, 0, 8, dimensions)).hex(' ')}, "
-            f"found {content[:4].hex(' ') or 'an empty file'}; {advice}"
-        )
+        raise DataError(f"cannot read {found}: {error}") from error
+    start, header = bytes((0, 0, 8, dimensions)), 4 + 4 * dimensions
+    if len(content) < header or not content.startswith(start):
+        came = content[:4].hex(" ") or "an empty file"
+        raise DataError(f"{found}: expected an IDX file that starts with {start.hex(' ')}, found {came}")
     sizes = struct.unpack(f">{dimensions}I", content[4:header])
-    count = int(np.prod(sizes, dtype=object))  # Python's integers: a forged header cannot overflow them
-    if len(content) - header != count:
-        raise DataError(f"{found}: its header announces {count:,} bytes, found {len(content) - header:,}; {advice}")
-    values = np.frombuffer(content, np.uint8, offset=header).reshape(sizes)
-    return torch.from_numpy(values.copy())
+    if len(content) - header != math.prod(sizes):
+        announced = f"{math.prod(sizes):,} bytes, found {len(content) - header:,}"
+        raise DataError(f"{found}: its header announces {announced}")
+    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).reshape(sizes).copy())

@@ -6,18 +6,19 @@ Every image draws its crop and flip from (seed, epoch, its index) alone, so the 
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader
 from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension, make_dataset
 from torchvision.transforms import v2
 
 from hoyer_export.data.image_file import read_image, why_unreadable
-from hoyer_export.data.splits import batch_indices, hold_out, mixed_seed, seeded_generator
+from hoyer_export.data.splits import Split, hold_out, mixed_seed
 from hoyer_export.errors import DataError, one_line
 
 _LAYOUT = "expected train/CLASS/*.jpg and test/CLASS/*.jpg (or val/) there"
@@ -28,14 +29,7 @@ Samples = list[tuple[str, int]]
 
 
 @dataclass(frozen=True)
-class Unreadable:
-    """Takes the place of an image that could not be read, because an exception loses its shape between processes."""
-
-    message: str
-
-
-@dataclass(frozen=True)
-class FolderSplit:
+class FolderSplit(Split):
     """Images on disk, decoded when they are needed.
 
     Args:
@@ -56,36 +50,23 @@ class FolderSplit:
         """Return the number of images."""
         return len(self.samples)
 
-    def batches(
-        self,
-        batch_size: int,
-        *,
-        epoch: int = 0,
-        device: torch.device | str = "cpu",
-        shuffle: bool = False,
-        augment: bool = False,
+    def _made(
+        self, indices: list[Tensor], epoch: int, generator: torch.Generator, device: torch.device, augment: bool
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (images float32 [N, 3, S, S] normalised, classes int64 [N]); see ``Split.batches``.
-
-        Raises:
-            DataError: an image cannot be read.
-        """
-        device = torch.device(device)
-        order = seeded_generator(self.seed, epoch) if shuffle else None
-        indices = batch_indices(len(self), batch_size, order)
+        """Decode batches [N, 3, S, S] in the worker processes; DataError where an image cannot be read."""
         transform = self.training if augment and self.training else self.evaluation
-        loader = DataLoader(
-            _Epoch(self.samples, transform, self.seed, epoch),
+        loader: DataLoader[Any] = DataLoader(
+            range(len(self)),  # type: ignore[arg-type]  # whatever has a length and items does
             batch_sampler=[batch.tolist() for batch in indices],
             num_workers=self.workers,
-            collate_fn=_collate,
+            collate_fn=partial(_decoded, samples=self.samples, transform=transform, seed=self.seed, epoch=epoch),
             worker_init_fn=_leave_signals_to_the_parent,
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # its own, or it would draw from the global one
         )
         for batch in loader:
-            if isinstance(batch, Unreadable):
-                raise DataError(batch.message)
+            if isinstance(batch, DataError):
+                raise batch
             images, labels = batch
             yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
@@ -97,28 +78,23 @@ class FolderSplit:
             return [f"{path} ({reason})" for path, reason in zip(paths, reasons, strict=True) if reason is not None]
 
 
-@dataclass(frozen=True)
-class _Epoch(Dataset[Any]):
-    """One pass over the images, as the worker processes see it."""
+def _decoded(
+    indices: list[int], samples: Samples, transform: v2.Compose, seed: int, epoch: int
+) -> tuple[Tensor, Tensor] | DataError:
+    """Return a batch as a worker process makes it; the error of an image as a value, for it loses its shape if raised.
 
-    samples: Samples
-    transform: v2.Compose
-    seed: int
-    epoch: int
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int] | Unreadable:
-        path, label = self.samples[index]
-        try:
-            image = read_image(path)
-        except DataError as error:
-            return Unreadable(str(error))
-        with torch.random.fork_rng(devices=[]):
-            # The transforms draw from the global generator; the caller finds it as it was.
-            torch.manual_seed(mixed_seed(self.seed, self.epoch, index + 1))  # a key that ends in 0 is the order's
-            return self.transform(image), label
+    The transforms draw from the global generator; the caller finds it as it was.
+    """
+    images = []
+    with torch.random.fork_rng(devices=[]):
+        for index in indices:
+            try:
+                image = read_image(samples[index][0])
+            except DataError as error:
+                return error
+            torch.manual_seed(mixed_seed(seed, epoch, index + 1))  # a key that ends in 0 is the order's
+            images.append(transform(image))
+    return torch.stack(images), torch.tensor([samples[index][1] for index in indices])
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
@@ -129,13 +105,6 @@ def _leave_signals_to_the_parent(worker: int) -> None:
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):  # Windows has no SIGHUP
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-
-
-def _collate(items: list[tuple[Tensor, int] | Unreadable]) -> Any:
-    for item in items:
-        if isinstance(item, Unreadable):
-            return item
-    return default_collate(items)
 
 
 def read_image_folder(
@@ -156,13 +125,8 @@ def read_image_folder(
 
     Args:
         root: holds the folders ``train``, and ``test`` or ``val`` or both.
-        validation: share of the training images that is held out.
-        seed: decides which, and with the epoch order and augmentation.
-        mean: of each of the three channels, of values in 0..1.
-        std: of each channel.
-        augment: training images are random crops, flipped at random.
-        image_size: S, the side of an image in pixels.
-        workers: processes that decode.
+        validation, seed, mean, std, augment, image_size, workers: as for ``load_data``, which has checked them; S is
+            ``image_size``.
 
     Returns:
         (train, validation, test, number of classes).
@@ -177,9 +141,9 @@ def read_image_folder(
     if not names:
         raise DataError(f"{root} has neither test nor val; {_LAYOUT}")
     parts = {name: _image_folder(root / name) for name in ("train", *names)}
-    classes = parts["train"].classes
+    classes, train = parts["train"]
     for name in names:
-        if odd := sorted(set(classes) ^ set(parts[name].classes)):
+        if odd := sorted(set(classes) ^ set(parts[name][0])):
             where = "train" if odd[0] in classes else name
             raise DataError(f"{root}: the class {odd[0]!r} is in {where} only; train and {name} need the same classes")
     if len(classes) < 2:
@@ -187,41 +151,22 @@ def read_image_folder(
             f"{root / 'train'} holds the class {classes[0]!r} only, so there is nothing to tell apart; expected two"
             " folders or more, one a class"
         )
-    train, test = parts["train"].samples, parts[names[-1]].samples
-    if len(names) == 2:
-        held_out = parts["val"].samples
-    else:
+    held_out, test = parts[names[0]][1], parts[names[-1]][1]
+    if len(names) == 1:
         rest, chosen = hold_out([label for _, label in train], validation, seed)
         train, held_out = [train[i] for i in rest.tolist()], [train[i] for i in chosen.tolist()]
 
     # A grey image of more than eight bits has one channel until here.
-    finish = [
-        v2.PILToTensor(),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.RGB(),
-        v2.Normalize(list(mean), list(std)),
-    ]
+    finish = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.RGB(), v2.Normalize(list(mean), list(std))]
     training = v2.Compose([v2.RandomResizedCrop(image_size), v2.RandomHorizontalFlip(), *finish])
     short_side = round(image_size * _RESIZE_PER_CROP)
     evaluation = v2.Compose([v2.Resize(short_side), v2.CenterCrop(image_size), *finish])
-    return (
-        FolderSplit(train, training if augment else None, evaluation, seed, workers),
-        FolderSplit(held_out, None, evaluation, seed, workers),
-        FolderSplit(test, None, evaluation, seed, workers),
-        len(classes),
-    )
+    split = partial(FolderSplit, evaluation=evaluation, seed=seed, workers=workers)
+    return split(train, training if augment else None), split(held_out, None), split(test, None), len(classes)
 
 
-@dataclass(frozen=True)
-class _Part:
-    """The images of one folder, and the names of its classes."""
-
-    classes: list[str]
-    samples: Samples
-
-
-def _image_folder(folder: Path) -> _Part:
-    """Find the images in a folder with one folder a class; whatever is hidden is none.
+def _image_folder(folder: Path) -> tuple[list[str], Samples]:
+    """Return the classes and images of a folder with one folder a class; whatever is hidden is none.
 
     That is what a file manager or a notebook leaves there (``.DS_Store``, ``._0.jpg``, ``.ipynb_checkpoints``).
 
@@ -238,7 +183,7 @@ def _image_folder(folder: Path) -> _Part:
         numbers = {name: number for number, name in enumerate(classes)}
         if not classes:
             raise FileNotFoundError("it holds no folder")
-        return _Part(classes, make_dataset(str(folder), numbers, is_valid_file=is_image))
+        return classes, make_dataset(str(folder), numbers, is_valid_file=is_image)
     except (OSError, ValueError) as error:
         raise DataError(
             f"{folder}: {one_line(error)}; expected one folder a class, each with at least one image"

@@ -130,16 +130,9 @@ def load_data(
         )
 
     rest, chosen = hold_out(labels.numpy(), validation, seed)
-    return DataSplits(
-        name=name,
-        train=split(images[rest], labels[rest], augment=augment),
-        validation=split(images[chosen], labels[chosen]),
-        test=split(test_images, test_labels),
-        classes=10,
-        input_shape=(channels, height, width),
-        mean=mean,
-        std=std,
-    )
+    training, held = split(images[rest], labels[rest], augment=augment), split(images[chosen], labels[chosen])
+    unseen = split(test_images, test_labels)
+    return DataSplits(name, training, held, unseen, 10, (channels, height, width), mean, std)
 
 
 def _per_channel(

@@ -3,9 +3,9 @@
 So a training that was interrupted after a whole epoch goes on with exactly the batches it would have seen.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,12 +18,15 @@ _NAMED = 3
 """Bad images that an error names; it counts the others."""
 
 
-class Split(Protocol):
+class Split(ABC):
     """Labelled images that come in batches."""
 
+    seed: int
+    """With the epoch, decides order and augmentation."""
+
+    @abstractmethod
     def __len__(self) -> int:
         """Return the number of images."""
-        ...
 
     def batches(
         self,
@@ -42,12 +45,23 @@ class Split(Protocol):
             device: where the batches are wanted.
             shuffle: in a random order; a last batch of a single image is left out (batch norm cannot train on it).
             augment: with random crops and flips, where the split has them (validation and test never do).
-        """
-        ...
 
+        Raises:
+            DataError: ``batch_size`` is below 1, or an image cannot be read.
+        """
+        generator = seeded_generator(self.seed, epoch)
+        indices = batch_indices(len(self), batch_size, generator if shuffle else None)
+        yield from self._made(indices, epoch, generator, torch.device(device), augment)
+
+    @abstractmethod
+    def _made(
+        self, indices: list[Tensor], epoch: int, generator: torch.Generator, device: torch.device, augment: bool
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of these images; ``generator`` is the epoch's, and its order is drawn already."""
+
+    @abstractmethod
     def unreadable(self) -> list[str]:
         """Look at every image that is still on disk, and return those that cannot be read, each with the reason."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hoyer_export.data.splits import batch_indices, seeded_generator
+from hoyer_export.data.splits import Split
 
 
-class TensorSplit:
+class TensorSplit(Split):
     """Images of one size, held as bytes, with the augmentation of small pictures.
 
     batch = (crop(flip(images[indices])) / full_scale − mean) / std
@@ -40,10 +40,9 @@ class TensorSplit:
         self._images = images
         self._labels = labels
         # x / full_scale / std − mean / std, as one factor and one offset a channel
-        self._factor = (1 / (full_scale * torch.tensor(std, dtype=torch.float64))).float().view(1, -1, 1, 1)
-        self._offset = -(torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64))
-        self._offset = self._offset.float().view(1, -1, 1, 1)
-        self._seed = seed
+        centre, scale = (torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1) for values in (mean, std))
+        self._factor, self._offset = (1 / (full_scale * scale)).float(), (-centre / scale).float()
+        self.seed = seed
         self._crop_padding = crop_padding
         self._flip = flip
 
@@ -51,41 +50,26 @@ class TensorSplit:
         """Return the number of images."""
         return len(self._images)
 
-    def batches(
-        self,
-        batch_size: int,
-        *,
-        epoch: int = 0,
-        device: torch.device | str = "cpu",
-        shuffle: bool = False,
-        augment: bool = False,
+    def _made(
+        self, indices: list[Tensor], epoch: int, generator: torch.Generator, device: torch.device, augment: bool
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (images float32 [N, C, H, W] normalised, classes int64 [N]); see ``Split.batches``.
-
-        The whole split moves to ``device`` at its first use there, and stays.
-        """
-        self._move_to(torch.device(device))
-        generator = seeded_generator(self._seed, epoch)
-        batches = batch_indices(len(self), batch_size, generator if shuffle else None)
+        """Make batches by indexing; the whole split moves to ``device`` at its first use there, and stays."""
+        for name in ("_images", "_labels", "_factor", "_offset"):
+            setattr(self, name, getattr(self, name).to(device))
         if augment and (self._crop_padding or self._flip):
             # Drawn for the whole epoch at once, so that they do not depend on the batch size.
             shifts = torch.randint(0, 2 * self._crop_padding + 1, (len(self), 2), generator=generator)
             mirrored = torch.rand(len(self), generator=generator) < (0.5 if self._flip else 0.0)
-        for indices in batches:
-            chosen = indices.to(self._images.device)
+        for batch in indices:
+            chosen = batch.to(self._images.device)
             images = self._images[chosen]  # uint8 [N, C, H, W]
             if augment and (self._crop_padding or self._flip):
-                images = crop_and_flip(images, shifts[indices], mirrored[indices], self._crop_padding)
+                images = crop_and_flip(images, shifts[batch], mirrored[batch], self._crop_padding)
             yield images.float().mul_(self._factor).add_(self._offset), self._labels[chosen]
 
     def unreadable(self) -> list[str]:
         """Return nothing: all images have been read."""
         return []
-
-    def _move_to(self, device: torch.device) -> None:
-        self._images, self._labels, self._factor, self._offset = (
-            tensor.to(device) for tensor in (self._images, self._labels, self._factor, self._offset)
-        )
 
 
 def crop_and_flip(images: Tensor, shifts: Tensor, mirrored: Tensor, padding: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Measure the onnxruntime latency of ONNX files against each other, so that a noisy machine cannot decide.
+"""Measure the latency of ONNX files against each other, so that a noisy machine cannot decide.
 
 All files are loaded at once and run in turn, A, B, A, B, ..., so that whatever slows the machine down slows down all of
 them. Each timed run follows an untimed one of the same file: who ships a model runs it again and again, and straight
@@ -18,16 +18,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from hoyer_export.deploy.macs import count_macs
-from hoyer_export.deploy.onnx_file import ORT_ERRORS, first_line, open_session
+from hoyer_export.deploy.onnx_file import fed_inputs, read_onnx
+from hoyer_export.deploy.runtime import DEFAULT, as_runtime
+from hoyer_export.deploy.runtime.protocol import Arrays, RunFailed, Runtime, Session
 from hoyer_export.errors import FileError, HoyerExportError
 
 MIN_ROUNDS = 10
+_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16)
 _BLOCKS = 50
 _RESAMPLES = 1000
 
@@ -50,6 +53,7 @@ class LatencyRecord:
             the wall time. 0 where the system counts in ticks that are longer than a run.
         gmacs_per_second: 1e-9 · MACs of the batch / p50: falls when a file has fewer MACs and is not faster.
         samples_ms: wall time of every run, in order; sample i of every file belongs to the same round.
+        runtime: what ran it.
     """
 
     file: str
@@ -61,6 +65,7 @@ class LatencyRecord:
     cpu_ms: float
     gmacs_per_second: float
     samples_ms: tuple[float, ...]
+    runtime: str = DEFAULT
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ class BenchmarkRecord:
     Args:
         files: one record a file, in the order given.
         speedups: of every file but the first, over the first.
-        threads: intra-op threads of onnxruntime.
+        threads: that one run uses.
         batch_size: images a run.
         noisy: why the machine was too busy to trust the figures; None where it was quiet. No interval stands beside it:
             it would say how far the rounds of this measurement agree, and not how far the next one will.
@@ -97,7 +102,12 @@ class BenchmarkRecord:
 
 
 def benchmark(
-    paths: Sequence[str | Path], *, threads: int = 1, batch_size: int = 1, min_seconds: float = 5.0
+    paths: Sequence[str | Path],
+    *,
+    threads: int = 1,
+    batch_size: int = 1,
+    min_seconds: float = 5.0,
+    runtime: Runtime | str | Sequence[Runtime | str] = DEFAULT,
 ) -> BenchmarkRecord:
     """Run the ONNX files ``paths`` in turn on the CPU and time every run.
 
@@ -107,45 +117,50 @@ def benchmark(
 
     Args:
         paths: one file or more; the first is the reference of the speed-ups.
-        threads: intra-op threads; 1 is steadier and what per-core throughput depends on.
+        threads: that one run uses; 1 is steadier and what per-core throughput depends on.
         batch_size: images a run.
         min_seconds: time to measure, all files together, after a warm-up of a tenth of it; at least 10 rounds.
+        runtime: one for all files, or one a file.
 
     Raises:
         FileError: a file is missing, damaged, or its input has no fixed size for this batch.
-        HoyerExportError: a number of files, threads, images or seconds that makes no sense.
+        HoyerExportError: a number of files, threads, images or seconds that makes no sense, or an unknown runtime.
     """
     if not paths or threads < 1 or batch_size < 1 or min_seconds <= 0:
         raise HoyerExportError(
             "a benchmark needs at least one file, threads and batch size of at least 1 and a positive time, got "
             f"{len(paths)} files, {threads} threads, batch size {batch_size}, {min_seconds} s"
         )
+    named = [runtime] * len(paths) if isinstance(runtime, str) or not isinstance(runtime, Sequence) else runtime
+    if len(named) != len(paths):
+        raise HoyerExportError(f"expected one runtime, or one for each of {len(paths)} files, got {len(named)}")
+    runtimes = [as_runtime(one) for one in named]
     macs = [count_macs(path) for path in paths]  # reads and checks the files
-    sessions = [open_session(path, threads=threads) for path in paths]
-    feeds = [_feed(session, batch_size, path) for session, path in zip(sessions, paths, strict=True)]
+    sessions = [one.load(Path(path), threads, True) for one, path in zip(runtimes, paths, strict=True)]
+    feeds = [_feed(path, batch_size) for path in paths]
     for session, feed, path in zip(sessions, feeds, paths, strict=True):
         try:
-            session.run(None, feed)
-        except ORT_ERRORS as error:
-            raise FileError(f"{path} does not run at batch size {batch_size} ({first_line(error)})") from error
+            session.run(feed)
+        except RunFailed as error:
+            raise FileError(f"{path} does not run at batch size {batch_size} ({error})") from error
 
     _rounds(sessions, feeds, min_seconds / 10, 1)
     wall_ms, cpu_ms = _rounds(sessions, feeds, min_seconds, MIN_ROUNDS)
-    p50, p90, p99 = np.percentile(wall_ms, (50, 90, 99), axis=0)
-    cpu_p50 = np.median(cpu_ms, axis=0)
+    quantiles = np.percentile(wall_ms, (50, 90, 99, 0), axis=0).T.tolist()
     files = tuple(
         LatencyRecord(
-            file=Path(path).name,
-            p50_ms=float(p50[i]),
-            p90_ms=float(p90[i]),
-            p99_ms=float(p99[i]),
-            min_ms=float(wall_ms[:, i].min()),
+            Path(path).name,
+            p50_ms=p50,
+            p90_ms=p90,
+            p99_ms=p99,
+            min_ms=least,
             n=len(wall_ms),
-            cpu_ms=float(cpu_p50[i]),
-            gmacs_per_second=float(1e-6 * macs[i].macs * batch_size / macs[i].batch / p50[i]),
+            cpu_ms=float(np.median(cpu_ms[:, i])),
+            gmacs_per_second=1e-6 * macs[i].macs * batch_size / macs[i].batch / p50,
             samples_ms=tuple(wall_ms[:, i].tolist()),
+            runtime=runtimes[i].name,
         )
-        for i, path in enumerate(paths)
+        for i, (path, (p50, p90, p99, least)) in enumerate(zip(paths, quantiles, strict=True))
     )
     speedups = tuple(paired_speedup(wall_ms[:, 0], wall_ms[:, i]) for i in range(1, len(files)))
     waiting = 1 - cpu_ms.sum() / wall_ms.sum() if threads == 1 else 0.0
@@ -193,40 +208,42 @@ def noise(wall_ms: NDArray[np.float64], speedups: Sequence[Speedup], waiting: fl
 
 
 def _rounds(
-    sessions: Sequence[Any], feeds: Sequence[dict[str, NDArray[Any]]], min_seconds: float, min_rounds: int
+    sessions: Sequence[Session], feeds: Sequence[Arrays], min_seconds: float, min_rounds: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return wall and CPU milliseconds, shape [rounds, files] each, of running all sessions in turn, warm."""
-    wall: list[list[int]] = []
-    cpu: list[list[int]] = []
+    rounds: list[list[tuple[int, int]]] = []
     end = time.perf_counter() + min_seconds
-    while time.perf_counter() < end or len(wall) < min_rounds:
-        wall_round, cpu_round = [], []
-        for session, feed in zip(sessions, feeds, strict=True):
-            session.run(None, feed)
-            cpu_start, start = time.process_time_ns(), time.perf_counter_ns()
-            session.run(None, feed)
-            wall_round.append(time.perf_counter_ns() - start)
-            cpu_round.append(time.process_time_ns() - cpu_start)
-        wall.append(wall_round)
-        cpu.append(cpu_round)
-    return np.array(wall) * 1e-6, np.array(cpu) * 1e-6
+    while time.perf_counter() < end or len(rounds) < min_rounds:
+        rounds.append([_timed(session, feed) for session, feed in zip(sessions, feeds, strict=True)])
+    wall, cpu = np.moveaxis(np.array(rounds) * 1e-6, -1, 0)
+    return wall, cpu
 
 
-def _feed(session: Any, batch_size: int, path: str | Path) -> dict[str, NDArray[Any]]:
-    """Return noise (normal, variance 1) for every input of the session."""
+def _timed(session: Session, feed: Arrays) -> tuple[int, int]:
+    """Return wall and CPU nanoseconds of a run that follows an untimed one."""
+    session.run(feed)
+    cpu_start, start = time.process_time_ns(), time.perf_counter_ns()
+    session.run(feed)
+    return time.perf_counter_ns() - start, time.process_time_ns() - cpu_start
+
+
+def _feed(path: str | Path, batch_size: int) -> Arrays:
+    """Return noise (normal, variance 1) for every input of the file."""
     generator = np.random.default_rng(0)
-    types = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}
     feed = {}
-    for value in session.get_inputs():
-        shape = [
-            batch_size if axis == 0 and not isinstance(size, int) else size for axis, size in enumerate(value.shape)
-        ]
-        if not shape or shape[0] != batch_size or not all(isinstance(size, int) for size in shape):
+    for value in fed_inputs(read_onnx(path).graph):
+        tensor = value.type.tensor_type
+        shape = [dim.dim_value or dim.dim_param for dim in tensor.shape.dim]
+        sizes = [batch_size if axis == 0 and isinstance(size, str) else size for axis, size in enumerate(shape)]
+        if sizes[:1] != [batch_size] or not all(isinstance(size, int) for size in sizes):
             raise FileError(
-                f"{path}: input {value.name!r} is {value.shape}, expected [batch or {batch_size}, fixed sizes ...]; "
+                f"{path}: input {value.name!r} is {shape}, expected [batch or {batch_size}, fixed sizes ...]; "
                 "export it again, or give the batch size that it has"
             )
-        if value.type not in types:
-            raise FileError(f"{path}: input {value.name!r} is a {value.type}, expected one of {', '.join(types)}")
-        feed[value.name] = generator.standard_normal(shape).astype(types[value.type])
+        if tensor.elem_type not in _FLOATS:
+            kind, *known = map(onnx.TensorProto.DataType.Name, (tensor.elem_type, *_FLOATS))
+            raise FileError(f"{path}: input {value.name!r} is {kind}, expected one of {', '.join(known)}")
+        feed[value.name] = generator.standard_normal(sizes).astype(
+            onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+        )
     return feed

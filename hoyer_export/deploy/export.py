@@ -106,6 +106,11 @@ def export_onnx(
     return ExportRecord(path, opset, len(content), hashlib.sha256(content).hexdigest(), flushed)
 
 
+def input_names(count: int) -> list[str]:
+    """Return what the file's inputs are called."""
+    return ["input", *(f"input_{i}" for i in range(1, count))]
+
+
 def inference_copy(model: nn.Module) -> nn.Module:
     """Return what is shipped: a float32 copy of ``model`` on the CPU, contiguous, in eval mode, without gradients."""
     # Types of one's own for weights cannot always be copied; a copy computes with their numbers.
@@ -172,7 +177,7 @@ def _exported(model: nn.Module, examples: tuple[Tensor, ...], opset: int) -> onn
                 examples,
                 dynamo=True,
                 opset_version=opset,
-                input_names=["input", *(f"input_{i}" for i in range(1, len(examples)))],
+                input_names=input_names(len(examples)),
                 output_names=["logits"],
                 dynamic_shapes=tuple({0: batch} for _ in examples),
                 external_data=False,

@@ -8,6 +8,8 @@ import hashlib
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,7 @@ _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLO
 Weights = dict[str, NDArray[np.generic]]
 
 
+@dataclass(frozen=True)
 class FileWeights:
     """The weights of one file beside those of the network that it should hold.
 
@@ -38,11 +41,9 @@ class FileWeights:
         inputs: two examples.
     """
 
-    def __init__(self, path: Path, network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._path = path
-        self._network = network
-        self._inputs = inputs
-        self._written: tuple[Weights, set[tuple[int, ...]]] | None = None
+    path: Path
+    network: nn.Module
+    inputs: tuple[Tensor, ...]
 
     def wrong_sizes(self) -> int:
         """Return how many sizes of weights only one of the two has: the file's contractions or those that torch runs.
@@ -50,10 +51,10 @@ class FileWeights:
         Sizes, not weights: the exporter merges a module that is called twice on the same input. Where it writes a
         weight in another form than torch multiplies with, what counts is what it writes for this network.
         """
-        in_file = _contraction_sizes(self._path)
-        wrong = in_file ^ contraction_weights(self._network, self._inputs)
-        if wrong and (written := self._export()) is not None:
-            wrong = in_file ^ written[1]
+        in_file = _contraction_sizes(self.path)
+        wrong = in_file ^ contraction_weights(self.network, self.inputs)
+        if wrong and self._written is not None:
+            wrong = in_file ^ self._written[1]
         return len(wrong)
 
     def wrong_values(self, sha256: str | None) -> int | None:
@@ -64,26 +65,24 @@ class FileWeights:
         Args:
             sha256: of the file that the exporter wrote for this very network, if known: equal bytes are equal weights.
         """
-        if sha256 is not None and hashlib.sha256(self._path.read_bytes()).hexdigest() == sha256:
+        if sha256 is not None and hashlib.sha256(self.path.read_bytes()).hexdigest() == sha256:
             return 0
-        weights = _weights(self._path)
-        if _are_state(weights, self._network.state_dict()):
+        weights = _weights(self.path)
+        if _are_state(weights, self.network.state_dict()):
             return 0
-        written = self._export()
-        return None if written is None else _unmatched(weights, written[0])
+        return None if self._written is None else _unmatched(weights, self._written[0])
 
-    def _export(self) -> tuple[Weights, set[tuple[int, ...]]] | None:
-        """Return the weights, and the sizes of the contractions' weights, of a file that is written now."""
-        if self._written is None:
-            opset = next((it.version for it in read_onnx(self._path).opset_import if it.domain == ""), 0)
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / "again.onnx"
-                try:
-                    export_onnx(self._network, self._inputs, path, opset=opset if opset in OPSETS else OPSETS[-1])
-                except NetworkError:  # the file is older than something that stops the exporter now
-                    return None
-                self._written = _weights(path), _contraction_sizes(path)
-        return self._written
+    @cached_property
+    def _written(self) -> tuple[Weights, set[tuple[int, ...]]] | None:
+        """The weights, and the sizes of the contractions' weights, of a file that is written now."""
+        opset = next((it.version for it in read_onnx(self.path).opset_import if it.domain == ""), 0)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "again.onnx"
+            try:
+                export_onnx(self.network, self.inputs, path, opset=opset if opset in OPSETS else OPSETS[-1])
+            except NetworkError:  # the file is older than something that stops the exporter now
+                return None
+            return _weights(path), _contraction_sizes(path)
 
 
 def _contraction_sizes(path: Path) -> set[tuple[int, ...]]:
@@ -110,30 +109,27 @@ def _are_state(weights: Weights, state: Mapping[str, Tensor]) -> bool:
     Numbers are no weights but part of the code, whose effect the outputs show. No norm is folded then, and the
     exporter, which takes its time, need not be asked.
     """
-    for name, found in weights.items():
-        if found.size > 1 or name in state:
-            if name not in state:
-                return False
-            value = state[name].numpy()
-            if not (_same(found, value) or (value.ndim == 2 and _same(found, value.T))):
-                return False
-    return True
+
+    def is_state(name: str, found: NDArray[np.generic]) -> bool:
+        value = state[name].numpy() if name in state else None
+        return value is not None and (_same(found, value) or (value.ndim == 2 and _same(found, value.T)))
+
+    return all(is_state(name, found) for name, found in weights.items() if found.size > 1 or name in state)
 
 
 def _unmatched(found: Weights, written: Weights) -> int | None:
     """Return how many tensors of the file have no equal among those that were written; None for other shapes."""
     if Counter(w.shape for w in found.values()) != Counter(w.shape for w in written.values()):
         return None
+    named = {name for name, weight in found.items() if name in written and _same(weight, written[name])}
+    left = [weight for name, weight in written.items() if name not in named]
     wrong = 0
-    left = dict(written)
-    named = {name for name, weight in found.items() if name in left and _same(weight, left[name])}
-    for name in named:
-        del left[name]
-    for name, weight in found.items():
-        if name not in named:
-            match = next((other for other, candidate in left.items() if _same(weight, candidate)), None)
-            wrong += match is None
-            left.pop(match or "", None)
+    for weight in (weight for name, weight in found.items() if name not in named):
+        match = next((at for at, candidate in enumerate(left) if _same(weight, candidate)), None)
+        if match is None:
+            wrong += 1
+        else:
+            del left[match]
     return wrong
 
 

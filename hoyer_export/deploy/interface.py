@@ -5,16 +5,16 @@ from pathlib import Path
 import onnx
 from torch import Tensor
 
+from hoyer_export.deploy.export import input_names
 from hoyer_export.errors import VerificationFailed
 
 
 def check_interface(graph: onnx.GraphProto, path: str | Path, real: tuple[Tensor, ...]) -> None:
     """Raise VerificationFailed unless the file takes ``real`` with a dynamic batch and returns ``logits``."""
     found = [_signature(value) for value in graph.input]
-    names = ["input", *(f"input_{i}" for i in range(1, len(real)))]
     expected = [
         _signature(onnx.helper.make_tensor_value_info(name, _onnx_type(x), ["batch", *x.shape[1:]]))
-        for name, x in zip(names, real, strict=True)
+        for name, x in zip(input_names(len(real)), real, strict=True)
     ]
     if found != expected:
         raise VerificationFailed(f"{path} takes {'; '.join(found)}, expected {'; '.join(expected)}; export it again")

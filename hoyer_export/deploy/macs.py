@@ -15,7 +15,6 @@ for every image from no image, such as a state that starts as zeros; what is com
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -23,7 +22,7 @@ from pathlib import Path
 import onnx
 from onnx.inliner import inline_local_functions
 
-from hoyer_export.deploy.onnx_file import first_line, read_onnx, side_files, tensors_of
+from hoyer_export.deploy.onnx_file import fed_inputs, first_line, read_onnx, side_files, tensors_of
 from hoyer_export.errors import FileError
 
 Shape = tuple[int, ...]
@@ -170,7 +169,7 @@ def _count(node: onnx.NodeProto, shapes: dict[str, Shape], fed: set[str], path: 
     elif node.op_type == "ConvTranspose":  # second: [I, O / groups, *kernel]
         macs = prod(first) * prod(second[1:])
     elif node.op_type == "Gemm":
-        macs = prod(third) * first[0 if _integer(node, "transA") else 1]
+        macs = prod(third) * first[0 if any(a.name == "transA" and a.i for a in node.attribute) else 1]
     elif node.op_type == "MatMul":
         macs = prod(third) * first[-1]
     else:
@@ -195,24 +194,14 @@ def _is_hard_einsum(node: onnx.NodeProto) -> bool:
 
 
 def _equation(node: onnx.NodeProto) -> str:
-    equation: bytes = next(a.s for a in node.attribute if a.name == "equation")
+    equation: bytes = onnx.helper.get_node_attr_value(node, "equation")
     return equation.decode().replace(" ", "")
-
-
-def _integer(node: onnx.NodeProto, name: str) -> int:
-    return next((a.i for a in node.attribute if a.name == name), 0)
-
-
-def _graph_inputs(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
-    """Yield what the caller feeds; old files list the initialisers among the inputs too."""
-    initialisers = {tensor.name for tensor in graph.initializer}
-    return (value for value in graph.input if value.name not in initialisers)
 
 
 def _fix_batch(graph: onnx.GraphProto, path: Path) -> int:
     """Set the batch to 1 wherever it is dynamic, forget what else depended on it, and return the batch."""
     batches, symbols = set(), set()
-    for value in _graph_inputs(graph):
+    for value in fed_inputs(graph):
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
             if not dim.HasField("dim_value"):
                 if axis > 0:
@@ -273,7 +262,7 @@ def _depends_on_input(graph: onnx.GraphProto, *, or_its_size: bool = False) -> s
 
     A size that is left in the graph is the batch's: what depends on it is computed anew for every image.
     """
-    fed = {value.name for value in _graph_inputs(graph)}
+    fed = {value.name for value in fed_inputs(graph)}
     for node in graph.node:  # in topological order: the checker made sure
         if (or_its_size or node.op_type not in ("Shape", "Size")) and not fed.isdisjoint(node.input):
             fed.update(name for name in node.output if name)

@@ -1,30 +1,15 @@
-"""Read an ONNX file, or open an onnxruntime session on one; what is missing or damaged is said in one line."""
+"""Read an ONNX file, and what is in it; what is missing or damaged is said in one line."""
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from hoyer_export.errors import FileError
-
-# onnxruntime's exceptions share no base class of their own.
-ORT_ERRORS: tuple[type[Exception], ...] = (
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NoModel,
-    ort_errors.NoSuchFile,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
-)
 
 
 def read_onnx(path: str | Path) -> onnx.ModelProto:
@@ -45,37 +30,10 @@ def read_onnx(path: str | Path) -> onnx.ModelProto:
     return model
 
 
-def open_session(
-    path: str | Path, *, optimize: bool = True, threads: int = 1, optimized_path: Path | None = None
-) -> Any:
-    """Return an onnxruntime session on the CPU: no spinning, no log, graph optimisations all or none.
-
-    Threads that spin while they wait take the processor from other sessions of the process (microsoft/onnxruntime
-    #17011: 106 ms instead of 16 ms), so that sessions that live side by side could not be compared.
-
-    Args:
-        path: the ONNX file.
-        optimize: all graph optimisations (``ORT_ENABLE_ALL``), else none.
-        threads: intra-op threads.
-        optimized_path: where onnxruntime leaves the optimised graph, if anywhere.
-
-    Raises:
-        FileError: the file is missing, damaged, or beyond this onnxruntime.
-    """
-    levels = onnxruntime.GraphOptimizationLevel
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # fatal only: what goes wrong arrives as an exception
-    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    if optimized_path is not None:
-        options.optimized_model_filepath = str(optimized_path)
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except ORT_ERRORS as error:
-        raise FileError(f"onnxruntime cannot load {path} ({first_line(error)}); export it again") from error
+def fed_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
+    """Return what the caller feeds; old files list the initialisers among the inputs too."""
+    initialisers = {tensor.name for tensor in graph.initializer}
+    return [value for value in graph.input if value.name not in initialisers]
 
 
 def tensors_of(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

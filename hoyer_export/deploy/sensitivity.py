@@ -25,12 +25,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch._decomp import decomposition_table
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hoyer_export.deploy.onnx_file import first_line
 from hoyer_export.deploy.weight_sizes import unfused
 from hoyer_export.errors import DataError
+from hoyer_export.operations import Watched
 
 LEAST = 1e-5
 """Relative: what two runtimes that round differently may differ by, where torch is certain."""
@@ -98,7 +98,8 @@ class Sensitivity:
     def expected(self, inputs: Inputs) -> Expected:
         """Run the network on one batch."""
         output = torch_output(self._network, inputs)
-        return Expected(inputs, output, _scale(output))
+        largest = float(np.abs(output).max(initial=0))
+        return Expected(inputs, output, max(1.0, largest) if math.isfinite(largest) else 1.0)
 
     def judge(self, output: Floats, reference: Floats, expected: Expected, least: float = LEAST) -> Judged:
         """Compare two outputs for the batch that ``expected`` belongs to; ``least`` is the relative tolerance."""
@@ -127,7 +128,7 @@ class Sensitivity:
         errors = [_max_error(torch_output(self._network, inputs), right)]
         for seed in range(_DRAWS):
             # torch takes a norm apart in most forms, not in all; then what is known without is what counts.
-            with unfused(), _Rounding(seed), suppress(DataError):
+            with unfused(), Watched(_Rounding(seed).see), suppress(DataError):
                 errors.append(_max_error(torch_output(exact, doubles), right))
         return max(errors)
 
@@ -138,16 +139,23 @@ def float64_copy(network: nn.Module, inputs: Inputs) -> nn.Module | None:
     A network that rounds by itself (an autocast inside, a literal ``.float()``) does so by what its code says, and any
     runtime has to do the same: that is no reason to allow for more.
     """
+
+    narrowed = []
+
+    def see(func: Any, args: Any, kwargs: Any) -> Any:
+        output = func(*args, **kwargs)
+        given, returned = _bits((args, kwargs)), _bits(output)
+        narrowed.append(bool(given and returned) and min(returned) < max(given))
+        return output
+
     exact = copy.deepcopy(network).double()
     try:
-        for candidate, images in ((network, inputs), (exact, _as_float64(inputs))):
-            with torch.no_grad(), _Narrowing() as narrowing:
+        with torch.no_grad(), Watched(see):
+            for candidate, images in ((network, inputs), (exact, _as_float64(inputs))):
                 candidate(*(x.clone() for x in images))
-            if narrowing.found:
-                return None
     except Exception:  # whatever a forward raises that meets a type it was not written for
         return None
-    return exact
+    return None if any(narrowed) else exact
 
 
 def torch_output(network: nn.Module, inputs: Inputs) -> Floats:
@@ -170,12 +178,6 @@ def _as_float64(inputs: Inputs) -> Inputs:
     return tuple(x.double() if x.is_floating_point() else x for x in inputs)
 
 
-def _scale(output: Floats) -> float:
-    """Return max(1, max |output|): the error's unit."""
-    largest = float(np.abs(output).max(initial=0))
-    return max(1.0, largest) if math.isfinite(largest) else 1.0
-
-
 def _max_error(output: Floats, expected: Floats) -> float:
     """Return max |output − expected|; infinite where the shapes differ, or something is not a number."""
     if output.shape != expected.shape:
@@ -185,17 +187,16 @@ def _max_error(output: Floats, expected: Floats) -> float:
     return largest if math.isfinite(largest) else math.inf  # NaN compares with nothing
 
 
-class _Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Rounding:
     """Puts every sum off by as much as runtimes differ in it, up or down."""
 
     def __init__(self, seed: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
         self._generator = torch.Generator().manual_seed(seed)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, kwargs = func.overloadpacket.__name__, kwargs or {}
+    def see(self, func: Any, args: Any, kwargs: Any) -> Any:
+        name = func.overloadpacket.__name__
         if "_norm" in name and func in decomposition_table:  # the sums inside
-            with self:
+            with Watched(self.see):
                 return decomposition_table[func](*args, **kwargs)
         output = func(*args, **kwargs)
         if name in _VARIANCES:
@@ -226,20 +227,6 @@ class _Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _units(given: Tensor, reduced: Tensor) -> float:
     terms = given.numel() / max(reduced.numel(), 1)
     return max(math.sqrt(terms), terms / 64)
-
-
-class _Narrowing(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notices an operation that returns fewer digits than it was given."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.found = False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        given, returned = _bits((args, kwargs)), _bits(output)
-        self.found |= bool(given and returned) and min(returned) < max(given)
-        return output
 
 
 def _bits(value: Any) -> list[int]:

@@ -1,13 +1,13 @@
 """Prove that an ONNX file computes what the network computes, step by step; every step can fail.
 
     interface            names, float32, dynamic batch (else VerificationFailed: nothing further could run)
-    outputs              max |onnxruntime − torch| ≤ tolerance, graph optimisations off, then all on;
+    outputs              max |runtime − torch| ≤ tolerance, graph optimisations off, then all on;
                          batches 1, 2, 3 and 8; real images, zeros, ones, noise
     inputs left open     not all: where the outputs differ, but torch's own rounding decides them, nothing follows
     rows of a batch      row i of every batch equals the run of image i alone, within the same tolerance
     weight sizes         the weights of the file's convolutions and matrix products have the network's sizes
     subnormal weights    none
-    top-1                onnxruntime's first class is torch's, wherever torch's two best logits are further apart
+    top-1                the runtime's first class is torch's, wherever torch's two best logits are further apart
                          than the tolerance
     weights              where all of that passes: the tensors of the file are those that the exporter writes for
                          the network, to 1e-5 of their largest value
@@ -17,19 +17,22 @@ float32, their differences are taken in float64. An output that is not a number 
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hoyer_export.deploy.export import as_float32, inference_copy
+from hoyer_export.deploy.export import as_float32, inference_copy, input_names
 from hoyer_export.deploy.file_weights import FileWeights
 from hoyer_export.deploy.interface import check_interface
-from hoyer_export.deploy.onnx_file import ORT_ERRORS, first_line, open_session, read_onnx, subnormals, tensors_of
+from hoyer_export.deploy.onnx_file import read_onnx, subnormals, tensors_of
+from hoyer_export.deploy.runtime import DEFAULT, as_runtime
+from hoyer_export.deploy.runtime.protocol import RunFailed, Runtime, Session
 from hoyer_export.deploy.sensitivity import LEAST, MOST, Expected, Floats, Inputs, Judged, Sensitivity, torch_output
 from hoyer_export.environment import usable_threads
 from hoyer_export.errors import DataError, VerificationFailed
@@ -37,6 +40,8 @@ from hoyer_export.errors import DataError, VerificationFailed
 RELATIVE_TOLERANCE = LEAST
 
 Optimization = Literal["disabled", "all"]
+_Labelled = Iterable[tuple[Tensor | tuple[Tensor, ...], Tensor]]
+_Run = Callable[[Inputs], Floats]
 
 
 @dataclass(frozen=True)
@@ -60,13 +65,13 @@ class Check:
 
 @dataclass(frozen=True)
 class OnnxComparison:
-    """One batch through onnxruntime and through torch.
+    """One batch through the runtime and through torch.
 
     Args:
         batch: number of images.
         inputs: ``real``, ``zeros``, ``ones`` or ``noise`` (normal, variance 1).
-        optimization: ``disabled`` or ``all`` of onnxruntime's graph optimisations.
-        max_abs_error: max |onnxruntime − torch|.
+        optimization: ``disabled`` or ``all`` of the runtime's graph optimisations.
+        max_abs_error: max |runtime − torch|.
         tolerance: largest difference of a right file, at least 1e-5 · max(1, max |torch|).
         scale: max(1, max |torch|).
     """
@@ -87,7 +92,7 @@ class VerifyRecord:
         passed: every check passed.
         checks: in order.
         onnx: the comparisons behind the checks of the outputs, on all inputs that torch does not leave open.
-        onnx_accuracy: top-1 of the labelled images through onnxruntime in percent; None without any.
+        onnx_accuracy: top-1 of the labelled images through the runtime in percent; None without any.
         torch_accuracy: the same through torch.
     """
 
@@ -102,9 +107,9 @@ class VerifyRecord:
 class _Agreement:
     """Top-1 over the labelled images."""
 
-    clear_disagreements: int
-    onnx_accuracy: float
-    torch_accuracy: float
+    clear_disagreements: int = 0
+    onnx_accuracy: float | None = None
+    torch_accuracy: float | None = None
 
 
 def verify_onnx(
@@ -113,9 +118,10 @@ def verify_onnx(
     inputs: Tensor | tuple[Tensor, ...],
     *,
     batches: Sequence[int] = (1, 2, 3, 8),
-    labelled: Iterable[tuple[Tensor | tuple[Tensor, ...], Tensor]] | None = None,
+    labelled: _Labelled | None = None,
     sha256: str | None = None,
     tolerance: float = RELATIVE_TOLERANCE,
+    runtime: Runtime | str = DEFAULT,
 ) -> VerifyRecord:
     """Compare the ONNX file ``path`` with ``model``, which stays as it is (steps above).
 
@@ -128,10 +134,11 @@ def verify_onnx(
         labelled: batches of (inputs, classes int64 [N]), for the top-1.
         sha256: of what ``export_onnx`` wrote for this very model, if known: a file of the same bytes need not be
             compared with another export, which takes as long as the first.
-        tolerance: largest |onnxruntime − torch| in units of max(1, max |torch|), where torch itself rounds less.
+        tolerance: largest |runtime − torch| in units of max(1, max |torch|), where torch itself rounds less.
+        runtime: what runs the file: a name in ``RUNTIMES``, or one of your own.
 
     Raises:
-        FileError: the file is missing, damaged, or beyond this onnxruntime.
+        FileError: the file is missing, damaged, or beyond this runtime.
         VerificationFailed: the file has another interface, or does not take these inputs.
         DataError: there are no images, or labels for a network whose output is not [N, classes].
     """
@@ -147,48 +154,41 @@ def verify_onnx(
     expected = {
         (kind, batch): torchs.expected(_rows(inputs, 0, batch)) for kind, inputs in cases.items() for batch in batches
     }
-    sessions: dict[Optimization, Any] = {
-        "disabled": open_session(path, optimize=False, threads=usable_threads()),
-        "all": open_session(path, threads=usable_threads()),
-    }
+    load, levels = partial(as_runtime(runtime).load, Path(path), usable_threads()), get_args(Optimization)
+    runs = {level: partial(_output, path, load(level == "all")) for level in levels}
 
     judged = {
-        (*key, optimization): torchs.judge(_ort_output(session, it.inputs, path), it.output, it, tolerance)
+        (*key, optimization): torchs.judge(run(it.inputs), it.output, it, tolerance)
         for key, it in expected.items()
-        for optimization, session in sessions.items()
+        for optimization, run in runs.items()
     }
     comparisons = tuple(
         OnnxComparison(batch, kind, optimization, it.error, it.tolerance, it.scale)
         for (kind, batch, optimization), it in judged.items()
         if not it.is_open
     )
-    left_open = sum(it.is_open for it in judged.values())
+    left_open = len(judged) - len(comparisons)
     weights = FileWeights(Path(path), network, two)
     checks = [
         _check("interface", 0, 0),
         *(
             _closest(f"outputs, optimisation {level}", [it for (*_, of), it in judged.items() if of == level])
-            for level in sessions
+            for level in levels
         ),
         *([_check("inputs left open", left_open, len(judged) - 1)] if left_open else []),
-        _closest("rows of a batch", _judged_rows(path, sessions, torchs, cases, expected, tolerance)),
+        _closest("rows of a batch", _judged_rows(runs.values(), torchs, cases, expected, tolerance)),
         _check("weight sizes", weights.wrong_sizes(), 0),
         _check("subnormal weights", sum(int(subnormals(tensor).sum()) for tensor in tensors_of(file.graph)), 0),
     ]
-    agreement = None
+    agreement = _Agreement()
     if labelled is not None:
         relative = [c.tolerance / c.scale for c in comparisons if c.inputs == "real"]
-        agreement = _agreement(path, sessions["all"], network, labelled, max(relative, default=MOST))
+        agreement = _agreement(runs["all"], network, labelled, max(relative, default=MOST))
         checks.append(_check("top-1", agreement.clear_disagreements, 0))
     if all(check.passed for check in checks) and (wrong := weights.wrong_values(sha256)) is not None:
         checks.append(_check("weights", wrong, 0))
-    return VerifyRecord(
-        passed=all(check.passed for check in checks),
-        checks=tuple(checks),
-        onnx=comparisons,
-        onnx_accuracy=None if agreement is None else agreement.onnx_accuracy,
-        torch_accuracy=None if agreement is None else agreement.torch_accuracy,
-    )
+    passed = all(check.passed for check in checks)
+    return VerifyRecord(passed, tuple(checks), comparisons, agreement.onnx_accuracy, agreement.torch_accuracy)
 
 
 def _check(name: str, value: float, tolerance: float) -> Check:
@@ -203,8 +203,7 @@ def _closest(name: str, judged: list[Judged]) -> Check:
 
 
 def _judged_rows(
-    path: str | Path,
-    sessions: dict[Optimization, Any],
+    runs: Iterable[_Run],
     torchs: Sensitivity,
     cases: dict[str, Inputs],
     expected: dict[tuple[str, int], Expected],
@@ -214,11 +213,10 @@ def _judged_rows(
     judged: list[Judged] = []
     for kind, inputs in cases.items():
         batches = {batch: it for (of, batch), it in expected.items() if of == kind}
-        for session in sessions.values():
-            alone = [_ort_output(session, _rows(inputs, i, i + 1), path) for i in range(max(batches))]
+        for run in runs:
+            alone = [run(_rows(inputs, i, i + 1)) for i in range(max(batches))]
             for batch, it in batches.items():
-                together = _ort_output(session, it.inputs, path)
-                judged.append(torchs.judge(together, np.concatenate(alone[:batch]), it, tolerance))
+                judged.append(torchs.judge(run(it.inputs), np.concatenate(alone[:batch]), it, tolerance))
         if not all(it.is_open for it in judged):
             break
     return judged
@@ -244,34 +242,25 @@ def _rows(inputs: Inputs, start: int, stop: int) -> Inputs:
     return tuple(x[start:stop] for x in inputs)
 
 
-def _ort_output(session: Any, inputs: Inputs, path: str | Path) -> Floats:
-    feed = {value.name: x.numpy() for value, x in zip(session.get_inputs(), inputs, strict=True)}
+def _output(path: str | Path, session: Session, inputs: Inputs) -> Floats:
+    feed = dict(zip(input_names(len(inputs)), (x.numpy() for x in inputs), strict=True))
     try:
-        output: Floats = session.run(["logits"], feed)[0].astype(np.float64)
-    except ORT_ERRORS as error:
+        output: Floats = session.run(feed)[0].astype(np.float64)
+    except RunFailed as error:
         shapes = [list(x.shape) for x in inputs]
-        raise VerificationFailed(
-            f"{path} does not run on inputs {shapes} ({first_line(error)}); export again"
-        ) from error
+        raise VerificationFailed(f"{path} does not run on inputs {shapes} ({error}); export again") from error
     return output
 
 
-def _agreement(
-    path: str | Path,
-    session: Any,
-    network: nn.Module,
-    labelled: Iterable[tuple[Tensor | tuple[Tensor, ...], Tensor]],
-    tolerance: float,
-) -> _Agreement:
+def _agreement(run: _Run, network: nn.Module, labelled: _Labelled, tolerance: float) -> _Agreement:
     """Compare first classes; two logits that are closer than ``tolerance``, relative, may change places."""
-    images = onnx_correct = torch_correct = disagreements = 0
+    tallies = []
     for inputs, targets in labelled:
         batch, classes = as_float32(inputs), targets.cpu().numpy()
         if classes.shape != (len(batch[0]),):
-            raise DataError(
-                f"top-1 needs one class an image, got labels {list(classes.shape)} of {len(batch[0])} images"
-            )
-        expected, output = torch_output(network, batch), _ort_output(session, batch, path)
+            came = f"labels {list(classes.shape)} of {len(batch[0])} images"
+            raise DataError(f"top-1 needs one class an image, got {came}")
+        expected, output = torch_output(network, batch), run(batch)
         if expected.ndim != 2 or expected.shape[1] < 2:
             raise DataError(f"top-1 needs logits [N, at least 2 classes], the network returns {list(expected.shape)}")
         second, best = np.sort(expected)[:, -2:].T
@@ -280,10 +269,9 @@ def _agreement(
         onnx_class, torch_class = output.argmax(1), expected.argmax(1)
         # What is not a number is no answer.
         numbers = np.isfinite(expected).all(1) & np.isfinite(output).all(1)
-        disagreements += int((~numbers | (clear & (onnx_class != torch_class))).sum())
-        onnx_correct += int((onnx_class == classes).sum())
-        torch_correct += int((torch_class == classes).sum())
-        images += len(classes)
+        wrong = ~numbers | (clear & (onnx_class != torch_class))
+        tallies.append([len(classes), wrong.sum(), (onnx_class == classes).sum(), (torch_class == classes).sum()])
+    images, disagreements, onnx_correct, torch_correct = np.sum(tallies or [[0] * 4], axis=0).tolist()
     if images == 0:
         raise DataError("top-1 needs labelled images, got none")
     return _Agreement(disagreements, 100 * onnx_correct / images, 100 * torch_correct / images)

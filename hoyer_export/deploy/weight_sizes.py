@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from hoyer_export.operations import Watched
 
 _aten = torch.ops.aten
 # Operator → the positions of the operands that it contracts: the first is what runs through, the others multiply it.
@@ -86,7 +87,7 @@ def plain_sizes(sizes: Iterable[int]) -> tuple[int, ...]:
 def _watched(network: nn.Module, inputs: tuple[Tensor, ...]) -> "_Contractions":
     inputs = tuple(x.clone() for x in inputs)  # a network may write into them
     seen = _Contractions(inputs)
-    with unfused(), torch.no_grad(), seen:
+    with unfused(), torch.no_grad(), Watched(seen.see):
         network(*inputs)
     return seen
 
@@ -103,19 +104,17 @@ def unfused() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-class _Contractions(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Contractions:
     """Follows what depends on the inputs, and notes every contraction with its MACs and its weights."""
 
     def __init__(self, inputs: tuple[Tensor, ...]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
         self.weights: set[tuple[int, ...]] = set()
         self.macs: list[int] = []
         self.distinct: dict[bytes, int] = {}
         self.unknown: Counter[str] = Counter()
         self._fed = {id(x): x for x in inputs}  # kept alive, so that no id is used twice
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+    def see(self, func: Any, args: Any, kwargs: Any) -> Any:
         key = _content(func, args) if func in _OPERANDS else b""
         output = func(*args, **kwargs)
         if func in _OPERANDS:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from markupsafe import Markup
 
@@ -56,12 +57,10 @@ def phase_names(report: Report) -> dict[str, str]:
 
 def phase_bands(metrics: Sequence[EpochRecord], names: Mapping[str, str]) -> tuple[Band, ...]:
     """Return where each phase lies when all epochs are counted through from 1, under its name."""
-    bands = []
-    first = 1
-    for index, epoch in enumerate(metrics, start=1):
-        if index == len(metrics) or metrics[index].phase != epoch.phase:
-            bands.append(Band(names[epoch.phase], first, index))
-            first = index + 1
+    bands: list[Band] = []
+    for phase, epochs in groupby(epoch.phase for epoch in metrics):
+        first = bands[-1].last + 1 if bands else 1
+        bands.append(Band(names[phase], first, first + len(list(epochs)) - 1))
     return tuple(bands)
 
 

@@ -5,8 +5,10 @@ classes, and escapes every text that it is given.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from markupsafe import Markup
 
@@ -108,23 +110,20 @@ def line_plot(
         an ``<svg>`` element.
     """
     values = [value for line in series for value in line.values if value is not None]
+    y = _value_axis([*values, *(rule or ())[:1]], ceiling, log)
+    x = Axis(0.5, max(band.last for band in bands) + 0.5, LEFT, WIDTH - RIGHT)
+    parts: list[Markup] = []
+    for tick in y.ticks():
+        at = y.at(tick)
+        parts += [_line("grid", x.start, x.stop, at, at), _text("tick", x.start - 6, at + 4, f"{tick:g}", "end")]
+    parts += _x_axis(x, [tick for tick in x.ticks(6) if tick == int(tick) and tick >= 1], "epoch", HEIGHT)
+    parts += [part for band in bands for part in _band(band, x)]
     if rule is not None:
-        values.append(rule[0])
-    y = _value_axis(min(values), max(values), ceiling, log)
-    epochs = max(band.last for band in bands)
-    x = Axis(0.5, epochs + 0.5, LEFT, WIDTH - RIGHT)
-    parts = [_svg_open(name, title, _describe(series, bands, unit, digits), HEIGHT)]
-    parts += [_y_grid(y, x), _x_ticks(x, [t for t in x.ticks(6) if t == int(t) and t >= 1], "epoch")]
-    parts += [_band(band, x) for band in bands]
-    if rule is not None:
-        height = y.at(rule[0])
-        parts.append(_tag('<line class="rule" x1="{}" x2="{}" y1="{}" y2="{}"/>', x.start, x.stop, height, height))
-        parts.append(_tag('<text class="rule-label" x="{}" y="{}">{}</text>', x.start + 4, height - 4, rule[1]))
-    parts += [part for line in series for part in _line(line, x, y)]
-    parts += _last_values(series, bands, x, y, digits)
-    parts.append(_tag('<text class="unit" x="4" y="13">{}</text>', unit))
-    parts += _legend(series)
-    return Markup("").join([*parts, Markup("</svg>")])
+        at = y.at(rule[0])
+        parts += [_line("rule", x.start, x.stop, at, at), _text("rule-label", x.start + 4, at - 4, rule[1])]
+    parts += [part for line in series for part in _curve(line, x, y)]
+    parts += [*_last_values(series[0], bands, x, y, digits), _text("unit", 4, 13, unit), *_legend(series)]
+    return _svg(name, title, _describe(series, bands, unit, digits), HEIGHT, parts)
 
 
 def distributions_plot(
@@ -141,68 +140,40 @@ def distributions_plot(
     Returns:
         an ``<svg>`` element; what lies far beyond the slowest p99 is counted in words, not drawn.
     """
-    slowest = max(p99 for *_, p99 in rows)
-    x = Axis(0, slowest * 1.12, 12, WIDTH - RIGHT)
+    x = Axis(0, 1.12 * max(p99 for *_, p99 in rows), 12, WIDTH - RIGHT)
     row_height, top = 78, 8
     height = top + row_height * len(rows) + BOTTOM
-    words = [
-        f"{label}: median {three_digits(p50)} ms, 99 % below {three_digits(p99)} ms"
-        for label, _, _, p50, _, p99 in rows
-    ]
-    parts = [_svg_open(name, title, "; ".join(words) + ".", height)]
+    words: list[str] = []
+    parts: list[Markup] = []
     for index, (label, style, samples, p50, p90, p99) in enumerate(rows):
+        words.append(f"{label}: median {three_digits(p50)} ms, 99 % below {three_digits(p99)} ms")
         base = top + row_height * (index + 1) - 6
         parts += _histogram(samples, x, base, row_height - 30, bins, style)
-        parts.append(_tag('<line class="axis" x1="{}" x2="{}" y1="{}" y2="{}"/>', x.start, x.stop, base, base))
+        parts.append(_line("axis", x.start, x.stop, base, base))
         for mark, value, length in (("p50", p50, row_height - 26), ("p90", p90, 14), ("p99", p99, 14)):
-            at = x.at(value)
-            parts.append(
-                _tag(
-                    '<line class="mark {} {}" x1="{}" x2="{}" y1="{}" y2="{}"/>',
-                    style,
-                    mark,
-                    at,
-                    at,
-                    base,
-                    base - length,
-                )
-            )
+            parts.append(_line(f"mark {style} {mark}", x.at(value), x.at(value), base, base - length))
         anchor, shift = ("end", -8) if x.at(p50) > WIDTH / 2 else ("start", 8)
         text = f"{label}  p50 {three_digits(p50)} ms"
-        parts.append(
-            _tag(
-                '<text class="value {}" x="{}" y="{}" text-anchor="{}">{}</text>',
-                style, x.at(p50) + shift, base - row_height + 32, anchor, text,
-            )
-        )  # fmt: skip
-        beyond = sum(sample > x.high for sample in samples)
-        if beyond:
+        parts.append(_text(f"value {style}", x.at(p50) + shift, base - row_height + 32, text, anchor))
+        if beyond := sum(sample > x.high for sample in samples):
             text = f"{max(100 * beyond / len(samples), 1):.0f} % slower →"
-            parts.append(
-                _tag('<text class="beyond" x="{}" y="{}" text-anchor="end">{}</text>', x.stop, base - 34, text)
-            )
-    parts.append(_x_ticks(x, x.ticks(6), "ms a run", height))
-    return Markup("").join([*parts, Markup("</svg>")])
+            parts.append(_text("beyond", x.stop, base - 34, text, "end"))
+    parts += _x_axis(x, x.ticks(6), "ms a run", height)
+    return _svg(name, title, "; ".join(words) + ".", height, parts)
 
 
 def _histogram(
     samples: Sequence[float], x: Axis, base: float, height: float, bins: int, style: str
 ) -> Iterator[Markup]:
-    counts = [0] * bins
-    for sample in samples:
-        if sample <= x.high:
-            counts[min(int(sample / x.high * bins), bins - 1)] += 1
+    counts = Counter(min(int(sample / x.high * bins), bins - 1) for sample in samples if sample <= x.high)
     step = (x.stop - x.start) / bins
-    for index, found in enumerate(counts):
-        if found:
-            tall = round(height * found / max(counts), 1)
-            yield _tag(
-                '<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{}"/>',
-                style, x.start + index * step, base - tall, step, tall,
-            )  # fmt: skip
+    for index, found in sorted(counts.items()):
+        tall = height * found / max(counts.values())
+        yield _tag("rect", class_=style, x=x.start + index * step, y=base - tall, width=step, height=tall)
 
 
-def _value_axis(low: float, high: float, ceiling: float | None, log: bool) -> Axis:
+def _value_axis(values: Sequence[float], ceiling: float | None, log: bool) -> Axis:
+    low, high = min(values), max(values)
     if log:
         return Axis(low / 1.15, high * 1.3, HEIGHT - BOTTOM, TOP + NAMES, log=True)
     room = (high - low) * 0.08 or abs(high) * 0.1 or 1.0
@@ -213,104 +184,88 @@ def _value_axis(low: float, high: float, ceiling: float | None, log: bool) -> Ax
     return Axis(floor, top, HEIGHT - BOTTOM, TOP + NAMES)
 
 
-def _svg_open(name: str, title: str, description: str, height: float) -> Markup:
-    return _tag(
-        '<svg class="plot" viewBox="0 0 {} {}" role="img" aria-labelledby="{}-title {}-desc">'
-        '<title id="{}-title">{}</title><desc id="{}-desc">{}</desc>',
-        WIDTH, height, name, name, name, title, name, description,
-    )  # fmt: skip
-
-
 def _describe(series: Sequence[Series], bands: Sequence[Band], unit: str, digits: int) -> str:
     phases = ", ".join(f"{band.label} epochs {band.first} to {band.last}" for band in bands)
-    found = []
-    for line in series:
-        values = [value for value in line.values if value is not None]
-        if values:
-            found.append(f"{line.label} from {values[0]:.{digits}f} to {values[-1]:.{digits}f}")
+    known = [(line.label, [value for value in line.values if value is not None]) for line in series]
+    found = [f"{label} from {v[0]:.{digits}f} to {v[-1]:.{digits}f}" for label, v in known if v]
     return f"{unit} over {phases}: {'; '.join(found)}."
 
 
-def _y_grid(y: Axis, x: Axis) -> Markup:
-    grid = []
-    for tick in y.ticks():
-        at = y.at(tick)
-        grid.append(_tag('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>', x.start, x.stop, at, at))
-        grid.append(
-            _tag('<text class="tick" x="{}" y="{}" text-anchor="end">{}</text>', x.start - 6, at + 4, f"{tick:g}")
-        )
-    return Markup("").join(grid)
-
-
-def _x_ticks(x: Axis, ticks: Sequence[float], label: str, height: float = HEIGHT) -> Markup:
+def _x_axis(x: Axis, ticks: Sequence[float], label: str, height: float) -> Iterator[Markup]:
     base = height - BOTTOM
-    parts = [_tag('<line class="axis" x1="{}" x2="{}" y1="{}" y2="{}"/>', x.start, x.stop, base, base)]
+    yield _line("axis", x.start, x.stop, base, base)
     for tick in ticks:
         at = x.at(tick)
-        parts.append(_tag('<line class="axis" x1="{}" x2="{}" y1="{}" y2="{}"/>', at, at, base, base + 4))
-        parts.append(
-            _tag('<text class="tick" x="{}" y="{}" text-anchor="middle">{}</text>', at, base + 16, f"{tick:g}")
-        )
-    parts.append(_tag('<text class="unit" x="{}" y="{}" text-anchor="end">{}</text>', x.stop, base + 30, label))
-    return Markup("").join(parts)
+        yield _line("axis", at, at, base, base + 4)
+        yield _text("tick", at, base + 16, f"{tick:g}", "middle")
+    yield _text("unit", x.stop, base + 30, label, "end")
 
 
-def _band(band: Band, x: Axis) -> Markup:
+def _band(band: Band, x: Axis) -> Iterator[Markup]:
     start, stop = x.at(band.first - 0.5), x.at(band.last + 0.5)
-    line = Markup("")
     if band.first > 1:
-        line = _tag('<line class="band" x1="{}" x2="{}" y1="{}" y2="{}"/>', start, start, TOP, HEIGHT - BOTTOM)
-    if stop - start < len(band.label) * TEXT_WIDTH + 4:
-        return line
-    return line + _tag('<text class="band-label" x="{}" y="{}">{}</text>', start + 5, TOP + 10, band.label)
+        yield _line("band", start, start, TOP, HEIGHT - BOTTOM)
+    if stop - start >= len(band.label) * TEXT_WIDTH + 4:
+        yield _text("band-label", start + 5, TOP + 10, band.label)
 
 
-def _line(line: Series, x: Axis, y: Axis) -> Iterator[Markup]:
-    run: list[str] = []
-    for index, value in enumerate([*line.values, None], start=1):
-        if value is not None:
-            run.append(f"{x.at(index)},{y.at(value)}")
-            continue
-        if len(run) == 1:
-            # One epoch alone has no line.
-            at, height = run[0].split(",")
-            yield _tag('<circle class="dot {}" cx="{}" cy="{}" r="2.5"/>', line.style, at, height)
-        elif run:
-            yield _tag('<polyline class="line {}" points="{}"/>', line.style, " ".join(run))
-        run = []
+def _curve(line: Series, x: Axis, y: Axis) -> Iterator[Markup]:
+    for is_gap, run in groupby(enumerate(line.values, start=1), lambda it: it[1] is None):
+        places = [(x.at(epoch), y.at(value)) for epoch, value in run if value is not None]
+        if len(places) == 1:  # one epoch alone has no line
+            yield _dot(line.style, *places[0])
+        elif not is_gap:
+            yield _tag("polyline", class_=f"line {line.style}", points=" ".join(f"{a},{b}" for a, b in places))
 
 
-def _last_values(series: Sequence[Series], bands: Sequence[Band], x: Axis, y: Axis, digits: int) -> Iterator[Markup]:
-    """Write the first series' last value of each band above the line, where it does not run into the one before."""
+def _last_values(line: Series, bands: Sequence[Band], x: Axis, y: Axis, digits: int) -> Iterator[Markup]:
+    """Write a line's last value of each band above it, where it does not run into the one before."""
     free_from = 0.0
     for band in bands:
-        known = [
-            (index, value)
-            for index, value in enumerate(series[0].values[band.first - 1 : band.last], start=band.first)
-            if value is not None
-        ]
-        if not known:
-            continue
-        index, value = known[-1]
-        text = f"{value:.{digits}f}"
-        at, height = x.at(index), y.at(value)
-        if at - len(text) * TEXT_WIDTH < free_from:
-            continue
-        free_from = at + 4
-        yield _tag('<circle class="dot {}" cx="{}" cy="{}" r="2.5"/>', series[0].style, at, height)
-        yield _tag(
-            '<text class="value {}" x="{}" y="{}" text-anchor="end">{}</text>', series[0].style, at, height - 6, text
-        )
+        for epoch in range(min(band.last, len(line.values)), band.first - 1, -1):
+            if (value := line.values[epoch - 1]) is not None:
+                text, at, height = f"{value:.{digits}f}", x.at(epoch), y.at(value)
+                if at - len(text) * TEXT_WIDTH >= free_from:
+                    free_from = at + 4
+                    yield _dot(line.style, at, height)
+                    yield _text(f"value {line.style}", at, height - 6, text, "end")
+                break
 
 
 def _legend(series: Sequence[Series]) -> Iterator[Markup]:
     right = float(WIDTH - RIGHT)
     for line in reversed(series):
-        yield _tag('<text class="legend" x="{:.0f}" y="13" text-anchor="end">{}</text>', right, line.label)
+        yield _text("legend", right, 13, line.label, "end")
         right -= len(line.label) * TEXT_WIDTH + 6
-        yield _tag('<line class="line {}" x1="{:.0f}" x2="{:.0f}" y1="9" y2="9"/>', line.style, right - 16, right)
+        yield _line(f"line {line.style}", right - 16, right, 9, 9)
         right -= 30
 
 
-def _tag(template: str, *values: object) -> Markup:
-    return Markup(template).format(*values)
+def _svg(name: str, title: str, description: str, height: float, parts: Sequence[Markup]) -> Markup:
+    words = _tag("title", title, id=f"{name}-title") + _tag("desc", description, id=f"{name}-desc")
+    size, labelled = f"0 0 {WIDTH} {height}", f"{name}-title {name}-desc"
+    inside = words + Markup("").join(parts)
+    return _tag("svg", inside, class_="plot", viewBox=size, role="img", aria_labelledby=labelled)
+
+
+def _line(style: str, x1: float, x2: float, y1: float, y2: float) -> Markup:
+    return _tag("line", class_=style, x1=x1, x2=x2, y1=y1, y2=y2)
+
+
+def _text(style: str, x: float, y: float, words: str, anchor: str | None = None) -> Markup:
+    return _tag("text", words, class_=style, x=x, y=y, **({"text_anchor": anchor} if anchor else {}))
+
+
+def _dot(style: str, x: float, y: float) -> Markup:
+    return _tag("circle", class_=f"dot {style}", cx=x, cy=y, r=2.5)
+
+
+def _tag(name: str, content: str = "", **attributes: str | float) -> Markup:
+    """Return an element; names of attributes have ``_`` for ``-``, numbers a tenth of a pixel."""
+    given = Markup("").join(
+        Markup(' {}="{}"').format(
+            key.rstrip("_").replace("_", "-"), round(value, 1) if isinstance(value, float) else value
+        )
+        for key, value in attributes.items()
+    )
+    return Markup("<{0}{1}>{2}</{0}>").format(name, given, content)

@@ -11,14 +11,15 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from hoyer_export.errors import CutRefused
+from hoyer_export.operations import Watched
 from hoyer_export.tensors import tensors_in
 
 TOLERANCE = 1e-9
@@ -87,7 +88,7 @@ class Decisions:
     @contextmanager
     def watch(self) -> Iterator[None]:
         """Note the decisions that are made inside; CutRefused at the end where some that are followed were not made."""
-        with _Reads(self), _Operations(self):
+        with _Reads(self), Watched(partial(_see, self)):
             yield
         left = [] if self.followed is None or self.skips else self.followed[self._next :]
         if left:
@@ -275,42 +276,31 @@ class _Reads(TorchFunctionMode):
         return output
 
 
-class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes every operation whose result is no continuous function of what it was given."""
-
-    def __init__(self, decisions: Decisions) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.decisions = decisions
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # a wrapper around every operation, for compiled code, of which there is none here
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        full_name = func.overloadpacket.__name__
-        name = full_name.removesuffix("_")
-        if self.decisions.is_comparing or "max_pool" in name:  # our own arithmetic; places are asked for elsewhere
-            return func(*args, **kwargs)
-        is_step = name in _STEPS or name.startswith("fake_quantize") or bool(kwargs.get("rounding_mode"))
-        # What is only written to, was never decided from.
-        given = args[1:] if full_name == "bernoulli_" else args
-        read = tensors_in((given, {key: value for key, value in kwargs.items() if key != "out"}))
-        evidence = tuple(x.clone() if is_step else x for x in read if is_continuous(x))  # it may write into them
-        output = func(*args, **kwargs)
-        if isinstance(output, bool | int | float):
-            own = Decision(name, (), evidence, (output,), is_read=isinstance(output, float))
-            return self.decisions.note(own).answers[0] if evidence else output
-        answers = tuple(x for x in tensors_in(output) if is_step or not is_continuous(x))
-        if not answers or not (evidence or (numbers := _thresholds(func, args, kwargs))):
-            return output
-        if evidence:
-            numbers = _numbers((*args, *kwargs.values()))
-            choices = _choices(name, args, evidence)
-            self.decisions.take_over(Decision(name, numbers, evidence, answers, choices))
-        else:
-            self.decisions.note(Decision(name, numbers, (), ()))
+def _see(decisions: Decisions, func: Any, args: Any, kwargs: Any) -> Any:
+    """Note an operation whose result is no continuous function of what it was given."""
+    full_name = func.overloadpacket.__name__
+    name = full_name.removesuffix("_")
+    if decisions.is_comparing or "max_pool" in name:  # our own arithmetic; places are asked for elsewhere
+        return func(*args, **kwargs)
+    is_step = name in _STEPS or name.startswith("fake_quantize") or bool(kwargs.get("rounding_mode"))
+    # What is only written to, was never decided from.
+    given = args[1:] if full_name == "bernoulli_" else args
+    read = tensors_in((given, {key: value for key, value in kwargs.items() if key != "out"}))
+    evidence = tuple(x.clone() if is_step else x for x in read if is_continuous(x))  # it may write into them
+    output = func(*args, **kwargs)
+    if isinstance(output, bool | int | float):
+        own = Decision(name, (), evidence, (output,), is_read=isinstance(output, float))
+        return decisions.note(own).answers[0] if evidence else output
+    answers = tuple(x for x in tensors_in(output) if is_step or not is_continuous(x))
+    if not answers or not (evidence or (numbers := _thresholds(func, args, kwargs))):
         return output
+    if evidence:
+        numbers = _numbers((*args, *kwargs.values()))
+        choices = _choices(name, args, evidence)
+        decisions.take_over(Decision(name, numbers, evidence, answers, choices))
+    else:
+        decisions.note(Decision(name, numbers, (), ()))
+    return output
 
 
 def _take_over(own: Decision, stands: Decision) -> None:

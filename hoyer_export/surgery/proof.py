@@ -19,7 +19,7 @@ from hoyer_export.channels.trace import ExampleInputs as ExampleInputs
 from hoyer_export.errors import CutRefused, one_line
 from hoyer_export.random_state import kept_random_state, seed_generators
 from hoyer_export.surgery.decisions import TOLERANCE, Decision, Decisions, difference, is_continuous
-from hoyer_export.tensors import tensors_in
+from hoyer_export.tensors import WITHOUT_FLOAT64, named_tensors, tensors_in
 
 Case = tuple[Tensor, ...]
 
@@ -137,8 +137,16 @@ def _drawn_error(
     return error
 
 
+def _in_float64(x: Tensor) -> Tensor:
+    """Return floating-point numbers in float64, others as they are; on the CPU where the device has no float64."""
+    x = x.detach().cpu() if x.device.type in WITHOUT_FLOAT64 else x.detach()
+    return x.double() if x.is_floating_point() else x
+
+
 def in_float64(model: nn.Module) -> nn.Module:
-    """Return a copy in float64 and eval mode that shares no tensor with ``model``."""
+    """Return a copy in float64 and eval mode that shares no tensor with ``model``; see ``WITHOUT_FLOAT64``."""
+    if any(tensor.device.type in WITHOUT_FLOAT64 for tensor in named_tensors(model).values()):
+        model = copy.deepcopy(model).cpu()
     memo: dict[int, Any] = {}
     # What deepcopy finds in its memo it need not copy before the conversion: half the time. Not in scripted modules,
     # which hand out tensors that live no longer than the call.
@@ -154,13 +162,9 @@ def in_float64(model: nn.Module) -> nn.Module:
 
 def proof_cases(example_inputs: ExampleInputs) -> tuple[Case, Case, Case]:
     """Return the example inputs, noise of their shapes, and both in one batch with one more, in float64."""
-    inputs = tuple(tensors_in(example_inputs))
+    real = tuple(_in_float64(x) for x in tensors_in(example_inputs))
     generator = torch.Generator().manual_seed(_NOISE)
-    noise = tuple(
-        torch.randn(x.shape, generator=generator).to(x.device, torch.float64) if x.is_floating_point() else x
-        for x in inputs
-    )
-    real = tuple(x.detach().double() if x.is_floating_point() else x for x in inputs)
+    noise = tuple(torch.randn(x.shape, generator=generator).to(x) if x.is_floating_point() else x for x in real)
     # Another batch size, where the network takes one: a size may hide behind the example's.
     one_more = (y[:1] / 2 if y.is_floating_point() else y[:1] for y in noise if y.ndim)
     together = tuple(torch.cat([x, y, next(one_more)]) if x.ndim else x for x, y in zip(real, noise, strict=True))

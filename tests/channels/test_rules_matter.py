@@ -52,7 +52,7 @@ SAYS_WHY = {
     'tracer.fix(tracer.axis(x, axis), "one channel that is spread over many")',
     'tracer.fix(tracer.axis(operand, mine), "one channel that is spread over many")',
     # What the watchdog calls comes by once more, as an unknown op.
-    'self.calls.tracer.fix(tensor, f"opaque code that calls `{func}`")',
+    'calls.tracer.fix(tensor, f"opaque code that calls `{func}`")',
     # What an unknown op returns has one label along an axis: whatever meets it is the only channel of its group.
     "self.tracer.fix(tensor, reason, dims=axes)",
     "shapes.length",

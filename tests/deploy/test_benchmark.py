@@ -74,7 +74,7 @@ class Recorder:
     def __init__(self, name, turns, seconds=0.0):
         self.name, self.turns, self.seconds = name, turns, seconds
 
-    def run(self, names, feed):
+    def run(self, inputs):
         self.turns.append(self.name)
         time.sleep(self.seconds)
 

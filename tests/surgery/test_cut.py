@@ -189,6 +189,18 @@ def test_a_batch_size_that_the_code_holds_is_no_obstacle() -> None:
     assert cut(model, channels, keep, IMAGE).max_rel_error <= 1e-9
 
 
+def test_a_device_without_float64_is_proved_on_copies_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, channels = zeroed_chain()
+    expected = cut(model, channels, KEEP, IMAGE)
+    moved = []
+    monkeypatch.setattr(nn.Module, "cpu", lambda self: moved.append(self) or self)
+    monkeypatch.setattr("hoyer_export.surgery.proof.WITHOUT_FLOAT64", ("cpu",))  # as if it were Apple's
+    slim = cut(model, channels, KEEP, IMAGE)
+    assert len(moved) == 2
+    assert not any(copied is given for copied in moved for given in (model, slim.model))
+    assert slim.max_rel_error == expected.max_rel_error
+
+
 def test_a_model_that_writes_into_its_input_is_cut_and_leaves_the_callers_alone() -> None:
     model = networks.perturbed(
         networks.Net(

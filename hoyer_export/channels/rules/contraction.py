@@ -22,10 +22,8 @@ def convolution(
     tracer: Tracer, output: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None, *_: Any, **__: Any
 ) -> None:
     """y[o] = Σᵢ w[o, i] ∗ x[i] + b[o], weight [O, I / groups, kernel]."""
-    channel_axis = input.ndim - weight.ndim + 1
-    inputs, outputs = tracer.axis(input, channel_axis), tracer.axis(weight, 0)
-    groups = len(inputs) // weight.shape[1]
-    constant = _images(tracer, output, channel_axis) * prod(output.shape[channel_axis + 1 :]) * prod(weight.shape[2:])
+    inputs, outputs = tracer.axis(input, _channel_axis(input, weight)), tracer.axis(weight, 0)
+    groups, constant = len(inputs) // weight.shape[1], _positions(tracer, output, weight)
     if groups > 1 and weight.shape[1] == 1:  # depthwise: filter o reads input o // multiplier alone
         tracer.unite(inputs.repeated(len(outputs) // groups), outputs)
         _fix_unless_groups_can_shrink(tracer, weight, outputs)
@@ -45,10 +43,9 @@ def transposed_convolution(
     tracer: Tracer, output: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None, *_: Any, **__: Any
 ) -> None:
     """The adjoint of a convolution, weight [I, O / groups, kernel]; MACs are counted at the input's positions."""
-    channel_axis = input.ndim - weight.ndim + 1
+    channel_axis = _channel_axis(input, weight)
     inputs, slices = tracer.axis(input, channel_axis), tracer.axis(weight, 0)
-    groups = output.shape[channel_axis] // weight.shape[1]
-    constant = _images(tracer, input, channel_axis) * prod(input.shape[channel_axis + 1 :]) * prod(weight.shape[2:])
+    groups, constant = output.shape[channel_axis] // weight.shape[1], _positions(tracer, input, weight)
     tracer.unite(inputs, slices)
     fix_unless_silent(tracer, inputs, slices)
     per_group: AxisLabels | int
@@ -67,7 +64,7 @@ def transposed_convolution(
 def _finish(
     tracer: Tracer, output: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None, outputs: AxisLabels
 ) -> None:
-    channel_axis = input.ndim - weight.ndim + 1
+    channel_axis = _channel_axis(input, weight)
     tracer.fix(weight, KERNEL, dims=range(2, weight.ndim))
     tracer.fix(input, KERNEL, dims=range(channel_axis + 1, input.ndim))
     tracer.fix(input, "channels folded into the batch of a convolution", dims=range(channel_axis))
@@ -133,9 +130,15 @@ def _with_bias(tracer: Tracer, outputs: AxisLabels, bias: Tensor | None) -> Axis
     return tracer.unite(outputs, shift).resting(0.0 if outputs.zero and shift.zero else None)
 
 
-def _images(tracer: Tracer, tensor: Tensor, channel_axis: int) -> int:
-    """Return how many images of the convolution one example stands for: more than one for frames of a video, say."""
-    return max(tensor.shape[0] // tracer.examples_in(tensor), 1) if channel_axis else 1
+def _channel_axis(input: Tensor, weight: Tensor) -> int:
+    return input.ndim - weight.ndim + 1  # 0 without a batch
+
+
+def _positions(tracer: Tracer, tensor: Tensor, weight: Tensor) -> int:
+    """Return positions × kernel positions of one example; it may be several images: frames of a video, say."""
+    axis = _channel_axis(tensor, weight)
+    images = max(tensor.shape[0] // tracer.examples_in(tensor), 1) if axis else 1
+    return images * prod(tensor.shape[axis + 1 :]) * prod(weight.shape[2:])
 
 
 def _fix_unless_groups_can_shrink(tracer: Tracer, weight: Tensor, channels: AxisLabels) -> None:

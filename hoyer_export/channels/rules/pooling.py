@@ -56,43 +56,27 @@ def unpool(tracer: Tracer, output: Tensor, input: Tensor, indices: Tensor, *_: A
     tracer.put(output, axes)
 
 
-@rule("pixel_shuffle")
-def pixel_shuffle(tracer: Tracer, output: Tensor, input: Tensor, upscale_factor: int) -> None:
-    """r² channels in a row become one of r × r times as many pixels: they go together."""
-    _gather(tracer, output, input, input.ndim - 3)
+@rule("pixel_shuffle pixel_unshuffle")
+def pixels(tracer: Tracer, output: Tensor, input: Tensor, *_: Any, **__: Any) -> None:
+    """r² channels in a row become one of r × r times as many pixels, or one becomes r²: they go together."""
+    _regroup(tracer, output, input, input.ndim - 3)
 
 
-@rule("fold", spaces=(F,))
-def fold(tracer: Tracer, output: Tensor, input: Tensor, *_: Any, **__: Any) -> None:
-    """Columns back to pixels: the rows of one channel go together."""
-    _gather(tracer, output, input, input.ndim - 2)
+@rule("fold unfold", spaces=(F,))
+def patches(tracer: Tracer, output: Tensor, input: Tensor, *_: Any, **__: Any) -> None:
+    """Patches as columns, with a row for each pixel of each channel, and back: the rows of one channel go together."""
+    _regroup(tracer, output, input, input.ndim - (3 if tracer.operation is F.unfold else 2))
 
 
-def _gather(tracer: Tracer, output: Tensor, input: Tensor, axis: int) -> None:
-    """Several channels in a row become one."""
+def _regroup(tracer: Tracer, output: Tensor, input: Tensor, axis: int) -> None:
+    """Several channels in a row become one, or one becomes several in a row."""
     axes = _before(tracer, input, axis + 1, "mixed with the pixels around")
     if axis in axes:
-        axes[axis] = tracer.unite_runs(axes[axis], input.shape[axis] // output.shape[axis]).mixed()
-    tracer.put(output, axes)
-
-
-@rule("pixel_unshuffle")
-def pixel_unshuffle(tracer: Tracer, output: Tensor, input: Tensor, downscale_factor: int) -> None:
-    """Each channel becomes r² channels in a row."""
-    _repeat(tracer, output, input, input.ndim - 3)
-
-
-@rule("unfold", spaces=(F,))
-def unfold(tracer: Tracer, output: Tensor, input: Tensor, *_: Any, **__: Any) -> None:
-    """Patches as columns: each channel becomes as many rows as a patch has pixels."""
-    _repeat(tracer, output, input, input.ndim - 3)
-
-
-def _repeat(tracer: Tracer, output: Tensor, input: Tensor, axis: int) -> None:
-    """Each channel becomes several in a row."""
-    axes = _before(tracer, input, axis + 1, "mixed with the pixels around")
-    if axis in axes:
-        axes[axis] = axes[axis].repeated(output.shape[axis] // input.shape[axis]).mixed()
+        before, after = input.shape[axis], output.shape[axis]
+        side = (
+            tracer.unite_runs(axes[axis], before // after) if before > after else axes[axis].repeated(after // before)
+        )
+        axes[axis] = side.mixed()
     tracer.put(output, axes)
 
 
