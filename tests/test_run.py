@@ -16,6 +16,8 @@ from safetensors import safe_open
 from hoyer_export.deploy.macs import count_macs
 from hoyer_export.errors import DataError, FileError, HoyerExportError, NetworkError, RecipeError
 from hoyer_export.recipe import Recipe, load_recipe
+from hoyer_export.report.files import read_report
+from hoyer_export.report.stage_records import BudgetRecord
 from hoyer_export.run import inputs, train
 from hoyer_export.run.chain import EXPORT, STAGES, export_run, run_recipe, verify_run
 from hoyer_export.run.job import Job
@@ -91,7 +93,6 @@ FILES = {
     *("widths.json", "dense.onnx", "slim.onnx", "report.json", "report.html", "card.md"),
 }
 # What depends on the clock and the machine.
-MEASURED = ("seconds", "latency", "environment", "created")
 
 
 class Stop(Exception):
@@ -216,8 +217,13 @@ def slim_content(folder: Path) -> tuple[dict[str, str], dict[str, bytes]]:
         return file.metadata(), {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
 
 
-def report_of(folder: Path) -> dict[str, object]:
-    return json.loads((folder / "report.json").read_text())
+def unmeasured(folder: Path) -> dict[str, object]:
+    """Return the report without what was measured: times and the machine."""
+    found = json.loads((folder / "report.json").read_text())
+    del found["bench"], found["created"]
+    for stage in (*found["training"].values(), *(found[name] for name in ("cut", "export", "verify"))):
+        del stage["seconds"]
+    return found
 
 
 def test_a_run_leaves_exactly_the_files_of_the_contract(finished: Path) -> None:
@@ -228,10 +234,10 @@ def test_the_budget_holds_for_the_exported_graphs(finished: Path) -> None:
     dense, slim = count_macs(finished / "dense.onnx").macs, count_macs(finished / "slim.onnx").macs
     assert dense == DENSE_MACS
     assert slim <= 0.5 * dense
-    report = report_of(finished)
-    assert (report["dense"]["macs"], report["slim"]["macs"]) == (dense, slim)
-    assert report["budget"] == {"asked": {"macs": 0.5}, "met": True, "reached": {"macs": slim / dense}}
-    assert report["verify"]["passed"] is True
+    report = read_report(finished)
+    assert (report.dense.file.macs, report.slim.file.macs) == (dense, slim)
+    assert report.budget == BudgetRecord(asked={"macs": 0.5}, met=True, reached={"macs": slim / dense})
+    assert report.passed
 
 
 def test_widths_and_weights_and_onnx_tell_the_same_story(finished: Path, home: Path) -> None:
@@ -244,10 +250,10 @@ def test_widths_and_weights_and_onnx_tell_the_same_story(finished: Path, home: P
         "3": slim[3].out_channels,
     }
     assert all(len(indices) % 4 == 0 for indices in keep.values())
-    widths = {row["group"]: row["slim"] for row in report_of(finished)["widths"]}
+    widths = {row.group: row.slim for row in read_report(finished).cut.widths}
     assert widths == {name: len(indices) for name, indices in keep.items()}
     params = sum(parameter.numel() for parameter in slim.parameters())
-    assert report_of(finished)["slim"]["params"] == params
+    assert read_report(finished).slim.file.params == params
 
 
 def test_metrics_hold_one_line_an_epoch(finished: Path) -> None:
@@ -260,12 +266,12 @@ def test_metrics_hold_one_line_an_epoch(finished: Path) -> None:
 def test_the_recipe_in_the_folder_holds_what_was_in_force(finished: Path, home: Path) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     # The digits' own: no augmentation, 8×8 pixels; mean and deviation as the exported file has them.
-    normal = report_of(finished)["input"]
+    normal = read_report(finished).inputs
     in_force = [f"device={device}", "threads=1", "data.augment=false", "data.image_size=8"]
-    in_force += [f"data.{key}={normal[key]}" for key in ("mean", "std")]
+    in_force += [f"data.{key}={list(getattr(normal, key))}" for key in ("mean", "std")]
     resolved = load_recipe(finished / "recipe.toml")
     assert resolved == recipe(home, *in_force)
-    assert report_of(finished)["recipe"] == resolved.model_dump(mode="json", exclude_none=True)
+    assert read_report(finished).recipe == resolved.model_dump(mode="json", exclude_none=True)
 
 
 def test_the_resolved_recipe_alone_makes_the_same_run_again(finished: Path, tmp_path: Path) -> None:
@@ -279,8 +285,7 @@ def test_the_resolved_recipe_alone_makes_the_same_run_again(finished: Path, tmp_
     assert (out / "recipe.toml").read_bytes() == (finished / "recipe.toml").read_bytes()
     for name in ("dense.safetensors", "sparse.safetensors", "slim.onnx", "widths.json"):
         assert (out / name).read_bytes() == (finished / name).read_bytes(), name
-    reports = [{key: it for key, it in report_of(run).items() if key not in MEASURED} for run in (finished, out)]
-    assert reports[0] == reports[1]
+    assert unmeasured(finished) == unmeasured(out)
 
 
 def test_what_a_known_network_is_built_with_is_in_the_resolved_recipe(home: Path, monkeypatch: Any) -> None:
@@ -336,8 +341,8 @@ def test_weights_name_their_network_and_the_file_its_normalisation(finished: Pat
         built = json.loads(file.metadata()["hoyer_export.network"])
     assert built == {"name": "tiny_nets:small", "in_channels": None, "classes": None}
     properties = {entry.key: entry.value for entry in onnx.load(finished / "slim.onnx").metadata_props}
-    assert json.loads(properties["hoyer_export.mean"]) == report_of(finished)["input"]["mean"]
-    assert json.loads(properties["hoyer_export.std"]) == report_of(finished)["input"]["std"]
+    assert json.loads(properties["hoyer_export.mean"]) == list(read_report(finished).inputs.mean)
+    assert json.loads(properties["hoyer_export.std"]) == list(read_report(finished).inputs.std)
 
 
 @pytest.mark.parametrize(
@@ -376,10 +381,7 @@ def test_a_run_that_was_cut_short_says_where_it_goes_on_and_resumes_to_the_same_
         for lines in (whole["metrics.jsonl"], resumed["metrics.jsonl"])
     ]
     assert without_seconds[0] == without_seconds[1]
-    reports = [
-        {key: value for key, value in report_of(folder).items() if key not in MEASURED} for folder in (finished, out)
-    ]
-    assert reports[0] == reports[1]
+    assert unmeasured(finished) == unmeasured(out)
 
 
 def test_another_seed_gives_other_bits(finished: Path, run: Runner, tmp_path: Path) -> None:
@@ -479,11 +481,11 @@ def test_dense_weights_are_where_training_starts_and_the_report_says_so(
     weights = finished / "dense.safetensors"
     out = run(tmp_path / "out", f"dense.weights={weights}", "dense.epochs=0", "sparse.epochs=0", "finetune.epochs=0")
     assert (out / "dense.safetensors").read_bytes() == weights.read_bytes()
-    report = report_of(out)
-    assert report["dense"]["accuracy"] == report_of(finished)["dense"]["accuracy"]
-    assert report["validation"] == "may have been seen in training"
+    report = read_report(out)
+    assert report.dense.accuracy == read_report(finished).dense.accuracy
+    assert report.inputs.validation == "may have been seen in training"
     # The path of the weights was absolute; whose machine it is stays private.
-    assert report["recipe"]["dense"]["weights"] == "dense.safetensors"
+    assert report.recipe["dense"]["weights"] == "dense.safetensors"
     assert str(tmp_path) not in (out / "report.json").read_text()
 
 
@@ -534,7 +536,7 @@ def test_verify_again_passes_and_a_perturbed_file_fails_and_stays_failed(copied:
     weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
     onnx.save(model, copied / "slim.onnx")
     assert verify_run(copied, allow_import=["tiny_nets"], progress=Silent()).passed is False
-    assert report_of(copied)["verify"]["passed"] is False
+    assert not read_report(copied).passed
     export_run(copied, allow_import=["tiny_nets"], progress=Silent())
     assert verify_run(copied, allow_import=["tiny_nets"], progress=Silent()).passed is True
 
@@ -555,7 +557,7 @@ def test_another_bench_is_done_again_and_all_else_stays(copied: Path, run: Runne
     assert [
         line for line in said.said if line.startswith(("dense", "sparse", "cut", "fine-tune", "export", "verify"))
     ] == []
-    assert report_of(copied)["latency"]["batch_size"] == 2
+    assert read_report(copied).bench.batch_size == 2
     changed = {name for name, content in contents(copied).items() if content != before.get(name)}
     assert changed == {"recipe.toml", "stages.json", "report.json", "report.html", "card.md"}
 
@@ -574,7 +576,7 @@ def test_another_budget_trains_the_slim_network_again_only_where_that_is_asked_f
     assert said.said[0] == first
     for name in ("dense.safetensors", "sparse.safetensors"):
         assert (copied / name).read_bytes() == before[name]
-    assert report_of(copied)["slim"]["macs"] <= 0.3 * DENSE_MACS
+    assert read_report(copied).slim.file.macs <= 0.3 * DENSE_MACS
     # It is what a run with that budget would have made.
     run_recipe(again, tmp_path / "other", allow_import=["tiny_nets"], progress=Silent())
     for name in ("slim.safetensors", "slim.onnx", "widths.json", "recipe.toml"):
@@ -600,7 +602,7 @@ def test_another_budget_forgets_the_checkpoint_of_another_fine_tuning(run: Runne
     with pytest.raises(RecipeError, match="finetune is trained already"):
         run(out, "cut.macs=0.3", resume=True)
     run_recipe(recipe(home, "cut.macs=0.3"), out, redo_from="finetune", allow_import=["tiny_nets"], progress=Silent())
-    assert report_of(out)["slim"]["macs"] <= 0.3 * DENSE_MACS
+    assert read_report(out).slim.file.macs <= 0.3 * DENSE_MACS
 
 
 def test_what_was_settled_is_settled_anew_where_the_run_begins_anew(copied: Path, home: Path) -> None:
@@ -694,12 +696,12 @@ def test_export_again_writes_the_same_bytes_and_forgets_nothing(copied: Path, ho
 
 
 def test_report_again_writes_the_same_report(copied: Path) -> None:
-    before = report_of(copied)
+    before = read_report(copied)
     for name in ("report.json", "report.html", "card.md"):
         (copied / name).unlink()
     report_run(copied)
-    after = report_of(copied)
-    assert {key for key in before if before[key] != after.get(key)} <= {"created"}
+    after = read_report(copied)
+    assert before.model_copy(update={"created": None}) == after.model_copy(update={"created": None})
     assert (copied / "card.md").exists()
     assert (copied / "report.html").exists()
 
@@ -715,7 +717,7 @@ def test_a_stage_that_has_nothing_to_start_from_says_what_to_do(copied: Path) ->
 
 def test_damaged_records_are_named(copied: Path) -> None:
     stages = json.loads((copied / "stages.json").read_text())
-    del stages["verify"]["found"]["accuracy"]
+    del stages["verify"]["found"]["artifacts"]
     (copied / "stages.json").write_text(json.dumps(stages))
     with pytest.raises(FileError, match=r"stages\.json is damaged"):
         report_run(copied)
