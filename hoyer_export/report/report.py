@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Literal
 
-from pydantic import JsonValue
+from pydantic import JsonValue, model_validator
+from pydantic_core import PydanticCustomError
 
 from hoyer_export.environment import OWN
 from hoyer_export.record import Record
@@ -73,6 +74,16 @@ class Report(Record):
     export: ExportsRecord
     verify: VerifiedRecord
     bench: MeasuredRecord
+
+    @model_validator(mode="after")
+    def _same_artifacts(self) -> "Report":
+        names = [it.name for it in self.export.artifacts]
+        verified = [it.name for it in self.verify.artifacts]
+        measured = [it.name for it in self.bench.artifacts]
+        if names[:2] != ["dense", "slim"] or verified != names or measured not in ([], names):
+            message = "expected the artifacts dense, slim, ... , each of them verified, and measured all or none"
+            raise PydanticCustomError("artifacts", message)
+        return self
 
     @property
     def artifacts(self) -> tuple[Artifact, ...]:
