@@ -171,20 +171,15 @@ def margin(step: Step) -> float | None:
 
 
 def _stages(steps: Sequence[Step]) -> tuple[tuple[tuple[str, tuple[Step, ...]], ...], ...]:
-    """Return the tables of the verification as rows of tables that stand beside each other."""
-
-    def of(stage: str) -> tuple[Step, ...]:
-        return tuple(step for step in steps if step.stage == stage)
-
-    found = dict.fromkeys(step.stage for step in steps)
-    compared = [stage for stage in found if "," in stage]
-    files = [stage for stage in found if stage != "cut" and stage not in compared]
-    tables = (
-        ("The cut: what was removed was zero", of("cut")),
-        *((f"{stage}, step by step", of(stage)) for stage in files),
-        *((f"{stage}, max |Δ| against torch", of(stage)) for stage in compared),
-    )
-    return tuple(tables[first : first + 2] for first in range(0, len(tables), 2))
+    """Return the tables of the verification, row by row: the cut and every file's steps; each file's comparisons."""
+    found: dict[str, dict[str, tuple[Step, ...]]] = {"": {}}
+    for stage in dict.fromkeys(step.stage for step in steps):
+        file, compared, _ = stage.partition(",")
+        words = "max |Δ| against torch" if compared else "step by step"
+        name = "The cut: what was removed was zero" if stage == "cut" else f"{stage}, {words}"
+        row = found.setdefault(file if compared else "", {})
+        row[name] = tuple(step for step in steps if step.stage == stage)
+    return tuple(tuple(row.items()) for row in found.values())
 
 
 def breakable(name: str) -> Markup:
@@ -198,6 +193,8 @@ def _latency_plot(report: Report) -> Markup | None:
         return None
     return distributions_plot(
         name="latency",
-        title="Latency of the dense and the slim file",
-        rows=[(it.name, it.name, it.samples, it.p50, it.p90, it.p99) for it in measured],
+        title="Latency of every file",
+        rows=[
+            (it.name, "dense" if it.name == "dense" else "slim", it.samples, it.p50, it.p90, it.p99) for it in measured
+        ],
     )

@@ -137,11 +137,11 @@ class Report(Record):
 
     @property
     def seconds(self) -> dict[str, float | None]:
-        """Stage → wall seconds."""
-        phases = {name: phase.seconds for name, phase in self.training.items()}
-        after = {"finetune": phases.pop("finetune")} if "finetune" in phases else {}
-        shipped = {"export": self.export.seconds, "verify": self.verify.seconds, "bench": self.bench.seconds}
-        return phases | {"cut": self.cut.seconds} | after | shipped
+        """Stage → wall seconds, in the order of the run."""
+        training = {name: phase.seconds for name, phase in self.training.items()}
+        after = {"finetune": training.pop("finetune")} if "finetune" in training else {}
+        shipping = {"export": self.export.seconds, "verify": self.verify.seconds, "bench": self.bench.seconds}
+        return training | {"cut": self.cut.seconds} | after | shipping
 
 
 def dated(report: Report) -> Report:
