@@ -171,13 +171,13 @@ def margin(step: Step) -> float | None:
 
 
 def _stages(steps: Sequence[Step]) -> tuple[tuple[tuple[str, tuple[Step, ...]], ...], ...]:
-    """Return the tables of the verification, row by row: the cut and every file's steps; each file's comparisons."""
-    found: dict[str, dict[str, tuple[Step, ...]]] = {"": {}}
+    """Return the tables of the verification, row by row: the cut, every file's steps, each file's comparisons."""
+    found: dict[str, dict[str, tuple[Step, ...]]] = {}
     for stage in dict.fromkeys(step.stage for step in steps):
         file, compared, _ = stage.partition(",")
         words = "max |Δ| against torch" if compared else "step by step"
         name = "The cut: what was removed was zero" if stage == "cut" else f"{stage}, {words}"
-        row = found.setdefault(file if compared else "", {})
+        row = found.setdefault(stage if stage == "cut" else file if compared else "files", {})
         row[name] = tuple(step for step in steps if step.stage == stage)
     return tuple(tuple(row.items()) for row in found.values())
 
