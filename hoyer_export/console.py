@@ -74,14 +74,13 @@ def print_report(report: "Report", folder: Path) -> None:
 
 def _figures(report: "Report") -> Iterator[list[str]]:
     """Yield the rows of the table: a name, one cell a file, slim beside dense."""
-    from hoyer_export.report.summary import accuracy_change
+    from hoyer_export.report.summary import accuracy_change, of_dense
 
     shipped, dense, slim = report.artifacts, report.dense, report.slim
     if slim.accuracy is not None:
         yield ["test accuracy", *(percent(it.accuracy) for it in shipped), points(accuracy_change(report))]
     for name, key, shown in (("MACs", "macs", exact), ("params", "params", exact), ("file", "size_bytes", size)):
-        first, second = (getattr(it.file, key) for it in (dense, slim))
-        yield [name, *(shown(getattr(it.file, key)) for it in shipped), share(second / max(first, 1))]
+        yield [name, *(shown(getattr(it.file, key)) for it in shipped), share(of_dense(report, key))]
     measured = report.bench.artifacts
     if measured and dense.latency is not None and slim.latency is not None:
         for quantile in ("p50", "p90"):

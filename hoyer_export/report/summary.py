@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from hoyer_export.report.making import changed_little, how_it_was_made, little_effect_words, making, stage_seconds
 from hoyer_export.report.number_format import percent, points, share, small, times
@@ -161,10 +161,10 @@ def speed_efficiency(report: Report) -> float | None:
     return report.speed.speedup.median * left
 
 
-def of_dense(report: Report, figure: Literal["macs", "params", "size_bytes"]) -> float | None:
-    """Return what the slim file has as a share of what the dense one has; None where that has nothing."""
-    dense: int = getattr(report.dense.file, figure)
-    return getattr(report.slim.file, figure) / dense if dense else None
+def of_dense(report: Report, figure: str) -> float | None:
+    """Return the slim file's ``macs``, ``params`` or ``size_bytes`` as a share of dense; None where that has none."""
+    dense, slim = (float(getattr(it.file, figure)) for it in (report.dense, report.slim))
+    return slim / dense if dense else None
 
 
 def budget_words(report: Report) -> str:
