@@ -38,7 +38,7 @@ MOVED = 1e-5  # relative change of the outputs that asks for fine-tuning: what v
 
 def print_report(report: "Report", folder: Path) -> None:
     """Print the files side by side, how exact the cut is, what was verified, and what to do next."""
-    from hoyer_export.report.making import making
+    from hoyer_export.report.making import cut_details, making
     from hoyer_export.report.summary import budget_words, cautions, speedup_words, title, verification_steps
 
     network, data = title(report)
@@ -53,7 +53,7 @@ def print_report(report: "Report", folder: Path) -> None:
     made, steps = making(report), verification_steps(report)
     removed = f"{made.before - made.after:,} of {made.before:,} channels removed"
     console.print(_plain(f"cut: {removed}, align = {report.cut.align or 1}; {_agreement_words(report.cut)}"))
-    for line in _cut_lines(report.cut):
+    for line in cut_details(report.cut):
         console.print(_plain(line))
     console.print(_plain(f"speed: {speedup_words(report)}"))
     console.print(_plain(f"budget: {budget_words(report)}"))
@@ -74,14 +74,13 @@ def print_report(report: "Report", folder: Path) -> None:
 
 def _figures(report: "Report") -> Iterator[list[str]]:
     """Yield the rows of the table: a name, one cell a file, slim beside dense."""
-    from hoyer_export.report.summary import accuracy_change
+    from hoyer_export.report.summary import accuracy_change, of_dense
 
     shipped, dense, slim = report.artifacts, report.dense, report.slim
     if slim.accuracy is not None:
         yield ["test accuracy", *(percent(it.accuracy) for it in shipped), points(accuracy_change(report))]
     for name, key, shown in (("MACs", "macs", exact), ("params", "params", exact), ("file", "size_bytes", size)):
-        first, second = (getattr(it.file, key) for it in (dense, slim))
-        yield [name, *(shown(getattr(it.file, key)) for it in shipped), share(second / max(first, 1))]
+        yield [name, *(shown(getattr(it.file, key)) for it in shipped), share(of_dense(report, key))]
     measured = report.bench.artifacts
     if measured and dense.latency is not None and slim.latency is not None:
         for quantile in ("p50", "p90"):
@@ -99,16 +98,6 @@ def _agreement_words(cut: "CutRecord") -> str:
         f", with its shifts in float32 to {small(rounded)}" if rounded and rounded > (cut.max_rel_error or 0) else ""
     )
     return f"zeroed and slim network agree to {small(cut.max_rel_error)} (relative, {cut.dtype}){shifts}"
-
-
-def _cut_lines(cut: "CutRecord") -> Iterator[str]:
-    """Yield what else the cut did."""
-    if cut.dead_blocks:
-        yield f"dead blocks, now their shortcuts: {', '.join(cut.dead_blocks)}"
-    for layer, (features, read) in cut.gathered.items():
-        yield f"{layer} reads {read:,} of {features:,} input features"
-    for moved in cut.moved:
-        yield _moved_words(moved)
 
 
 def print_inspection(found: "Inspection", *, everything: bool = False) -> None:
@@ -215,15 +204,6 @@ def _is_moved(moved: "Moved") -> bool:
     if moved.max_change is None or moved.max_output is None:  # not finite: the files are not verified then
         return False
     return moved.max_change > MOVED * max(1.0, moved.max_output)
-
-
-def _moved_words(moved: "Moved") -> str:
-    images = f"{moved.count:,} images of noise" if moved.images == "noise" else f"{moved.count:,} {moved.images} images"
-    if moved.max_change is None:
-        return f"an output is not finite on {images}: nobody can say how far zeroing moved it"
-    if moved.max_change == 0:
-        return f"zeroing moved no output by a single bit on {images}"
-    return f"zeroing moved outputs by up to {small(moved.max_change)} on {images}; they reach {small(moved.max_output)}"
 
 
 def print_exports(found: "ExportsRecord", folder: Path) -> None:

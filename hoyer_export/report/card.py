@@ -4,23 +4,9 @@ import re
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from hoyer_export.report import number_format
-from hoyer_export.report.making import how_it_was_made, making, stage_seconds
+from hoyer_export.report.number_format import WRITTEN
 from hoyer_export.report.report import Report
-from hoyer_export.report.summary import (
-    accuracy_change,
-    accuracy_interval,
-    budget_words,
-    cautions,
-    headline,
-    macs_share,
-    recipe_tables,
-    speed_efficiency,
-    speed_is_unclear,
-    speedup_words,
-    title,
-    verification_steps,
-)
+from hoyer_export.report.summary import facts, full_name
 
 
 def render_card(report: Report) -> str:
@@ -33,38 +19,8 @@ def render_card(report: Report) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {
-        name: getattr(number_format, name)
-        for name in ("exact", "percent", "share", "points", "milliseconds", "times", "small", "duration")
-    }
-    environment.filters |= {"code": code, "text": text}
-    network, data = title(report)
-    steps = verification_steps(report)
-    images = report.inputs.images.test if report.inputs.images else 0
-    return environment.get_template("card.md").render(
-        report=report,
-        made=making(report),
-        sentences=how_it_was_made(report),
-        seconds=stage_seconds(report),
-        network=network,
-        data=data,
-        cautions=cautions(report),
-        headline=headline(report),
-        accuracy_change=accuracy_change(report),
-        interval=accuracy_interval(report.slim.accuracy, images),
-        images=images,
-        budget=budget_words(report),
-        speedup=speedup_words(report),
-        efficiency=speed_efficiency(report),
-        unclear=speed_is_unclear(report),
-        steps=steps,
-        checks=[step for step in steps if step.stage != "cut" and "," not in step.stage],
-        comparisons=sum(len(it.verified.onnx) for it in report.artifacts),
-        macs_share=macs_share(report),
-        failed=[step for step in steps if not step.passed],
-        closest=max((step.ratio for step in steps if step.ratio is not None), default=None),
-        recipe=recipe_tables(report.recipe),
-    )
+    environment.filters |= WRITTEN | {"code": code, "text": text, "full_name": full_name}
+    return environment.get_template("card.md").render(facts(report))
 
 
 def code(value: object) -> str:

@@ -1,15 +1,16 @@
 """A run's report.json, card.md and report.html: written together, and made again from what is in the folder."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic_core import from_json, to_json
+
 from hoyer_export.errors import FileError
 from hoyer_export.record import read_record
+from hoyer_export.report import version_1
 from hoyer_export.report.card import render_card
 from hoyer_export.report.page import render_page
 from hoyer_export.report.report import FORMAT, Report
-from hoyer_export.report.version_1 import upgraded
 from hoyer_export.run_folder import write_whole
 from hoyer_export.sparsify.phase import EpochRecord
 
@@ -45,7 +46,8 @@ def read_report(folder: Path) -> Report:
     """
     path = folder / "report.json"
     try:
-        found = json.loads(path.read_bytes())
+        content = path.read_bytes()
+        found = from_json(content)
     except FileNotFoundError:
         raise FileError(
             f"{path} is missing; finish the run first: hoyer-export run RECIPE --resume --out DIR"
@@ -54,18 +56,20 @@ def read_report(folder: Path) -> Report:
         raise FileError(f"cannot read {path}: {error.strerror}; make it a file that can be read") from error
     except ValueError as error:
         raise FileError(f"{path} is damaged: not JSON ({error}); {_MEND}") from None
-    form = found.get("format") if isinstance(found, dict) else None
-    if form == "hoyer-export-report/1":
+    form = found.get("format") if isinstance(found, dict) else FORMAT  # what is no object at all is said below
+    if form == version_1.FORMAT:
         try:
-            found = upgraded(found)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise FileError(f"{path} is damaged: {error} is missing or of another kind; {_MEND}") from None
-    elif form is not None and form != FORMAT:
+            content = to_json(version_1.upgraded(found))
+        except KeyError as error:
+            raise FileError(f"{path} is damaged: {error.args[0]} is missing; {_MEND}") from None
+        except (TypeError, AttributeError):
+            raise FileError(f"{path} is damaged: a section is of another kind than in {form}; {_MEND}") from None
+    elif form != FORMAT:
         raise FileError(
             f"{path} has the format {form!r:.60}, expected {FORMAT!r}; read it with the version of hoyer-export that "
             "wrote it"
         )
-    return read_record(Report, json.dumps(found), path, _MEND)
+    return read_record(Report, content, path, _MEND)
 
 
 _MEND = "put back the file that the run wrote, or run it again"

@@ -1,11 +1,13 @@
 """How the slim network was made, in sentences that follow the recipe and the record: nothing that was not done."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from hoyer_export.recipe import RANDOM
-from hoyer_export.report.number_format import exact, percent, share
+from hoyer_export.report.number_format import exact, percent, share, small
 from hoyer_export.report.report import Report
+from hoyer_export.report.stage_records import CutRecord
 
 LITTLE_EFFECT = 0.99
 """Share of the dense MACs at effective widths above which Group-HS has made next to no channel weak."""
@@ -97,6 +99,8 @@ def how_it_was_made(report: Report) -> tuple[str, ...]:
     """Return one sentence a phase, plain text."""
     made = making(report)
     found = [_dense_words(made), _sparse_words(made), _before_words(report, made), _cut_words(report, made)]
+    if more := "; ".join(cut_details(report.cut)):
+        found.append(f"The cut: {more}.")
     if made.finetune_epochs == 0:
         found.append("The slim network was not trained after the cut.")
     elif made.finetune_epochs is not None:
@@ -146,6 +150,23 @@ def _cut_words(report: Report, made: Making) -> str:
         f"{first}{chosen} were zeroed and removed: {exact(made.before)} channels in {groups} became "
         f"{exact(made.after)}{blocks}."
     )
+
+
+def cut_details(cut: CutRecord) -> Iterator[str]:
+    """Yield what else the cut did, and how far zeroing moved the outputs."""
+    if cut.dead_blocks:
+        yield f"dead blocks, now their shortcuts: {', '.join(cut.dead_blocks)}"
+    for layer, (features, read) in cut.gathered.items():
+        yield f"{layer} reads {read:,} of {features:,} input features"
+    for moved in cut.moved:
+        images = f"{moved.count:,} {'images of noise' if moved.images == 'noise' else f'{moved.images} images'}"
+        if moved.max_change is None:
+            yield f"an output is not finite on {images}: nobody can say how far zeroing moved it"
+        elif moved.max_change == 0:
+            yield f"zeroing moved no output by a single bit on {images}"
+        else:
+            reach = f"they reach {small(moved.max_output)}"
+            yield f"zeroing moved outputs by up to {small(moved.max_change)} on {images}; {reach}"
 
 
 _CHOSEN = {

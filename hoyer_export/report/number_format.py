@@ -94,3 +94,7 @@ def duration(seconds: float | None) -> str:
         return f"{minutes} min {rest:02d} s"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes:02d} min"
+
+
+WRITTEN = {it.__name__: it for it in (count, exact, size, percent, share, points, milliseconds, times, small, duration)}
+"""All of them by name: filters of the templates."""

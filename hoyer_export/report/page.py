@@ -8,26 +8,18 @@ from dataclasses import dataclass, replace
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from hoyer_export.report import number_format
 from hoyer_export.report.curves import phase_names, training_curves
-from hoyer_export.report.making import aligned_words, how_it_was_made, making, stage_seconds
+from hoyer_export.report.making import aligned_words
+from hoyer_export.report.number_format import WRITTEN, count, milliseconds, percent, points, share, size, times
 from hoyer_export.report.plots import distributions_plot
 from hoyer_export.report.report import Report
 from hoyer_export.report.stage_records import GroupWidth
 from hoyer_export.report.summary import (
     Step,
     accuracy_change,
-    accuracy_interval,
     asks_a_share,
-    budget_words,
-    cautions,
-    headline,
-    macs_share,
-    recipe_tables,
-    speed_efficiency,
+    facts,
     speed_is_unclear,
-    speedup_words,
-    title,
     verification_steps,
 )
 from hoyer_export.sparsify.phase import EpochRecord
@@ -83,7 +75,7 @@ def render_page(report: Report, metrics: Sequence[EpochRecord]) -> str:
     """Return report.html.
 
     Args:
-        report: from ``assemble_report`` or ``read_report``.
+        report: from ``dated`` or ``read_report``.
         metrics: epochs in order; without any, the page says that the curves are absent.
     """
     environment = Environment(
@@ -93,72 +85,38 @@ def render_page(report: Report, metrics: Sequence[EpochRecord]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        name: getattr(number_format, name)
-        for name in (
-            "count",
-            "exact",
-            "size",
-            "percent",
-            "share",
-            "points",
-            "milliseconds",
-            "times",
-            "small",
-            "duration",
-        )
-    }
-    environment.filters["breakable"] = breakable
-    network, data = title(report)
-    steps = verification_steps(report)
-    rows = width_rows(report)
+    environment.filters |= WRITTEN | {"breakable": breakable}
     return environment.get_template("page.html").render(
-        report=report,
-        made=making(report),
-        sentences=how_it_was_made(report),
+        facts(report),
         aligned=aligned_words(report.cut.align or 1),
         asks_a_share=asks_a_share(report),
-        network=network,
-        data=data,
-        cautions=cautions(report),
-        headline=headline(report),
-        macs_share=macs_share(report),
         tiles=tiles(report),
-        accuracy_change=accuracy_change(report),
-        accuracy_intervals=_accuracy_intervals(report),
-        budget=budget_words(report),
-        speedup=speedup_words(report),
-        efficiency=speed_efficiency(report),
         latency_plot=_latency_plot(report),
-        width_columns=_columns(rows),
+        width_columns=_columns(width_rows(report)),
         curves=training_curves(report, metrics),
         epochs=metrics,
         phase_names=phase_names(report),
-        steps=steps,
-        stages=_stages(steps),
-        failed=[step for step in steps if not step.passed],
+        stages=_stages(verification_steps(report)),
         margin=margin,
-        recipe=recipe_tables(report.recipe),
-        seconds=stage_seconds(report),
     )
 
 
 def tiles(report: Report) -> tuple[Tile, ...]:
     """Return the headline's figures: accuracy, MACs, latency, parameters, bytes."""
     dense, slim = report.dense, report.slim
-    change = number_format.points(accuracy_change(report))
+    change = points(accuracy_change(report))
     found = []
     if dense.accuracy is not None and slim.accuracy is not None:
-        found.append(_tile("Accuracy", number_format.percent, dense.accuracy, slim.accuracy, change))
-    found.append(_tile("MACs", number_format.count, dense.file.macs, slim.file.macs))
+        found.append(_tile("Accuracy", percent, dense.accuracy, slim.accuracy, change))
+    found.append(_tile("MACs", count, dense.file.macs, slim.file.macs))
     if report.speed is not None and report.speed.speedup is not None and report.dense.latency is not None:
         before, after = report.dense.latency.p50, report.speed.p50
-        faster = f"{number_format.times(report.speed.speedup.median)} as fast"
-        tile = _tile("Latency, median", number_format.milliseconds, before, after, faster)
+        faster = f"{times(report.speed.speedup.median)} as fast"
+        tile = _tile("Latency, median", milliseconds, before, after, faster)
         doubtful = speed_is_unclear(report)
         found.append(replace(tile, doubtful=doubtful, change=f"{faster}, unclear" if doubtful else faster))
-    found.append(_tile("Parameters", number_format.count, dense.file.params, slim.file.params))
-    found.append(_tile("ONNX file", number_format.size, dense.file.size_bytes, slim.file.size_bytes))
+    found.append(_tile("Parameters", count, dense.file.params, slim.file.params))
+    found.append(_tile("ONNX file", size, dense.file.size_bytes, slim.file.size_bytes))
     return tuple(found)
 
 
@@ -170,7 +128,7 @@ def _tile(
         name=name,
         slim=written(slim),
         dense=written(dense),
-        change=change or f"{number_format.share(slim / (dense or 1))} of dense",
+        change=change if change is not None else f"{share(slim / dense)} of dense" if dense else "",
         slim_length=round(100 * slim / longest, 1),
         dense_length=round(100 * dense / longest, 1),
     )
@@ -213,31 +171,20 @@ def margin(step: Step) -> float | None:
 
 
 def _stages(steps: Sequence[Step]) -> tuple[tuple[tuple[str, tuple[Step, ...]], ...], ...]:
-    """Return the tables of the verification as rows of tables that stand beside each other."""
-
-    def of(stage: str) -> tuple[Step, ...]:
-        return tuple(step for step in steps if step.stage == stage)
-
-    found = dict.fromkeys(step.stage for step in steps)
-    compared = [stage for stage in found if "," in stage]
-    files = [stage for stage in found if stage != "cut" and stage not in compared]
-    tables = (
-        ("The cut: what was removed was zero", of("cut")),
-        *((f"{stage}, step by step", of(stage)) for stage in files),
-        *((f"{stage}, max |Δ| against torch", of(stage)) for stage in compared),
-    )
-    return tuple(tables[first : first + 2] for first in range(0, len(tables), 2))
+    """Return the tables of the verification, row by row: the cut, every file's steps, each file's comparisons."""
+    found: dict[str, dict[str, tuple[Step, ...]]] = {}
+    for stage in dict.fromkeys(step.stage for step in steps):
+        file, compared, _ = stage.partition(",")
+        words = "max |Δ| against torch" if compared else "step by step"
+        name = "The cut: what was removed was zero" if stage == "cut" else f"{stage}, {words}"
+        row = found.setdefault(stage if stage == "cut" else file if compared else "files", {})
+        row[name] = tuple(step for step in steps if step.stage == stage)
+    return tuple(tuple(row.items()) for row in found.values())
 
 
 def breakable(name: str) -> Markup:
     """Return a module's name, escaped, that may be broken after its dots."""
     return Markup("<wbr>").join(re.split(r"(?<=[./])", name))
-
-
-def _accuracy_intervals(report: Report) -> dict[str, tuple[float, float]]:
-    images = report.inputs.images.test if report.inputs.images else 0
-    found = {it.file.name: accuracy_interval(it.accuracy, images) for it in report.artifacts}
-    return {name: interval for name, interval in found.items() if interval is not None}
 
 
 def _latency_plot(report: Report) -> Markup | None:
@@ -246,6 +193,8 @@ def _latency_plot(report: Report) -> Markup | None:
         return None
     return distributions_plot(
         name="latency",
-        title="Latency of the dense and the slim file",
-        rows=[(it.name, it.name, it.samples, it.p50, it.p90, it.p99) for it in measured],
+        title="Latency of every file",
+        rows=[
+            (it.name, "dense" if it.name == "dense" else "slim", it.samples, it.p50, it.p90, it.p99) for it in measured
+        ],
     )

@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Literal
 
-from pydantic import JsonValue
+from pydantic import JsonValue, model_validator
+from pydantic_core import PydanticCustomError
 
 from hoyer_export.environment import OWN
 from hoyer_export.record import Record
@@ -74,6 +75,16 @@ class Report(Record):
     verify: VerifiedRecord
     bench: MeasuredRecord
 
+    @model_validator(mode="after")
+    def _same_artifacts(self) -> "Report":
+        names = [it.name for it in self.export.artifacts]
+        verified = [it.name for it in self.verify.artifacts]
+        measured = [it.name for it in self.bench.artifacts]
+        if names[:2] != ["dense", "slim"] or verified != names or measured not in ([], names):
+            message = "expected the artifacts dense, slim, ... , each of them verified, and measured all or none"
+            raise PydanticCustomError("artifacts", message)
+        return self
+
     @property
     def artifacts(self) -> tuple[Artifact, ...]:
         """Every shipped file, the dense one first."""
@@ -126,11 +137,11 @@ class Report(Record):
 
     @property
     def seconds(self) -> dict[str, float | None]:
-        """Stage → wall seconds."""
-        phases = {name: phase.seconds for name, phase in self.training.items()}
-        after = {"finetune": phases.pop("finetune")} if "finetune" in phases else {}
-        shipped = {"export": self.export.seconds, "verify": self.verify.seconds, "bench": self.bench.seconds}
-        return phases | {"cut": self.cut.seconds} | after | shipped
+        """Stage → wall seconds, in the order of the run."""
+        training = {name: phase.seconds for name, phase in self.training.items()}
+        after = {"finetune": training.pop("finetune")} if "finetune" in training else {}
+        shipping = {"export": self.export.seconds, "verify": self.verify.seconds, "bench": self.bench.seconds}
+        return training | {"cut": self.cut.seconds} | after | shipping
 
 
 def dated(report: Report) -> Report:

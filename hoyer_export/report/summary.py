@@ -1,11 +1,11 @@
 """What the page and the card both say: figures side by side, and every step of the verification in one list."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hoyer_export.report.making import changed_little, little_effect_words, making
+from hoyer_export.report.making import changed_little, how_it_was_made, little_effect_words, making, stage_seconds
 from hoyer_export.report.number_format import percent, points, share, small, times
 from hoyer_export.report.report import Report
 
@@ -75,13 +75,13 @@ def value_words(value: float | bool | str | None) -> str:
     return value if isinstance(value, str) else small(value)
 
 
-def title(report: Report) -> tuple[str, str]:
-    """Return the names of network and data."""
-    data = report.inputs.data or _named(report.recipe, "data") or "no data"
-    return _named(report.recipe, "network") or "a network", data
+def title(report: Report) -> tuple[str, str | None]:
+    """Return the names of network and data; None where there is no data."""
+    return _named(report.recipe, "network") or "a network", report.inputs.data or _named(report.recipe, "data")
 
 
-def _full_name(step: Step) -> str:
+def full_name(step: Step) -> str:
+    """Return the name of a step with that of its file."""
     return step.name if step.stage == "cut" else f"{step.stage}, {step.name}"
 
 
@@ -115,7 +115,7 @@ def speedup_words(report: Report) -> str:
     interval = speed_interval(report)
     if interval is None:
         return f"{factor} as fast (the machine was too noisy for an interval)"
-    within = f"(95 % interval {times(interval[0])[:-1]}–{times(interval[1])[:-1]})"
+    within = f"(95 % interval {_interval_words(interval)})"
     if speed_is_unclear(report):
         return f"no measurable difference in speed: {factor} {within}"
     return f"{factor} as fast {within}"
@@ -136,16 +136,35 @@ def speed_is_unclear(report: Report) -> bool:
     return report.speed is not None and (interval is None or interval[0] <= 1 <= interval[1])
 
 
+def speedup_cells(report: Report) -> tuple[str, ...]:
+    """Return the speed-up of every measured file with its interval, e.g. ``2.21× (2.19–2.24)``; the dense has none."""
+    cells = []
+    for speedup in (it.speedup for it in report.bench.artifacts):
+        if speedup is None:
+            cells.append("")
+        elif report.bench.noise or speedup.ci95 is None:
+            cells.append(f"{times(speedup.median)} (too noisy)")
+        else:
+            cells.append(f"{times(speedup.median)} ({_interval_words(speedup.ci95)})")
+    return tuple(cells)
+
+
+def _interval_words(interval: Sequence[float]) -> str:
+    return "–".join(times(end)[:-1] for end in interval)
+
+
 def speed_efficiency(report: Report) -> float | None:
     """Return speed-up / MACs reduction: 1 where every MAC saved is time saved; None without an interval of it."""
-    if report.speed is None or report.speed.speedup is None or speed_interval(report) is None:
+    left = of_dense(report, "macs")
+    if report.speed is None or report.speed.speedup is None or speed_interval(report) is None or left is None:
         return None
-    return report.speed.speedup.median * macs_share(report)
+    return report.speed.speedup.median * left
 
 
-def macs_share(report: Report) -> float:
-    """Return the share of the dense MACs that the slim file has."""
-    return report.slim.file.macs / max(report.dense.file.macs, 1)
+def of_dense(report: Report, figure: str) -> float | None:
+    """Return the slim file's ``macs``, ``params`` or ``size_bytes`` as a share of dense; None where that has none."""
+    dense, slim = (float(getattr(it.file, figure)) for it in (report.dense, report.slim))
+    return slim / dense if dense else None
 
 
 def budget_words(report: Report) -> str:
@@ -153,17 +172,14 @@ def budget_words(report: Report) -> str:
     names = {"macs": "dense MACs", "params": "dense parameters", "latency": "dense latency"}
     words = []
     for key, asked in report.budget.asked.items():
-        if key == "threshold":
+        if isinstance(asked, str) or key == "threshold":
             limit = "the natural threshold" if asked in ("natural", 1) else f"{asked} of the natural threshold"
-            came = f"{share(macs_share(report))} of the dense MACs left"
-            words.append(f"none asked; channels below {limit} were to go, {came}")
-            continue
-        if isinstance(asked, str) or key not in names:
-            words.append(f"no share asked, {key} {asked}")
-            continue
-        reached = report.budget.reached.get(key)
-        came = "not measured" if reached is None else f"{share(reached)} reached"
-        words.append(f"at most {share(asked)} of the {names[key]} asked, {came}")
+            left = of_dense(report, "macs")
+            came = "" if left is None else f", {share(left)} of the dense MACs left"
+            words.append(f"none asked; channels below {limit} were to go{came}")
+        else:
+            reached = share(report.budget.reached.get(key))
+            words.append(f"at most {share(asked)} of the {names.get(key, key)} asked, {reached} reached")
     return "; ".join(words) or "no budget asked"
 
 
@@ -174,7 +190,7 @@ def cautions(report: Report) -> tuple[Caution, ...]:
     failed = [step for step in steps if not step.passed]
     if failed or not report.passed:
         shown = [
-            f"; {_full_name(step)} ({step.value}, tolerance {step.tolerance or 'none'})" for step in failed[:MOST_SHOWN]
+            f"; {full_name(step)} ({step.value}, tolerance {step.tolerance or 'none'})" for step in failed[:MOST_SHOWN]
         ]
         more = f"; and {len(failed) - MOST_SHOWN} more" if len(failed) > MOST_SHOWN else ""
         what = f"{len(failed)} of {len(steps)} steps did not pass" if failed else "the run says so, and not which step"
@@ -225,8 +241,40 @@ def asks_a_share(report: Report) -> bool:
 def headline(report: Report) -> str:
     """Return the result in one sentence."""
     change = accuracy_change(report)
-    accuracy = "" if change is None else f", {percent(report.slim.accuracy)} accuracy ({points(change)})"
-    return f"{share(macs_share(report))} of the MACs, {speedup_words(report)}{accuracy}."
+    left = of_dense(report, "macs")
+    parts = [] if left is None else [f"{share(left)} of the MACs"]
+    parts.append(speedup_words(report))
+    if change is not None:
+        parts.append(f"{percent(report.slim.accuracy)} accuracy ({points(change)})")
+    return f"{', '.join(parts)}."
+
+
+def facts(report: Report) -> dict[str, object]:
+    """Return what the templates of page and card both show, by the names that they use."""
+    network, data = title(report)
+    steps = verification_steps(report)
+    images = report.inputs.images.test if report.inputs.images else 0
+    return {
+        "report": report,
+        "made": making(report),
+        "sentences": how_it_was_made(report),
+        "seconds": stage_seconds(report),
+        "network": network,
+        "data": data,
+        "images": images,
+        "cautions": cautions(report),
+        "headline": headline(report),
+        "of_dense": {key: of_dense(report, key) for key in ("macs", "params", "size_bytes")},
+        "accuracy_change": accuracy_change(report),
+        "intervals": {it.file.name: accuracy_interval(it.accuracy, images) for it in report.artifacts},
+        "budget": budget_words(report),
+        "speedup": speedup_words(report),
+        "speedups": speedup_cells(report),
+        "efficiency": speed_efficiency(report),
+        "steps": steps,
+        "failed": [step for step in steps if not step.passed],
+        "recipe": recipe_tables(report.recipe),
+    }
 
 
 def recipe_tables(recipe: Mapping[str, Any]) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:

@@ -2,12 +2,14 @@
 
 from typing import Any
 
+FORMAT = "hoyer-export-report/1"
+
 
 def upgraded(old: dict[str, Any]) -> dict[str, Any]:
     """Return the JSON of a report/1 as that of a report/2.
 
     Raises:
-        KeyError, TypeError: a section is missing or no table.
+        KeyError, TypeError, AttributeError: a section is missing, or no table.
     """
     seconds, latency, verify = old["seconds"], old["latency"] or {}, old["verify"]
     data, shown = old.get("data") or {}, old.get("input") or {}

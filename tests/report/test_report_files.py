@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 
 import example_reports
@@ -11,6 +13,7 @@ from hoyer_export.errors import FileError
 from hoyer_export.report.card import render_card
 from hoyer_export.report.files import read_report, write_report
 from hoyer_export.report.metrics import read_metrics
+from hoyer_export.report.page import render_page
 
 MODELS = sorted((Path(__file__).parents[2] / "models").iterdir())
 NAMES = ("report.json", "card.md", "report.html")
@@ -51,8 +54,10 @@ DAMAGED = [
     (b"\xff\xfe\x00", r"is damaged: not JSON"),
     (b"[]", r"is damaged: the top: .*got \[\]"),
     (b"[" * 100_000, r"is damaged: not JSON"),
-    (b'{"format": "hoyer-export-report/9"}', r"has the format 'hoyer-export-report/9', expected .*report/1'"),
-    (b'{"format": "hoyer-export-report/1"}', r"is damaged: recipe is missing"),
+    (b'{"format": "hoyer-export-report/9"}', r"has the format 'hoyer-export-report/9', expected .*report/2'"),
+    (b"{}", r"has the format None, expected .*report/2'"),
+    (b'{"format": "hoyer-export-report/2"}', r"is damaged: recipe is missing"),
+    (b'{"format": "hoyer-export-report/1"}', r"is damaged: seconds is missing"),
 ]
 
 
@@ -67,7 +72,7 @@ def test_a_damaged_report_is_named_in_one_line(tmp_path: Path, content: bytes, m
 
 def test_a_wrong_figure_is_named_with_its_place(folder: Path) -> None:
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    report["widths"][3]["slim"] = 0
+    report["cut"]["widths"][3]["slim"] = 0
     (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
     with pytest.raises(FileError, match=r"widths\.3\.slim: input should be greater than or equal to 1, got 0"):
         read_report(folder)
@@ -75,7 +80,7 @@ def test_a_wrong_figure_is_named_with_its_place(folder: Path) -> None:
 
 def test_a_key_of_the_file_cannot_break_the_line(folder: Path) -> None:
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    report["environment"]["versions"] = {"a\nb\x1b[2J": 1}
+    report["bench"]["environment"]["versions"] = {"a\nb\x1b[2J": 1}
     (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
     with pytest.raises(FileError, match=r"versions\.a b \[2J: input should be a valid string, got 1"):
         read_report(folder)
@@ -111,7 +116,70 @@ def test_a_folder_that_is_not_there_leaves_nothing_half_written(tmp_path: Path) 
 def test_a_published_card_is_what_its_report_says(model: Path) -> None:
     report = read_report(model)
     assert (model / "card.md").read_text(encoding="utf-8") == render_card(report)
-    assert report.model_dump_json(indent=1, exclude_unset=True) + "\n" == (model / "report.json").read_text()
+    assert f"format {report.format}" in render_page(report, ())
     assert report.tool is not None
     assert re.fullmatch(r"\d+\.\d+\.\d+( \(source tree\))?", report.tool.version)
     assert report.environment.versions["hoyer-export"] == report.tool.version
+
+
+def places(found: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Yield the place of every value of a JSON, the first of every list."""
+    items = found.items() if isinstance(found, dict) else enumerate(found[:1]) if isinstance(found, list) else ()
+    for key, value in items:
+        yield (*path, key)
+        yield from places(value, (*path, key))
+
+
+WRONG_KINDS = (7, ["x"], ABSENT := object())
+
+
+def test_a_damaged_report_of_version_1_gives_one_clear_error_or_is_read(tmp_path: Path) -> None:
+    old = json.loads((MODELS[0] / "report.json").read_text())
+    assert old["format"] == "hoyer-export-report/1"
+    refused, complaints = [], []
+    for *path, key in places(old):
+        for wrong in WRONG_KINDS:
+            damaged = deepcopy(old)
+            parent = damaged
+            for part in path:
+                parent = parent[part]
+            if wrong is ABSENT:
+                del parent[key]
+            else:
+                parent[key] = wrong
+            (tmp_path / "report.json").write_text(json.dumps(damaged))
+            try:
+                read_report(tmp_path)
+            except FileError as error:
+                refused.append((*path, key))
+                complaints.append(str(error))
+    assert {("seconds",), ("dense", "macs"), ("latency", "dense_ms", "p50"), ("verify", "checks")} <= set(refused)
+    assert all(re.fullmatch(r".*report\.json (is damaged|has the format).*; .*", line) for line in complaints)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "complaint"),
+    [
+        (("dense",), None, "is damaged: a section is of another kind than in hoyer-export-report/1"),
+        (("latency",), "fast", "is damaged: a section is of another kind than in hoyer-export-report/1"),
+        (("verify", "onnx", 0), {}, r"is damaged: verify\.artifacts\.1\.onnx\.0\.batch is missing"),
+    ],
+)
+def test_what_is_wrong_with_a_report_of_version_1_is_said(
+    tmp_path: Path, place: tuple[str | int, ...], value: object, complaint: str
+) -> None:
+    old = parent = json.loads((MODELS[0] / "report.json").read_text())
+    for part in place[:-1]:
+        parent = parent[part]
+    parent[place[-1]] = value
+    (tmp_path / "report.json").write_text(json.dumps(old))
+    with pytest.raises(FileError, match=complaint):
+        read_report(tmp_path)
+
+
+def test_a_report_of_a_later_version_with_more_keys_is_read(folder: Path) -> None:
+    later = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    for part in (later, later["cut"], later["export"]["artifacts"][1], later["bench"]["environment"]):
+        part["later"] = {"a": [1]}
+    (folder / "report.json").write_text(json.dumps(later), encoding="utf-8")
+    assert read_report(folder) == example_reports.passed()

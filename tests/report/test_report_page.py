@@ -9,12 +9,11 @@ import pytest
 
 from hoyer_export.report import number_format as written
 from hoyer_export.report.page import margin, render_page, tiles, width_rows
-from hoyer_export.report.record import Report, assemble_report
+from hoyer_export.report.report import Report
 from hoyer_export.report.summary import Step
 from hoyer_export.sparsify.phase import EpochRecord
 
 VOID = {"meta", "br", "hr", "img", "input", "link", "wbr"}
-EXAMPLES = ["passed", "failed", "noisy", "unmeasured", "given", "whole", "many_groups", "hostile"]
 MAY_LOAD = {"src", "href", "xlink:href", "action", "data", "poster", "srcset", "background", "formaction", "ping"}
 
 
@@ -69,7 +68,7 @@ def external(page: Page) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", example_reports.EXAMPLES)
 def test_the_page_is_well_formed(name: str) -> None:
     page = page_of(name)
     assert page.complaints == []
@@ -84,7 +83,7 @@ def test_a_page_that_is_not_well_formed_would_be_noticed(broken: str) -> None:
     assert Page(broken).complaints
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", example_reports.EXAMPLES)
 def test_the_page_loads_and_runs_nothing(name: str) -> None:
     html = render_page(getattr(example_reports, name)(), example_reports.example_metrics())
     assert external(Page(html)) == []
@@ -120,33 +119,35 @@ def test_every_string_of_a_recipe_or_a_file_is_shown_as_text() -> None:
 
 def numbers_of(report: Report) -> list[str]:
     """Return every number of a report as the page should write it."""
-    found = [written.percent(a) for a in (report.dense.accuracy, report.slim.accuracy, report.slim.onnx_accuracy)]
-    for figures in (report.dense, report.slim):
-        found += [written.exact(v) for v in (figures.params, figures.macs, figures.flops, figures.onnx_bytes)]
-    found += [written.percent(report.sparse.accuracy), written.share(report.sparse.effective_width)]
-    for width in report.widths:
+    found = [written.small(report.cut.max_rel_error), written.small(report.cut.tolerance)]
+    for artifact in report.artifacts:
+        file, verified, latency = artifact.file, artifact.verified, artifact.latency
+        found += [written.exact(value) for value in (file.params, file.macs, file.flops, file.size_bytes)]
+        found += [written.percent(a) for a in (verified.accuracy, verified.onnx_accuracy) if a is not None]
+        for check in verified.checks:
+            assert isinstance(check.value, float)
+            found += [written.small(check.value), written.small(check.tolerance)]
+        for row in verified.onnx:
+            found += [written.small(row.max_abs_error), written.small(row.tolerance)]
+        if latency is not None:
+            found += [written.milliseconds(getattr(latency, key)) for key in ("p50", "p90", "p99", "min", "cpu_p50")]
+            found.append(written.exact(latency.n))
+            if latency.speedup is not None:
+                found.append(f"{latency.speedup.median:.2f}×")
+                found += ["{:.2f}–{:.2f}".format(*latency.speedup.ci95)] if latency.speedup.ci95 is not None else []
+            if latency.blocked_convs is not None:
+                found.append(f"{latency.blocked_convs.blocked} of {latency.blocked_convs.total}")
+    if report.verify.sparse_accuracy is not None:
+        found.append(written.percent(report.verify.sparse_accuracy))
+    if report.effective_macs is not None:
+        found.append(written.share(report.effective_macs))
+    for width in report.cut.widths:
         found += [str(width.dense), str(width.alive), str(width.slim)]
-    found += [written.small(report.verify.cut.max_rel_error), written.small(report.verify.cut.tolerance)]
-    for check in report.verify.checks:
-        assert isinstance(check.value, float)
-        found += [written.small(check.value), written.small(check.tolerance)]
-    for row in report.verify.onnx:
-        found += [written.small(row.max_abs_error), written.small(row.tolerance)]
-    if report.latency is not None:
-        for ms in (report.latency.dense_ms, report.latency.slim_ms):
-            found += [written.milliseconds(v) for v in (ms.p50, ms.p90, ms.p99, ms.min, ms.cpu_p50)]
-            found.append(written.exact(ms.n))
-        found.append(f"{report.latency.speedup.median:.2f}×")
-        if report.latency.speedup.ci95 is not None:
-            found.append("{:.2f}–{:.2f}".format(*report.latency.speedup.ci95))
-        for convolutions in (report.latency.blocked_convs.dense, report.latency.blocked_convs.slim):
-            found.append(f"{convolutions.blocked} of {convolutions.total}")
-    found += [written.duration(seconds) for seconds in report.seconds.model_dump().values() if seconds != 0]
-    found += list(report.environment.versions.values())
-    return found
+    found += [written.duration(seconds) for seconds in report.seconds.values() if seconds != 0]
+    return [*found, *report.environment.versions.values()]
 
 
-@pytest.mark.parametrize("name", ["passed", "failed", "noisy", "unmeasured", "given", "whole", "many_groups"])
+@pytest.mark.parametrize("name", [name for name in example_reports.EXAMPLES if name != "hostile"])
 def test_the_page_shows_every_number_of_the_report(name: str) -> None:
     report: Report = getattr(example_reports, name)()
     text = page_of(name).text
@@ -168,13 +169,36 @@ def test_figures_stand_in_their_rows_and_columns() -> None:
     assert row(html, "Test accuracy, torch") == ["91.73 %", "91.30 %", "−0.43 points", "88.61 %"]
     assert row(html, "MACs") == ["40,551,808", "20,133,632", "49.6 %", "46.3 % effective"]
     assert row(html, "Parameters") == ["272,474", "161,290", "59.2 %", "–"]
-    assert report.latency is not None
-    dense, slim = report.latency.dense_ms, report.latency.slim_ms
+    dense, slim = report.bench.artifacts
     quantiles = {"p50": (dense.p50, slim.p50), "p90": (dense.p90, slim.p90), "p99": (dense.p99, slim.p99)}
     for head, (before, after) in quantiles.items():
         assert row(html, head) == [f"{before:.2f} ms", f"{after:.2f} ms", f"{before / after:.2f}×"]
     assert row(html, "fastest") == [f"{dense.min:.2f} ms", f"{slim.min:.2f} ms", f"{dense.min / slim.min:.2f}×"]
     assert row(html, "blocked convolutions") == ["21 of 21", "20 of 21", ""]
+
+
+def test_every_artifact_has_its_column() -> None:
+    html = render_page(example_reports.three_artifacts(), ())
+    assert row(html, "ONNX file, bytes") == ["1,104,218", "659,884", "201,118", "59.8 %", "–"]
+    assert row(html, "speed-up (95 % interval)") == ["", "2.21× (2.19–2.24)", "2.90× (2.87–2.94)", ""]
+    assert row(html, "blocked convolutions") == ["21 of 21", "20 of 21", "0 of 21", ""]
+    assert html.count("<h3>slim-int8.onnx, ") == 3
+
+
+def test_a_cut_without_data_has_a_page_without_accuracy() -> None:
+    page = Page(render_page(example_reports.without_data(), ()))
+    assert tiles(example_reports.without_data())[0].name == "MACs"
+    assert "no data" not in page.text
+    assert "accuracy" not in page.text.lower()
+    assert "Nothing was trained in this run." in page.text
+
+
+def test_a_network_without_macs_has_no_share_of_them_on_the_page() -> None:
+    report = example_reports.without_macs()
+    html = render_page(report, ())
+    assert row(html, "MACs") == ["0", "0", "–", "46.3 % effective"]
+    assert tiles(report)[1].change == ""
+    assert "0.0 %" not in Page(html).text
 
 
 def test_the_page_shows_every_number_of_every_epoch() -> None:
@@ -189,7 +213,7 @@ def test_the_page_shows_every_number_of_every_epoch() -> None:
 
 def test_a_run_that_went_well_warns_of_nothing() -> None:
     text = page_of("passed").text
-    assert "✓ verified, 39 of 39 steps" in text
+    assert "✓ verified, 77 of 77 steps" in text
     assert "✓ budget met" in text
     assert "✓ quiet machine" in text
     assert "✗" not in text
@@ -197,8 +221,11 @@ def test_a_run_that_went_well_warns_of_nothing() -> None:
 
 def test_what_went_wrong_stands_at_the_top() -> None:
     top = page_of("failed").text.partition("Figures")[0]
-    assert "✗ verification failed, 3 of 39 steps" in top
-    assert "Verification failed: 3 of 39 steps did not pass, do not ship this file; top-1 (17, tolerance 0)" in top
+    assert "✗ verification failed, 3 of 77 steps" in top
+    assert (
+        "Verification failed: 3 of 77 steps did not pass, do not ship this file; slim.onnx, top-1 (17, tolerance 0)"
+        in top
+    )
     assert "Budget missed: at most 45.0 % of the dense MACs asked, 49.6 % reached" in top
     assert page_of("failed").text.count("✗ failed") == 3
 
@@ -226,13 +253,12 @@ def test_a_tile_draws_both_figures_to_one_scale() -> None:
 
 
 def test_a_width_bar_tells_kept_filled_and_dropped_channels_apart() -> None:
-    arguments = example_reports.example_arguments() | {"align": 16}
-    arguments["widths"] = [
+    widths = [
         {"group": "filled", "dense": 64, "alive": 20, "slim": 32},
         {"group": "dropped", "dense": 64, "alive": 48, "slim": 16},
         {"group": "wide", "dense": 2048, "alive": 2048, "slim": 2048},
     ]
-    filled, dropped, wide = width_rows(assemble_report(**arguments))
+    filled, dropped, wide = width_rows(example_reports.changed({"cut.align": 16, "cut.widths": widths}))
     assert (filled.kept, filled.filled, filled.dropped) == (31.25, 18.75, 0)
     assert (dropped.kept, dropped.filled, dropped.dropped) == (25, 0, 50)
     assert filled.ticks == (25, 50, 75)
