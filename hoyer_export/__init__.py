@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from hoyer_export.surgery.extras.dead_blocks import remove_dead_blocks
     from hoyer_export.surgery.extras.folding import Folding, fold_constants
     from hoyer_export.surgery.extras.gather import gather_inputs
+    from hoyer_export.surgery.extras.refit import DenseOutputs, Refit, refit_
     from hoyer_export.surgery.optimizer_state import slice_optimizer
     from hoyer_export.surgery.self_test import SelfTest, Verdict, self_test
     from hoyer_export.surgery.step import SlimModel
@@ -48,6 +49,7 @@ __all__ = [
     "ChannelMap",
     "CutRefused",
     "DataError",
+    "DenseOutputs",
     "ExportRecord",
     "FileError",
     "Folding",
@@ -57,6 +59,7 @@ __all__ = [
     "Member",
     "NetworkError",
     "RecipeError",
+    "Refit",
     "Selection",
     "SelfTest",
     "SlimModel",
@@ -73,6 +76,7 @@ __all__ = [
     "fold_constants",
     "gather_inputs",
     "load_slim",
+    "refit_",
     "remove_dead_blocks",
     "rules",
     "save_slim",
@@ -92,6 +96,7 @@ _HOME = {
     "CannotWrite": "errors",
     "CutRefused": "errors",
     "DataError": "errors",
+    "DenseOutputs": "surgery.extras.refit",
     "ExportRecord": "deploy.export",
     "FileError": "errors",
     "Folding": "surgery.extras.folding",
@@ -101,6 +106,7 @@ _HOME = {
     "Member": "channels.channel_map",
     "NetworkError": "errors",
     "RecipeError": "errors",
+    "Refit": "surgery.extras.refit",
     "Selection": "select.choose",
     "SelfTest": "surgery.self_test",
     "SlimModel": "surgery.step",
@@ -117,6 +123,7 @@ _HOME = {
     "fold_constants": "surgery.extras.folding",
     "gather_inputs": "surgery.extras.gather",
     "load_slim": "store.slim_file",
+    "refit_": "surgery.extras.refit",
     "remove_dead_blocks": "surgery.extras.dead_blocks",
     "rules": "rules",
     "save_slim": "store.slim_file",
