@@ -115,7 +115,7 @@ def select_channels(
         budget = Budget(PARAMS, params)
     scores, warning = channel_scores(channels, model, method, inputs)
     if budget is not None:
-        limit = _meet(channels, scores, align, budget)
+        limit = meet(channels, scores, align, budget)
     keep, unaligned = (aligned_keep(channels, scores, limit, multiple) for multiple in (align, 1))
     return Selection(
         keep=keep,
@@ -152,7 +152,7 @@ def _number(threshold: float | str, method: str) -> float:
     return float(threshold)
 
 
-def _meet(channels: ChannelMap, scores: Mapping[str, Tensor], align: int, budget: Budget) -> float:
+def meet(channels: ChannelMap, scores: Mapping[str, Tensor], align: int, budget: Budget) -> float:
     """Return the smallest threshold at which the aligned network meets the budget."""
     cost = budget.cost
     dense = cost.of_keep(channels, {})

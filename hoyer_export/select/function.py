@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.cost import marginal_macs
-from hoyer_export.channels.energy import InputMoments, energy_shares
+from hoyer_export.channels.energy import InputMoments, Moments, energy_shares
 from hoyer_export.channels.norms import channel_norms
 from hoyer_export.surgery.extras.dead_channels import CalibrationInputs, run_each
 from hoyer_export.tensors import named_tensors
@@ -39,8 +39,13 @@ def function_scores(
     network = copy.deepcopy(model).eval()
     moments = InputMoments(channels, network)
     run_each(network, inputs, moments)
+    return scores_from(moments.take(), channels, model)
+
+
+def scores_from(moments: Moments, channels: ChannelMap, model: nn.Module) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Return the same from moments that were measured already."""
     tensors = named_tensors(model)
-    energies = energy_shares(channels, tensors, moments.take())
+    energies = energy_shares(channels, tensors, moments)
     missing = tuple(group.name for group in channels.groups if group.name not in energies)
     if missing:
         norms = channel_norms(channels, tensors)

@@ -413,7 +413,7 @@ def refit_(
     with kept_modes(given.model):
         given.model.eval()
         scout = _Scout(given.model)
-        run_each(given.model, [targets.inputs[0]], scout)
+        run_each(given.model, [tuple(tensor[:2] for tensor in targets.inputs[0])], scout)
         fitting = _Refitting(given, targets, scout, ridge)
         run_each(given.model, [everything], fitting)
     images, refitted = len(everything[0]), tuple(fitting.refitted)
