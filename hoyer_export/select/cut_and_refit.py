@@ -68,7 +68,7 @@ def cut_and_refit(
     *,
     macs: float | None = None,
     loss: Loss | None = None,
-    at_most: float = 0.0,
+    at_most: float | None = None,
     align: int = 16,
     step: float = 0.05,
     seed: int = 0,
@@ -78,20 +78,19 @@ def cut_and_refit(
     Args:
         model: the trained network; it is not changed.
         batches: calibration images without labels, a batch or several.
-        macs: share of the dense MACs to stop at; or
-        loss: what a network has lost, and
-        at_most: the most that it may: the smallest network within it is found, to an eighth of a step.
+        macs: share of the dense MACs to stop at.
+        loss: what a network has lost, measured after every step.
+        at_most: the most that it may have lost: the smallest network within it is found, to an eighth of a step.
         align: widths are rounded up to a multiple of it.
         step: share of the dense MACs that goes at once.
         seed: of the places that layers are refitted at.
 
     Raises:
-        HoyerExportError: not exactly one of ``macs`` and ``loss`` is given, a number is out of range, or the MACs
-            cannot be reached.
+        HoyerExportError: there is nothing to stop at, a number is out of range, or the MACs cannot be reached.
         CutRefused, DataError, NetworkError: as ``cut`` and ``refit_``.
     """
-    if (macs is None) == (loss is None):
-        raise HoyerExportError("give either macs, the share to stop at, or loss and at_most")
+    if macs is None and (loss is None or at_most is None):
+        raise HoyerExportError("give macs, the share to stop at, or loss and at_most, or all three")
     if not 0 < step <= 1:
         raise HoyerExportError(f"step is a share of the dense MACs, above 0 and at most 1, got {step!r}")
     targets = DenseOutputs(model, batches, seed=seed)
@@ -99,17 +98,18 @@ def cut_and_refit(
     dense = state.macs
     if macs is not None:  # said before any work
         meet(state.channels, state.scores, align, Budget(MACS, macs))
-    size, curve = step, [Point(dense, None if loss is None else 0.0)]
-    while size >= step / _FINEST and state.macs > (macs or 0) * dense:
-        aim = max(state.macs - size * dense, (macs or 0) * dense)
-        if aim < state.least:
+    share, size, curve = 1.0, step, [Point(dense, None if loss is None else 0.0)]
+    while size >= step / _FINEST and share > (macs or 0):
+        aim = max(share - size, macs or 0)
+        if aim * dense < state.least:
             size /= 2
             continue
-        smaller = state.smaller(aim, targets)
-        lost = None if loss is None else loss(smaller.slim.model)
-        curve.append(Point(smaller.macs, lost, lost is None or lost <= at_most))
+        smaller = state if state.macs <= aim * dense else state.smaller(aim * dense, targets)
+        if smaller is not state:
+            lost = None if loss is None else loss(smaller.slim.model)
+            curve.append(Point(smaller.macs, lost, lost is None or at_most is None or lost <= at_most))
         if curve[-1].within:
-            state = smaller
+            state, share = smaller, aim
         else:
             size /= 2
     return Shrunk(state.slim, state.keep, tuple(curve), state.refit)
