@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from hoyer_export.select.budget import Budget
     from hoyer_export.select.choose import Selection, select_channels
+    from hoyer_export.select.cut_and_refit import Shrunk, accuracy_drop, cut_and_refit, output_change
     from hoyer_export.sparsify.group_hs import GroupHS
     from hoyer_export.store.slim_file import load_slim, save_slim
     from hoyer_export.store.widths_file import build_slim
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from hoyer_export.surgery.extras.dead_blocks import remove_dead_blocks
     from hoyer_export.surgery.extras.folding import Folding, fold_constants
     from hoyer_export.surgery.extras.gather import gather_inputs
+    from hoyer_export.surgery.extras.refit import DenseOutputs, Refit, refit_
     from hoyer_export.surgery.optimizer_state import slice_optimizer
     from hoyer_export.surgery.self_test import SelfTest, Verdict, self_test
     from hoyer_export.surgery.step import SlimModel
@@ -42,11 +44,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BenchmarkRecord", "Budget", "CannotWrite", "ChannelGroup", "ChannelMap", "CutRefused", "DataError",
-    "ExportRecord", "FileError", "Folding", "GroupHS", "HoyerExportError", "MacsRecord", "Member", "NetworkError",
-    "RecipeError", "Selection", "SelfTest", "SlimModel", "TrainingError", "Unprunable", "Verdict",
-    "VerificationFailed", "VerifyRecord", "benchmark", "build_slim", "count_macs", "cut", "export_onnx",
-    "fold_constants", "gather_inputs", "load_slim", "remove_dead_blocks", "rules", "save_slim", "select_channels",
-    "self_test", "slice_optimizer", "trace_channels", "verify_onnx", "zero_",
+    "DenseOutputs", "ExportRecord", "FileError", "Folding", "GroupHS", "HoyerExportError", "MacsRecord", "Member",
+    "NetworkError", "RecipeError", "Refit", "Selection", "SelfTest", "Shrunk", "SlimModel", "TrainingError",
+    "Unprunable", "Verdict", "VerificationFailed", "VerifyRecord", "accuracy_drop", "benchmark", "build_slim",
+    "count_macs", "cut", "cut_and_refit", "export_onnx", "fold_constants", "gather_inputs", "load_slim",
+    "output_change", "refit_", "remove_dead_blocks", "rules", "save_slim", "select_channels", "self_test",
+    "slice_optimizer", "trace_channels", "verify_onnx", "zero_",
 ]  # fmt: skip
 
 _HOME = {
@@ -65,6 +68,7 @@ _HOME = {
         "rules": "rules",
         "select.budget": "Budget",
         "select.choose": "Selection select_channels",
+        "select.cut_and_refit": "Shrunk accuracy_drop cut_and_refit output_change",
         "sparsify.group_hs": "GroupHS",
         "store.slim_file": "load_slim save_slim",
         "store.widths_file": "build_slim",
@@ -72,6 +76,7 @@ _HOME = {
         "surgery.extras.dead_blocks": "remove_dead_blocks",
         "surgery.extras.folding": "Folding fold_constants",
         "surgery.extras.gather": "gather_inputs",
+        "surgery.extras.refit": "DenseOutputs Refit refit_",
         "surgery.optimizer_state": "slice_optimizer",
         "surgery.self_test": "SelfTest Verdict self_test",
         "surgery.step": "SlimModel",

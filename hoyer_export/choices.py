@@ -2,7 +2,7 @@
 
 from typing import Literal, get_args
 
-Method = Literal["group-hs", "magnitude", "dead"]
+Method = Literal["group-hs", "magnitude", "function", "dead"]
 METHODS: tuple[Method, ...] = get_args(Method)
 """How channels are scored; ``select/scores.py`` says what each means."""
 

@@ -220,7 +220,7 @@ def slim_content(folder: Path) -> tuple[dict[str, str], dict[str, bytes]]:
 def unmeasured(folder: Path) -> dict[str, object]:
     """Return the report without what was measured: times and the machine."""
     found = json.loads((folder / "report.json").read_text())
-    del found["bench"], found["created"]
+    del found["bench"], found["created"], found["inputs"]["settled"]
     for stage in (*found["training"].values(), *(found[name] for name in ("cut", "export", "verify"))):
         del stage["seconds"]
     return found

@@ -44,6 +44,18 @@ def params_of_keep(channels: ChannelMap, keep: Mapping[str, Tensor]) -> int:
     return sum(prod(shape) for name, shape in sizes.items() if name not in channels.buffers)
 
 
+def marginal_macs(channels: ChannelMap) -> dict[str, Tensor]:
+    """Return for every group the MACs that go with each of its channels alone, float64 [width], all others staying."""
+    gone = {group.name: torch.zeros(group.width, dtype=torch.float64) for group in channels.groups}
+    for contraction in channels.contractions:
+        sizes = [axis.size({}) for axis in contraction.axes]
+        for name in {name for axis in contraction.axes for name in axis.counts}:
+            counts = (axis.counts.get(name, torch.zeros(1)).double() for axis in contraction.axes)
+            left = prod((size - count for size, count in zip(sizes, counts, strict=True)), start=torch.ones(1))
+            gone[name] += contraction.constant * (prod(sizes) - left)
+    return gone
+
+
 def shares_of_keep(channels: ChannelMap, keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return share 1 for every channel in ``keep`` and 0 for the others of the groups that it names."""
     shares = {}

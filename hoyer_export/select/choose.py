@@ -88,10 +88,10 @@ def select_channels(
         align: widths are rounded up to a multiple of it, counted on the tensor's axis; 16 also allows 8. It suits
             onnxruntime's blocked convolutions (``nchwc_transformer.cc``: blocks of 16 with AVX-512, 8 with AVX2).
             None: 16, or for ``dead`` 1.
-        method: ``group-hs``, ``magnitude`` or ``dead`` (``scores.py``). After ``zero_`` of what is dead, its norms are
-            0, and it goes first by any other method.
-        inputs: one or more batches. ``dead`` looks at all of them, ``magnitude`` lets torch-pruning trace the network
-            on the first image; ``group-hs`` needs none.
+        method: ``group-hs``, ``magnitude``, ``function`` or ``dead`` (``scores.py``). After ``zero_`` of what is
+            dead, its norms are 0, and it goes first by any other method.
+        inputs: one or more batches. ``dead`` and ``function`` look at all of them, ``magnitude`` lets
+            torch-pruning trace the network on the first image; ``group-hs`` needs none.
 
     Returns:
         The selection. A budget is met by the smallest threshold that meets it.
@@ -113,9 +113,9 @@ def select_channels(
         budget = Budget(MACS, macs)
     elif params is not None:
         budget = Budget(PARAMS, params)
-    scores = channel_scores(channels, model, method, inputs)
+    scores, warning = channel_scores(channels, model, method, inputs)
     if budget is not None:
-        limit = _meet(channels, scores, align, budget)
+        limit = meet(channels, scores, align, budget)
     keep, unaligned = (aligned_keep(channels, scores, limit, multiple) for multiple in (align, 1))
     return Selection(
         keep=keep,
@@ -125,7 +125,7 @@ def select_channels(
         macs=macs_of_keep(channels, keep),
         dense_macs=dense_macs(channels),
         unaligned_macs=macs_of_keep(channels, unaligned),
-        warning=_warning(scores) if threshold == "natural" else None,
+        warning=_warning(scores) if threshold == "natural" else warning,
     )
 
 
@@ -152,7 +152,7 @@ def _number(threshold: float | str, method: str) -> float:
     return float(threshold)
 
 
-def _meet(channels: ChannelMap, scores: Mapping[str, Tensor], align: int, budget: Budget) -> float:
+def meet(channels: ChannelMap, scores: Mapping[str, Tensor], align: int, budget: Budget) -> float:
     """Return the smallest threshold at which the aligned network meets the budget."""
     cost = budget.cost
     dense = cost.of_keep(channels, {})

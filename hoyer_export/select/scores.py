@@ -2,6 +2,7 @@
 
 group-hs     its norm over its group's natural threshold, n_k / (Σn² / Σn)
 magnitude    torch-pruning's group importance over the group's mean (the rival)
+function     what it brings to its readers over its MACs, measured on calibration images (``function.py``)
 dead         1 if it ever fires on the calibration images, else 0; the threshold is 1
 """
 
@@ -11,13 +12,14 @@ from torch import Tensor, nn
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.norms import channel_norms
 from hoyer_export.errors import HoyerExportError
+from hoyer_export.select.function import function_scores
 from hoyer_export.surgery.extras.dead_channels import CalibrationInputs, as_batches, firing_channels
 from hoyer_export.tensors import named_tensors
 
 
 def channel_scores(
     channels: ChannelMap, model: nn.Module, method: str, inputs: CalibrationInputs | None
-) -> dict[str, Tensor]:
+) -> tuple[dict[str, Tensor], str | None]:
     """Score every channel.
 
     Args:
@@ -27,12 +29,13 @@ def channel_scores(
         inputs: one or more batches; ``group-hs`` needs none.
 
     Returns:
-        Group name → float64 [width] on the CPU.
+        Group name → float64 [width] on the CPU, and what to be careful about, if anything.
 
     Raises:
         HoyerExportError: the method lacks its inputs, torch-pruning cannot score this network, or its weights are not
             finite.
     """
+    warning = None
     if method == "group-hs":
         scores = _relative_norms(channels, model)
     elif inputs is None:
@@ -41,6 +44,10 @@ def channel_scores(
         )
     elif method == "dead":
         scores = {name: fires.double() for name, fires in firing_channels(model, channels, inputs).items()}
+    elif method == "function":
+        scores, missing = function_scores(channels, model, inputs)
+        if missing:
+            warning = f"scored by their weights, as no reader of theirs could be measured: {', '.join(missing)}"
     else:
         # A second to import, and only this method needs it.
         from hoyer_export.select.rival import group_importance
@@ -49,7 +56,7 @@ def channel_scores(
     for name, score in scores.items():
         if not bool(score.isfinite().all()):
             raise HoyerExportError(f"the weights of channel group {name!r} are not finite: train the network again")
-    return scores
+    return scores, warning
 
 
 def _relative_norms(channels: ChannelMap, model: nn.Module) -> dict[str, Tensor]:

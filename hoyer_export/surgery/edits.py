@@ -5,6 +5,7 @@
 ``bias``       a layer without a bias gains one, in which a constant is folded
 ``shortcut``   a dead residual block becomes its own shortcut and activation
 ``gather``     a linear layer reads only those input features whose columns the plan keeps
+``refit``      weights were fitted anew after the cut: nothing to do, they are in the file
 =============  =====================================================================================================
 
 In JSON an edit is its fields and its kind: ``{"kind": "bias", "module": "layer1.0.conv2"}``. Nothing that a plan says
@@ -90,7 +91,16 @@ class GatherEdit(Record):
         return f"{self.module}.weight".lstrip(".")
 
 
-Edit = Annotated[AttributeEdit | BiasEdit | ShortcutEdit | GatherEdit, Field(discriminator="kind")]
+class RefitEdit(Record):
+    """Weights were refitted by least squares to the dense network's outputs on ``images`` calibration images."""
+
+    kind: Literal["refit"] = "refit"
+    module: Literal[""] = ""
+    images: Annotated[int, Field(ge=1)]
+    weights: Annotated[tuple[str, ...], Field(strict=False)]
+
+
+Edit = Annotated[AttributeEdit | BiasEdit | ShortcutEdit | GatherEdit | RefitEdit, Field(discriminator="kind")]
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _RELU = "relu"
 

@@ -6,6 +6,7 @@ import networks
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from hoyer_export.channels.cost import dense_macs, macs_of_keep, params_of_keep
 from hoyer_export.channels.norms import channel_norms
@@ -152,7 +153,7 @@ def test_the_rival_ranks_by_its_own_scores_and_everything_else_is_equal() -> Non
         ({"macs": 0.5, "align": 2.5}, "align must be a whole number"),
         ({"macs": True}, "got True"),
         ({"threshold": True}, "natural"),
-        ({"macs": 0.5, "method": "taylor"}, "one of group-hs, magnitude, dead, got 'taylor'"),
+        ({"macs": 0.5, "method": "taylor"}, "one of group-hs, magnitude, function, dead, got 'taylor'"),
         ({"macs": 0.5, "method": "magnitude"}, "'magnitude' needs inputs"),
         ({"macs": 0.5, "method": "magnitude", "inputs": []}, "at least one batch of inputs"),
         ({"threshold": "natural", "method": "magnitude", "inputs": IMAGE}, "give magnitude a number"),
@@ -163,3 +164,26 @@ def test_what_cannot_be_asked_is_said(request_: dict[str, Any], message: str) ->
     model = wide()
     with pytest.raises(HoyerExportError, match=message):
         select_channels(trace_channels(model, IMAGE), model, **request_)
+
+
+def test_by_function_the_channels_go_that_their_readers_do_not_miss() -> None:
+    torch.manual_seed(0)
+    model = wide()
+    with torch.no_grad():
+        model.b.weight[:, ::2] *= 1e-3  # what reads a, hardly; the norms of a's own filters do not tell
+    chosen = select_channels(trace_channels(model, IMAGE), model, macs=0.5, align=1, method="function", inputs=[IMAGE])
+    assert chosen.macs <= 0.5 * chosen.dense_macs
+    assert chosen.warning is None
+    assert (chosen.keep["a"] % 2 == 1).sum() >= len(chosen.keep["a"]) - 1
+
+
+def test_by_function_a_group_that_nobody_can_be_seen_to_read_is_named() -> None:
+    model = networks.Net(
+        lambda n, x: n.fc(F.linear(F.relu(n.a(x)).mean((2, 3)), n.w.T)),
+        a=networks.conv(3, 16), w=nn.Parameter(torch.randn(16, 12)), fc=nn.Linear(12, 5),
+    )  # fmt: skip
+    chosen = select_channels(trace_channels(model, IMAGE), model, macs=0.5, align=1, method="function", inputs=IMAGE)
+    assert chosen.warning is not None
+    assert chosen.warning.endswith("could be measured: a")
+    with pytest.raises(HoyerExportError, match="needs inputs"):
+        select_channels(trace_channels(model, IMAGE), model, macs=0.5, method="function")

@@ -48,15 +48,26 @@ def firing_channels(model: nn.Module, channels: ChannelMap, inputs: CalibrationI
         NetworkError: the model does not run on a batch.
     """
     network = copy.deepcopy(model).eval()
-    device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
     consumers = _Consumers(network)
+    run_each(network, inputs, consumers)
+    return {group.name: consumers.firing(group) for group in channels.groups}
+
+
+def run_each(model: nn.Module, inputs: CalibrationInputs, watched_by: TorchFunctionMode) -> None:
+    """Run a model as it is on every batch, moved to its device, inside a mode that watches.
+
+    Raises:
+        DataError: there is no batch.
+        NetworkError: the model does not run on a batch.
+    """
+    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     seen = 0
     with torch.no_grad():
         for batch in as_batches(inputs):
             tensors = tuple(tensor.to(device) for tensor in batch)
             try:
-                with consumers:
-                    network(*tensors)
+                with watched_by:
+                    model(*tensors)
             except Exception as error:
                 shapes = ", ".join("×".join(map(str, tensor.shape)) for tensor in tensors)
                 raise NetworkError(
@@ -66,7 +77,6 @@ def firing_channels(model: nn.Module, channels: ChannelMap, inputs: CalibrationI
             seen += 1
     if not seen:
         raise DataError("expected calibration images, got no batch; give inputs=[images, ...]")
-    return {group.name: consumers.firing(group) for group in channels.groups}
 
 
 def as_batches(inputs: CalibrationInputs) -> Iterable[tuple[Tensor, ...]]:

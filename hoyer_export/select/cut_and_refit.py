@@ -1,0 +1,207 @@
+"""Make a trained network smaller without training it: cut by function and refit, in steps, until the budget is reached.
+
+Every step takes some percent of the dense network's MACs out and refits what is left, so that the next one chooses by
+what its channels do now. The way down is a curve of MACs and loss; a budget in accuracy is its last point within it.
+"""
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from hoyer_export.channels.channel_map import ChannelMap
+from hoyer_export.channels.cost import dense_macs, macs_of_keep
+from hoyer_export.channels.energy import InputMoments
+from hoyer_export.channels.trace import trace_channels
+from hoyer_export.errors import HoyerExportError
+from hoyer_export.modes import kept_modes
+from hoyer_export.select.align import Keep, aligned_keep, least_keep
+from hoyer_export.select.budget import MACS, Budget
+from hoyer_export.select.choose import meet
+from hoyer_export.select.function import function_scores, scores_from
+from hoyer_export.surgery.cut import cut
+from hoyer_export.surgery.extras.dead_channels import CalibrationInputs, as_batches
+from hoyer_export.surgery.extras.refit import DenseOutputs, Refit, refit_
+from hoyer_export.surgery.plan import PruningPlan
+from hoyer_export.surgery.step import SlimModel
+from hoyer_export.surgery.zero import zero_
+from hoyer_export.tensors import TensorRecord, tensors_in
+
+Loss = Callable[[nn.Module], float]
+"""What a smaller network has lost, e.g. ``accuracy_drop`` or ``output_change``; less is better."""
+
+_FINEST = 8
+"""A budget in accuracy is met to this part of a step."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A network on the way down: its MACs, what it lost (None where nobody asked), and whether that may be."""
+
+    macs: int
+    loss: float | None
+    within: bool = True
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Shrunk(TensorRecord):
+    """What ``cut_and_refit`` made.
+
+    Args:
+        slim: the smallest network within the budget, in eval mode, and its plan.
+        keep: group name → channels of the dense network that stay.
+        curve: every network that was tried, in that order; the first is the dense one.
+        refit: of the last step; None where nothing could be taken out within the budget.
+    """
+
+    slim: SlimModel
+    keep: Keep
+    curve: tuple[Point, ...]
+    refit: Refit | None = None
+
+
+def cut_and_refit(
+    model: nn.Module,
+    batches: CalibrationInputs,
+    *,
+    macs: float | None = None,
+    loss: Loss | None = None,
+    at_most: float | None = None,
+    align: int = 16,
+    step: float = 0.05,
+    seed: int = 0,
+) -> Shrunk:
+    """Take channels out in steps, by function, and refit after each, without labels and without training.
+
+    Args:
+        model: the trained network; it is not changed.
+        batches: calibration images without labels, a batch or several.
+        macs: share of the dense MACs to stop at.
+        loss: what a network has lost, measured after every step.
+        at_most: the most that it may have lost: the smallest network within it is found, to an eighth of a step.
+        align: widths are rounded up to a multiple of it.
+        step: share of the dense MACs that goes at once.
+        seed: of the places that layers are refitted at.
+
+    Raises:
+        HoyerExportError: there is nothing to stop at, a number is out of range, or the MACs cannot be reached.
+        CutRefused, DataError, NetworkError: as ``cut`` and ``refit_``.
+    """
+    if macs is None and (loss is None or at_most is None):
+        raise HoyerExportError("give macs, the share to stop at, or loss and at_most, or all three")
+    if not 0 < step <= 1:
+        raise HoyerExportError(f"step is a share of the dense MACs, above 0 and at most 1, got {step!r}")
+    targets = DenseOutputs(model, batches, seed=seed)
+    state = _Walk.start(model, targets, align)
+    dense = state.macs
+    if macs is not None:  # said before any work
+        meet(state.channels, state.scores, align, Budget(MACS, macs))
+    share, size, curve = 1.0, step, [Point(dense, None if loss is None else 0.0)]
+    while size >= step / _FINEST and share > (macs or 0):
+        aim = max(share - size, macs or 0)
+        if aim * dense < state.least:
+            size /= 2
+            continue
+        smaller = state if state.macs <= aim * dense else state.smaller(aim * dense, targets)
+        if smaller is not state:
+            lost = None if loss is None else loss(smaller.slim.model)
+            curve.append(Point(smaller.macs, lost, lost is None or at_most is None or lost <= at_most))
+        if curve[-1].within:
+            state, share = smaller, aim
+        else:
+            size /= 2
+    return Shrunk(state.slim, state.keep, tuple(curve), state.refit)
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """A network on the way down, and what its channels are worth."""
+
+    slim: SlimModel
+    channels: ChannelMap
+    scores: dict[str, Tensor]
+    keep: Keep
+    align: int
+    refit: Refit | None = None
+
+    @staticmethod
+    def start(model: nn.Module, targets: DenseOutputs, align: int) -> "_Walk":
+        slim = SlimModel(copy.deepcopy(model).eval(), PruningPlan())
+        channels = trace_channels(slim.model, _example(targets))
+        scores, _ = function_scores(channels, slim.model, targets.inputs)
+        keep = {group.name: torch.arange(group.width) for group in channels.groups}
+        return _Walk(slim, channels, scores, keep, align)
+
+    @property
+    def macs(self) -> int:
+        return dense_macs(self.channels)
+
+    @property
+    def least(self) -> int:
+        """The fewest MACs that can be reached from here."""
+        return macs_of_keep(self.channels, least_keep(self.channels, self.align))
+
+    def smaller(self, macs: float, targets: DenseOutputs) -> "_Walk":
+        """Return the network with at most ``macs``, refitted; this one is not changed."""
+        threshold = meet(self.channels, self.scores, self.align, Budget(MACS, at_most=macs))
+        stay = aligned_keep(self.channels, self.scores, threshold, self.align)
+        zeroed = replace(self.slim, model=copy.deepcopy(self.slim.model))
+        zero_(zeroed.model, self.channels, stay)
+        slim = cut(zeroed, self.channels, stay, _example(targets))
+        channels = trace_channels(slim.model, _example(targets))
+        moments = InputMoments(channels, slim.model)
+        with moments:  # what readers read once they are refitted
+            refit = refit_(slim, targets)
+        scores, _ = scores_from(moments.take(), channels, slim.model)
+        keep = {name: kept[stay[name]] if name in stay else kept for name, kept in self.keep.items()}
+        return _Walk(refit.slim, channels, scores, keep, self.align, refit)
+
+
+def _example(targets: DenseOutputs) -> tuple[Tensor, ...]:
+    return tuple(tensor[:2] for tensor in targets.inputs[0])
+
+
+def output_change(dense: nn.Module, batches: CalibrationInputs) -> Loss:
+    """Return the loss of a network that is the mean over images of ‖y − y_dense‖ / ‖y_dense‖, without labels.
+
+    Args:
+        dense: the network before the cut.
+        batches: images that did not calibrate.
+    """
+    held = [tuple(batch) for batch in as_batches(batches)]
+    expected = [_outputs(dense, batch) for batch in held]
+
+    def loss(model: nn.Module) -> float:
+        changes = [
+            (_outputs(model, batch) - y).norm(dim=1) / y.norm(dim=1) for batch, y in zip(held, expected, strict=True)
+        ]
+        return float(torch.cat(changes).mean())
+
+    return loss
+
+
+def accuracy_drop(dense: nn.Module, labelled: Iterable[tuple[Tensor, Tensor]]) -> Loss:
+    """Return the loss of a network that is the points of top-1 accuracy which it lost against the dense one.
+
+    Args:
+        dense: the network before the cut.
+        labelled: batches of images and classes, which neither calibrated nor trained the dense network.
+    """
+    held = list(labelled)
+
+    def accuracy(model: nn.Module) -> float:
+        right = sum(int((_outputs(model, (images,)).argmax(1) == targets).sum()) for images, targets in held)
+        return 100 * right / sum(len(targets) for _, targets in held)
+
+    before = accuracy(dense)
+    return lambda model: before - accuracy(model)
+
+
+def _outputs(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+    """Return all outputs of a model in eval mode, one row an image."""
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    with torch.no_grad(), kept_modes(model):
+        outputs = model.eval()(*(tensor.to(device) for tensor in batch))
+    return torch.cat([tensor.flatten(1).cpu() for tensor in tensors_in(outputs)], 1)

@@ -1,0 +1,62 @@
+"""Scores by function: what a channel brings to its readers, over the MACs that go with it."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from hoyer_export.channels.channel_map import ChannelMap
+from hoyer_export.channels.cost import marginal_macs
+from hoyer_export.channels.energy import InputMoments, Moments, energy_shares
+from hoyer_export.channels.norms import channel_norms
+from hoyer_export.surgery.extras.dead_channels import CalibrationInputs, run_each
+from hoyer_export.tensors import named_tensors
+
+MACS_POWER = 1.0
+"""p in e_k / MACs_k^p."""
+
+
+def function_scores(
+    channels: ChannelMap, model: nn.Module, inputs: CalibrationInputs
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Score channels by e_k / MACs_k^p, MACs_k those that go with channel k alone, as a share of the network's.
+
+    A group that no reader reads whose input could be measured gets n_k² / Σn² in the place of e_k: as if one reader
+    read it alone, and from white inputs.
+
+    Args:
+        channels: the channel map.
+        model: the traced network; a copy in eval mode runs.
+        inputs: calibration images, a batch or several.
+
+    Returns:
+        Group name → float64 [width] on the CPU, and the names of the groups that were not measured.
+
+    Raises:
+        DataError: there is no batch.
+        NetworkError: the model does not run on a batch.
+    """
+    network = copy.deepcopy(model).eval()
+    moments = InputMoments(channels, network)
+    run_each(network, inputs, moments)
+    return scores_from(moments.take(), channels, model)
+
+
+def scores_from(moments: Moments, channels: ChannelMap, model: nn.Module) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Return the same from moments that were measured already."""
+    tensors = named_tensors(model)
+    energies = energy_shares(channels, tensors, moments)
+    missing = tuple(group.name for group in channels.groups if group.name not in energies)
+    if missing:
+        norms = channel_norms(channels, tensors)
+        energies |= {name: _shares(norms[name].detach().square()) for name in missing}
+    macs = marginal_macs(channels)
+    dense = max(channels.macs({}), 1.0)
+    scores = {
+        name: energies[name].double().cpu() / (macs[name] / dense).clamp(min=1e-12) ** MACS_POWER for name in energies
+    }
+    return {group.name: scores[group.name] for group in channels.groups}, missing
+
+
+def _shares(squares: Tensor) -> Tensor:
+    return squares / squares.sum().clamp(min=torch.finfo(squares.dtype).tiny)

@@ -1,0 +1,191 @@
+"""The least-squares refit: exact where the removed channels are combinations of kept ones, on every kind of reader."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import networks
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import hoyer_export as hx
+from hoyer_export.surgery.extras.refit import DenseOutputs, Refit, refit_
+
+IMAGES = torch.randn(48, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+def repeated_(layer: nn.Module, dim: int = 0) -> nn.Module:
+    """Make the second half of a layer's filters combinations of the first half's."""
+    with torch.no_grad():
+        weight = layer.get_parameter("weight").movedim(dim, 0)
+        half = len(weight) // 2
+        mix = torch.randn(half, half, generator=torch.Generator().manual_seed(1)).to(weight)
+        weight[half:] = (mix @ weight[:half].flatten(1)).view_as(weight[half:])
+        layer.get_parameter("bias")[half:] = mix @ layer.get_parameter("bias")[:half]
+    return layer
+
+
+def halved(model: nn.Module, images: Tensor, group: str = "a") -> hx.SlimModel:
+    """Cut the second half of one group's channels."""
+    channels = hx.trace_channels(model, images[:2])
+    keep = {group: torch.arange(channels.group(group).width // 2)}
+    zeroed = copy.deepcopy(model)
+    hx.zero_(zeroed, channels, keep)
+    return hx.cut(zeroed, channels, keep, images[:2])
+
+
+def difference(model: nn.Module, other: nn.Module, images: Tensor) -> float:
+    with torch.no_grad():
+        expected = model(images)
+        return float((other(images) - expected).norm() / expected.norm())
+
+
+def net(images: Tensor, a: nn.Module, b: nn.Module, wiring: Callable[[networks.Net, Tensor], Tensor]) -> networks.Net:
+    features = wiring(networks.Net(wiring, a=a, b=b, fc=nn.Identity()).double(), images.double()).shape[1]
+    return networks.Net(wiring, a=a, b=b, fc=nn.Linear(features, 5)).double().eval()
+
+
+def mean(n: networks.Net, x: Tensor) -> Tensor:
+    y = n.b(n.a(x))
+    return n.fc(y.flatten(2).mean(2))
+
+
+CONVOLUTIONS = {
+    "2-d, strided, dilated": (2, nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 6, 3, stride=2, dilation=2, padding=2)),
+    "same": (2, nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, (3, 5), padding="same")),
+    "1-d": (1, nn.Conv1d(3, 8, 3), nn.Conv1d(8, 6, 3, padding=1, padding_mode="circular")),
+    "3-d": (3, nn.Conv3d(3, 8, 1), nn.Conv3d(8, 6, (1, 2, 3))),
+    "grouped": (2, nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 3, padding=1, groups=2)),
+    "transposed": (2, nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 6, 3, stride=2, padding=1, output_padding=1)),
+    "transposed in groups": (2, nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 6, 3, dilation=2, groups=2)),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_combinations_of_kept_channels_are_restored(name: str) -> None:
+    torch.manual_seed(0)
+    dims, a, b = copy.deepcopy(CONVOLUTIONS[name])
+    images = torch.randn(48, 3, *[9 if dims < 3 else 5] * dims, dtype=torch.float64)
+    if "groups" in name or name == "grouped":  # each group's second half of its own first half
+        with torch.no_grad():
+            a.weight[2::4], a.weight[3::4] = a.weight[0::4], a.weight[1::4] - 2 * a.weight[0::4]
+            a.bias[2::4], a.bias[3::4] = a.bias[0::4], a.bias[1::4] - 2 * a.bias[0::4]
+    else:
+        repeated_(a)
+    model = net(images, a, b, mean)
+    slim = halved(model, images)
+    before = difference(model, slim.model, images)
+    result = refit_(slim, model, images.split(20), ridge=1e-14)
+    assert result.slim.model is slim.model
+    assert set(result.refitted) == {"b.weight", "fc.weight"}
+    assert not result.left
+    assert difference(model, slim.model, torch.randn_like(images)) < 1e-6 < 0.01 < before
+
+
+def test_a_linear_layer_behind_flatten() -> None:
+    torch.manual_seed(0)
+    model = networks.Net(
+        lambda n, x: n.fc(n.a(x[:, :, :4, :4]).flatten(1)), a=repeated_(nn.Conv2d(3, 4, 1)), fc=nn.Linear(64, 5)
+    )  # fmt: skip
+    model.double().eval()
+    slim = halved(model, IMAGES.double())
+    refit_(slim, model, [IMAGES.double()], ridge=1e-14)
+    assert difference(model, slim.model, torch.randn(9, 3, 12, 12, dtype=torch.float64)) < 1e-6
+
+
+def shared() -> networks.Net:
+    def wiring(n: networks.Net, x: Tensor) -> Tensor:
+        return n.fc(F.relu(n.b(n.a(x)) + n.b(n.a(x.flip(3)))).mean((2, 3)))
+
+    torch.manual_seed(0)
+    layers = {"a": repeated_(networks.conv(3, 8)), "b": networks.conv(8, 6), "fc": nn.Linear(6, 5)}
+    return networks.Net(wiring, **layers).double().eval()
+
+
+def test_a_layer_that_is_called_twice_gets_one_fit() -> None:
+    model = shared()
+    slim = halved(model, IMAGES.double())
+    assert {"b.weight", "fc.weight"} <= set(refit_(slim, model, IMAGES.double(), ridge=1e-14).refitted)
+    assert difference(model, slim.model, IMAGES.double().flip(2)) < 1e-6
+
+
+def test_without_a_bias_the_batch_norm_behind_takes_the_constant() -> None:
+    torch.manual_seed(0)
+    model = networks.Net(
+        lambda n, x: n.fc(F.relu(n.bn(n.b(n.a(x)))).mean((2, 3))),
+        a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 6, 1, bias=False), bn=nn.BatchNorm2d(6), fc=nn.Linear(6, 5),
+    )  # fmt: skip
+    with torch.no_grad():
+        model.a.weight[4:] = 0
+        model.a.bias[4:] = 3  # constants, which no kept channel can stand for
+    model.double().eval()
+    slim = halved(model, IMAGES.double())
+    assert difference(model, slim.model, IMAGES.double()) > 0.01
+    refit_(slim, model, IMAGES.double(), ridge=1e-14)
+    assert difference(model, slim.model, IMAGES.double()) < 1e-6
+    assert not torch.equal(slim.model.bn.running_mean, model.bn.running_mean)
+
+
+def test_it_is_least_squares_and_the_ridge_holds_the_weights() -> None:
+    torch.manual_seed(0)
+    model = networks.Net(lambda n, x: n.fc(F.relu(n.a(x.mean((2, 3))))), a=nn.Linear(3, 10), fc=nn.Linear(10, 4))
+    model.double().eval()
+    images = IMAGES.double()
+    slim = halved(model, images)
+    before = slim.model.fc.weight.detach().clone()
+    x = F.relu(slim.model.a(images.mean((2, 3)))).detach()
+    x, y = x - x.mean(0), model(images).detach()
+    penalty = 0.1 * x.square().sum(0).mean()
+    expected = (y.T @ x + penalty * before) @ torch.linalg.inv(x.T @ x + penalty * torch.eye(5, dtype=torch.float64))
+    refit_(slim, model, images, ridge=0.1)
+    torch.testing.assert_close(slim.model.fc.weight.detach(), expected)
+    few = halved(model, images)
+    assert refit_(few, model, images[:3], ridge=0.1).wanted == 5
+    x = F.relu(few.model.a(images[:3].mean((2, 3)))).detach()
+    x, y = x - x.mean(0), model(images[:3]).detach()
+    penalty = 0.1 * x.square().sum(0).mean()
+    expected = (y.T @ x + penalty * before) @ torch.linalg.inv(x.T @ x + penalty * torch.eye(5, dtype=torch.float64))
+    torch.testing.assert_close(few.model.fc.weight.detach(), expected)
+
+
+def trained_on(model: nn.Module, **options: int) -> tuple[Refit, dict[str, Tensor]]:
+    slim = halved(model, IMAGES)
+    result = refit_(slim, model, IMAGES.split(16), **options)
+    return result, slim.model.state_dict()
+
+
+def test_the_same_seed_gives_the_same_weights_and_the_plan_says_so(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = networks.chain().train()
+    result, weights = trained_on(model, positions=5)
+    same, other = trained_on(model, positions=5)[1], trained_on(model, positions=5, seed=1)[1]
+    assert all(torch.equal(weights[name], same[name]) for name in weights)
+    assert not torch.equal(weights["b.weight"], other["b.weight"])
+    assert model.training
+    hx.save_slim(result.slim, tmp_path / "slim.safetensors")
+    loaded = hx.load_slim(tmp_path / "slim.safetensors", into=networks.chain())
+    assert loaded.plan == result.slim.plan
+    assert all(torch.equal(weights[name], tensor) for name, tensor in loaded.model.state_dict().items())
+    (edit,) = loaded.plan.edits
+    assert (edit.images, edit.weights) == (48, ("b.weight", "fc.weight"))
+    again = refit_(loaded, DenseOutputs(model, IMAGES)).slim
+    assert [edit.kind for edit in again.plan.edits] == ["refit"]
+
+
+def test_what_cannot_be_refitted_stays_and_is_named() -> None:
+    torch.manual_seed(0)
+    model = networks.Net(
+        lambda n, x: n.fc(n.c(F.relu(n.b(F.relu(n.a(x)))).mean((2, 3)))) @ n.c.weight.detach(),
+        a=networks.conv(3, 8), b=networks.conv(8, 8), c=nn.Linear(8, 5), fc=nn.Linear(5, 5),
+    ).eval()  # fmt: skip
+    slim = halved(model, IMAGES)
+    before = slim.model.c.weight.detach().clone()
+    result = refit_(slim, model, IMAGES)
+    assert result.left == {"c.weight": "the weight is used in another way too"}
+    assert torch.equal(slim.model.c.weight, before)
+    with pytest.raises(hx.HoyerExportError, match="calibration images, got no batch"):
+        refit_(slim, model, [])
+    with pytest.raises(hx.NetworkError, match="does not run on a calibration batch of shape 2×4×9×9"):
+        refit_(slim, model, torch.zeros(2, 4, 9, 9))
