@@ -62,7 +62,9 @@ def check_align(align: int | None) -> None:
         raise typer.BadParameter(f"expected 1, 4, 8, 16, 32 or 64, got {align}", param_hint="--align")
 
 
-def check_method(method: str, budgets: Mapping[str, Any], data: str | None, dead_first: bool) -> None:
+def check_method(
+    method: str, budgets: Mapping[str, Any], data: str | None, *, dead_first: bool = False, refit: bool = False
+) -> None:
     """Refuse an unknown method, and what does not go with it; ``budgets``: option → what was given."""
     if method not in METHODS:
         raise typer.BadParameter(f"expected {', '.join(METHODS)}, got {method!r}", param_hint="--method")
@@ -78,6 +80,11 @@ def check_method(method: str, budgets: Mapping[str, Any], data: str | None, dead
         )
     if (method == "dead" or dead_first) and data is None:
         raise typer.BadParameter("dead channels are found on images; name a data set", param_hint="--data")
+    if (method == "function" or refit) and data is None:
+        what = "what channels do is measured on images, without labels; name a data set, or --data images"
+        raise typer.BadParameter(what, param_hint="--data")
+    if method != "function" and any(option.startswith("--max-") for option in given):
+        raise typer.BadParameter("goes down in steps, by function; leave --method out", param_hint=given[0])
 
 
 def refuse(context: typer.Context, names: Collection[str | None], why: str) -> None:

@@ -291,13 +291,24 @@ def cut(
         str | None, typer.Option(metavar="SCORE", help='Least that stays: a number, or "natural".')
     ] = None,
     method: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="NAME",
-            help="group-hs, magnitude (torch-pruning's scores) or dead.",
+            help="group-hs (unless set), magnitude (torch-pruning's scores), function (with --refit) or dead.",
             autocompletion=arguments.methods,
+            show_default=False,
         ),
-    ] = "group-hs",
+    ] = None,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Give what is left new weights, by least squares on images without labels.")
+    ] = False,
+    max_drop: Annotated[
+        float | None, typer.Option(min=0, metavar="POINTS", help="The most accuracy to lose; goes as far as it can.")
+    ] = None,
+    max_change: Annotated[
+        float | None, typer.Option(min=0, metavar="SHARE", help="The most that outputs may change, without labels.")
+    ] = None,
+    step: Annotated[float, typer.Option(metavar="SHARE", help="Of the MACs that goes between two refits.")] = 0.05,
     align: Annotated[
         int | None, typer.Option(metavar="N", help="Widths are rounded up to a multiple (16 unless set; 1 for dead).")
     ] = None,
@@ -334,7 +345,11 @@ def cut(
     as_json: Json = False,
 ) -> None:
     """Cut a network of your own, untrained by us, to a verified ONNX file."""
-    arguments.check_method(method, {"--macs": macs, "--params": params, "--threshold": threshold}, data, dead_first)
+    budgets = {"--macs": macs, "--params": params, "--threshold": threshold}
+    budgets |= {"--max-drop": max_drop, "--max-change": max_change}
+    refit = refit or max_drop is not None or max_change is not None
+    method = method or ("function" if refit else "group-hs")
+    arguments.check_method(method, budgets, data, dead_first=dead_first, refit=refit)
     arguments.check_share("--macs", macs)
     arguments.check_share("--params", params)
     arguments.check_align(align)
@@ -349,13 +364,14 @@ def cut(
     from hoyer_export.recipe import make_recipe
     from hoyer_export.run_folder import check_free
 
-    side = shape[1] if shape is not None and data == "imagefolder" else None
+    side = shape[1] if shape is not None and data in ("imagefolder", "images") else None
     root = None if data_root is None else str(data_root)
     recipe = make_recipe(
         _untrained({"name": network, "classes": classes, "input": shape, "rules": rules}, seed, weights)
         | {
             "data": data and {"name": data, "root": root, "mean": means, "std": stds, "image_size": side},
             "cut": {"macs": macs, "params": params, "threshold": limit, "method": method, "align": align}
+            | {"refit": refit, "max_drop": max_drop, "max_change": max_change, "step": step}
             | {"dead_first": dead_first, "dead_blocks": dead_blocks, "gather": gather, "calibration": calibration},
             "bench": {"min_seconds": min_seconds},
         }

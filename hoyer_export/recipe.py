@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from hoyer_export.choices import Alignment, Method
 from hoyer_export.errors import RecipeError
 
-BUDGETS = ("macs", "params", "threshold")
+BUDGETS = ("macs", "params", "threshold", "max_drop", "max_change")
 """The keys of [cut] of which exactly one is set."""
 RANDOM = "random"
 """In the place of a file with weights: nothing is loaded. MACs and sizes are right then, outputs mean nothing."""
@@ -125,13 +125,19 @@ class Sparse(Phase):
 
 
 class Cut(_Table):
-    """[cut]: one of ``macs`` and ``params`` (shares of dense) or ``threshold`` (in natural thresholds).
+    """[cut]: one of ``macs`` and ``params`` (shares of dense), ``threshold`` (of the scores; "natural" for Group-HS),
+    ``max_drop`` (points of validation accuracy) and ``max_change`` (mean relative change of the outputs).
 
     ``method`` says how channels are scored; "dead" takes what never fires on ``calibration`` training images, and
     nothing else, so that it needs no budget. ``dead_first`` takes that before any other method chooses, ``dead_blocks``
     makes residual blocks whose branch is exactly zero their shortcuts, ``fold`` moves what a zeroed channel leaves
     behind as a constant into the layers that read it, and the linear layers in ``gather`` read only
     the input features on which their weights are not zero. ``align`` is 16 unless set, and 1 for "dead".
+
+    ``refit`` gives what reads the channels that went new weights, by least squares on ``calibration`` images without
+    labels; with ``method = "function"`` it goes down in steps of ``step`` of the MACs and chooses again after each.
+    The smallest network within ``max_drop`` or ``max_change`` is found on the way. ``calibration`` is 5000 unless set,
+    and 1024 for a refit.
     """
 
     macs: Share | None = None
@@ -139,11 +145,15 @@ class Cut(_Table):
     threshold: Literal["natural"] | NotNegative | None = None
     align: Alignment | None = None
     method: Method = "group-hs"
+    max_drop: NotNegative | None = None
+    max_change: Positive | None = None
+    refit: bool = False
+    step: Share = 0.05
     dead_first: bool = False
     dead_blocks: bool = False
     fold: bool = True
     gather: Annotated[tuple[Name, ...], Field(strict=False)] = ()
-    calibration: Count = 5000
+    calibration: Count | None = None
 
     @model_validator(mode="after")
     def _exactly_one_budget(self) -> "Cut":
@@ -155,10 +165,24 @@ class Cut(_Table):
         if self.method != "dead" and len(given) != 1:
             raise PydanticCustomError(
                 "rule",
-                "needs exactly one of macs, params and threshold, got {given}",
+                "needs exactly one of macs, params, threshold, max_drop and max_change, got {given}",
                 {"given": _listed(given) or "none"},
             )
+        if not self.in_steps and (self.max_drop is not None or self.max_change is not None):
+            raise PydanticCustomError(
+                "rule", '{key} needs method = "function" and refit = true, which go down in steps', {"key": given[0]}
+            )
         return self
+
+    @property
+    def in_steps(self) -> bool:
+        """Whether channels go in steps, each refitted, and are chosen again after each."""
+        return self.refit and self.method == "function" and self.params is None and self.threshold is None
+
+    @property
+    def images(self) -> int:
+        """How many calibration images are looked at."""
+        return self.calibration or (1024 if self.refit else 5000)
 
     @property
     def alignment(self) -> int:
@@ -168,7 +192,7 @@ class Cut(_Table):
     @property
     def looks_at_images(self) -> bool:
         """Whether the choice hangs on calibration images."""
-        return self.method == "dead" or self.dead_first
+        return self.method in ("dead", "function") or self.dead_first or self.refit
 
     def asked(self) -> dict[str, float | str]:
         """Return the one budget that is set, e.g. ``{"macs": 0.5}``."""
@@ -231,7 +255,7 @@ class Recipe(_Table):
     @model_validator(mode="after")
     def _has_data_where_it_needs_them(self) -> "Recipe":
         if self.data is None and (self.trains or self.cut.looks_at_images):
-            what = "training" if self.trains else "what never fires"
+            what = "training" if self.trains else "what channels do"
             raise PydanticCustomError("rule", "the table [data] is needed: {what} needs images", {"what": what})
         return self
 

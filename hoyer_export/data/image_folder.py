@@ -4,7 +4,7 @@ Every image draws its crop and flip from (seed, epoch, its index) alone, so the 
 """
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.pool import ThreadPool
@@ -19,6 +19,7 @@ from torchvision.transforms import v2
 
 from hoyer_export.data.image_file import read_image, why_unreadable
 from hoyer_export.data.splits import Split, hold_out, mixed_seed
+from hoyer_export.data.unlabelled import pictures
 from hoyer_export.errors import DataError, one_line
 
 _LAYOUT = "expected train/CLASS/*.jpg and test/CLASS/*.jpg (or val/) there"
@@ -156,13 +157,49 @@ def read_image_folder(
         rest, chosen = hold_out([label for _, label in train], validation, seed)
         train, held_out = [train[i] for i in rest.tolist()], [train[i] for i in chosen.tolist()]
 
+    split = _made_by(seed, mean, std, image_size, workers)
+    return split(train, augment), split(held_out), split(test), len(classes)
+
+
+def read_pictures(
+    root: Path,
+    *,
+    validation: float,
+    seed: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    augment: bool,
+    image_size: int,
+    workers: int,
+) -> tuple[FolderSplit, FolderSplit, FolderSplit, None]:
+    """Find the pictures in a folder and those in it, whatever their folders are called; the rest as above.
+
+    Returns:
+        (train, validation, no test images, no classes).
+    """
+    samples = [(path, 0) for path in pictures(root)]
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed)).tolist()
+    held = max(2, round(validation * len(samples)))
+    split = _made_by(seed, mean, std, image_size, workers)
+    parts = ([samples[i] for i in sorted(chosen)] for chosen in (order[held:], order[:held], []))
+    train, held_out, test = parts
+    return split(train, augment), split(held_out), split(test), None
+
+
+def _made_by(
+    seed: int, mean: Sequence[float], std: Sequence[float], image_size: int, workers: int
+) -> Callable[..., FolderSplit]:
+    """Return what makes a split of samples, augmented where that is said."""
     # A grey image of more than eight bits has one channel until here.
     finish = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.RGB(), v2.Normalize(list(mean), list(std))]
     training = v2.Compose([v2.RandomResizedCrop(image_size), v2.RandomHorizontalFlip(), *finish])
     short_side = round(image_size * _RESIZE_PER_CROP)
     evaluation = v2.Compose([v2.Resize(short_side), v2.CenterCrop(image_size), *finish])
-    split = partial(FolderSplit, evaluation=evaluation, seed=seed, workers=workers)
-    return split(train, training if augment else None), split(held_out, None), split(test, None), len(classes)
+
+    def split(samples: Samples, augment: bool = False) -> FolderSplit:
+        return FolderSplit(samples, training if augment else None, evaluation, seed, workers)
+
+    return split
 
 
 def _image_folder(folder: Path) -> tuple[list[str], Samples]:

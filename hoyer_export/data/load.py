@@ -14,6 +14,7 @@ from hoyer_export.data.cifar10 import HOW_TO_GET, read_cifar10
 from hoyer_export.data.idx import how_to_get, read_idx_set
 from hoyer_export.data.splits import DataSplits, hold_out
 from hoyer_export.data.tensor_split import TensorSplit
+from hoyer_export.data.unlabelled import EXPECTED, array_splits, read_array
 from hoyer_export.errors import DataError
 
 _DIGITS_TEST_IMAGES = 360
@@ -38,6 +39,7 @@ _DEFAULTS = {
     "cifar10": _Defaults((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), augment=True),
     # of ImageNet: https://docs.pytorch.org/vision/stable/models.html
     "imagefolder": _Defaults((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), augment=True),
+    "images": _Defaults((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), augment=False),
 }
 
 
@@ -61,7 +63,8 @@ def load_data(
     """Load a data set, with a validation split held out of its training images.
 
     Args:
-        name: ``digits`` (ships with scikit-learn), ``mnist``, ``fashion-mnist``, ``cifar10`` or ``imagefolder``.
+        name: ``digits`` (ships with scikit-learn), ``mnist``, ``fashion-mnist``, ``cifar10``, ``imagefolder``, or
+            ``images``: pictures without labels, in a folder or as an array in an .npy or .npz file.
         root: folder of the files; none is needed for ``digits``.
         validation: share of the training images that is held out, the same of every class; above 0, below 1.
         seed: decides which images are held out, and with the epoch their order and augmentation.
@@ -81,6 +84,12 @@ def load_data(
         advice = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(_DEFAULTS)}"
         raise DataError(f"unknown data set {name!r}; {advice}")
     defaults = _DEFAULTS[name]
+    array = None
+    if name == "images" and root is not None and root.is_file():
+        array = read_array(root)
+        if array.shape[1] != 3 or array.dtype != torch.uint8:  # floats are what the network takes already
+            nothing = (0.0,) * array.shape[1]
+            defaults = _Defaults(nothing, tuple(1.0 for _ in nothing), augment=False)
     channels = len(defaults.mean)
     mean = _per_channel("mean", mean, defaults.mean, channels)
     std = _per_channel("std", std, defaults.std, channels)
@@ -94,14 +103,23 @@ def load_data(
         raise DataError(f"workers is {workers}; expected 0 or more processes")
     augment = defaults.augment if augment is None else augment
 
-    if name == "imagefolder":
-        from hoyer_export.data.image_folder import read_image_folder  # torchvision takes a second to import
+    if array is not None:
+        splits = array_splits(array, mean, std, validation, seed)
+        _, channels, height, width = array.shape
+        return DataSplits(name, *splits, None, (channels, height, width), mean, std)
+    if name in ("imagefolder", "images"):
+        from hoyer_export.data.image_folder import (  # torchvision takes a second to import
+            read_image_folder,
+            read_pictures,
+        )
 
         side = 224 if image_size is None else image_size
         if side < 1:
             raise DataError(f"image_size is {side}; expected pixels, at least 1")
-        train, held_out, test, classes = read_image_folder(
-            _needed(root, name, "train/CLASS/*.jpg and test/CLASS/*.jpg", "name that folder as root"),
+        layout = "train/CLASS/*.jpg and test/CLASS/*.jpg" if name == "imagefolder" else EXPECTED
+        read = read_image_folder if name == "imagefolder" else read_pictures
+        train, held_out, test, classes = read(
+            _needed(root, name, layout, "name it as root"),
             validation=validation,
             seed=seed,
             mean=mean,

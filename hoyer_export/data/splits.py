@@ -73,7 +73,7 @@ class DataSplits:
         train: without the validation images.
         validation: held out of the training images; every choice is made on it.
         test: for the final number only.
-        classes: number of classes; targets are 0..classes-1.
+        classes: number of classes; targets are 0..classes-1. None: there are no labels, and no test images.
         input_shape: (C, H, W) of one image.
         mean: subtracted from each channel, whose values lie in 0..1.
         std: divides each channel after that.
@@ -83,7 +83,7 @@ class DataSplits:
     train: Split
     validation: Split
     test: Split
-    classes: int
+    classes: int | None
     input_shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]

@@ -91,6 +91,38 @@ class Moved(Record):
     max_output: NotNegative | None
 
 
+class StepRecord(Record):
+    """A network on the way down: its share of the dense MACs, what it lost, and whether that may be.
+
+    ``lost`` is in points of validation accuracy where a drop was asked for, else the mean relative change of the
+    outputs on held-out images.
+    """
+
+    macs: NotNegative
+    lost: float | None
+    within: bool
+
+
+class RefitRecord(Record):
+    """The least-squares refit after the cut, a change of weights.
+
+    Args:
+        refitted: how many weights have new values.
+        left: weights that stay as they were → why.
+        images: calibration images, without labels.
+        wanted: how many of them give every weight as many equations as unknowns.
+        lost_by: what ``steps`` measure: ``accuracy`` or ``outputs``; None where nothing was measured.
+        steps: the way down, the dense network first.
+    """
+
+    refitted: Size
+    left: dict[str, str]
+    images: Size
+    wanted: Size
+    lost_by: str | None = None
+    steps: tuple[StepRecord, ...] = ()
+
+
 class CutRecord(Record):
     """What was chosen and cut, and how exact that was.
 
@@ -104,7 +136,8 @@ class CutRecord(Record):
         widths: of every group, in the network's order.
         dead_blocks: names of the residual blocks that became their shortcuts.
         gathered: linear layer → (input features, those that it still reads).
-        moved: outputs before and after zeroing, where nothing is trained after the cut.
+        moved: outputs of the dense network and of the zeroed, or refitted, one, where nothing is trained after the cut.
+        refit: what was done to the weights that are left.
         warning: what to be careful about, if anything.
     """
 
@@ -118,6 +151,7 @@ class CutRecord(Record):
     dead_blocks: tuple[str, ...] = ()
     gathered: dict[str, tuple[int, int]] = Field(default={})
     moved: tuple[Moved, ...] = ()
+    refit: RefitRecord | None = None
     warning: str | None = None
 
     @property

@@ -4,7 +4,7 @@ import copy
 import json
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from math import ceil
 from pathlib import Path
@@ -13,17 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from hoyer_export.channels.channel_map import ChannelMap
+from hoyer_export.channels.cost import dense_macs, macs_of_keep
 from hoyer_export.channels.norms import channel_norms
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.data.splits import Split
 from hoyer_export.report.number_format import share
-from hoyer_export.report.stage_records import CutRecord, GroupWidth, Moved
+from hoyer_export.report.stage_records import CutRecord, GroupWidth, Moved, RefitRecord, StepRecord
 from hoyer_export.run.inputs import macs_in_torch, proved_channels
 from hoyer_export.run.job import Job
 from hoyer_export.run.stage import Stage
 from hoyer_export.run_folder import RunFolder, write_whole
+from hoyer_export.select.align import Keep
 from hoyer_export.select.budget import COSTS, Budget
 from hoyer_export.select.choose import Selection, select_channels
+from hoyer_export.select.cut_and_refit import Point, accuracy_drop, cut_and_refit, output_change
 from hoyer_export.sparsify.penalties import alive_channels
 from hoyer_export.store.slim_file import save_slim
 from hoyer_export.surgery.cut import cut
@@ -31,6 +34,7 @@ from hoyer_export.surgery.decisions import TOLERANCE
 from hoyer_export.surgery.extras.dead_blocks import remove_dead_blocks
 from hoyer_export.surgery.extras.folding import Folding, fold_constants
 from hoyer_export.surgery.extras.gather import gather_inputs
+from hoyer_export.surgery.extras.refit import Refit, refit_
 from hoyer_export.surgery.plan import compose
 from hoyer_export.surgery.step import SlimModel, as_slim
 from hoyer_export.surgery.zero import zero_
@@ -38,48 +42,56 @@ from hoyer_export.tensors import named_tensors, tensors_in
 
 TRIES = 8
 """Selections before a budget counts as missed: each comes closer by what the one before was off."""
+LABELLED = 5000
+"""Validation images on which a drop in accuracy is measured, at most."""
 BATCH = 250
 """Calibration images at a time; the last of them may bring a few more than were asked for."""
 
 
 @dataclass(frozen=True)
 class _Cut:
-    """One selection, carried out.
+    """What was chosen, and what came of it.
 
     Args:
-        chosen: the selection.
-        zeroed: the network before the channels were taken out.
-        steps: what was proved one by one; the last is ``slim``.
+        keep: group name → channels that stay.
+        zeroed: the network whose outputs are compared with the dense one's: before the channels were taken out or,
+            after a refit, the slim one.
+        steps: what was proved one by one; the last is the cut.
         slim: the network after it.
+        warning: of the selection.
+        refit: what became of the weights that are left.
     """
 
-    chosen: Selection
+    keep: Keep
     zeroed: nn.Module
     steps: tuple[SlimModel | Folding, ...]
     slim: SlimModel
+    warning: str | None = None
+    refit: RefitRecord | None = None
 
 
 def cut_channels(job: Job) -> CutRecord:
     """Select, zero and cut, and write the slim network, which is not trained yet, and widths.json."""
     table, started, network = job.recipe.cut, time.perf_counter(), job.sparse()
     asked = " ".join(f"{key} = {value}" for key, value in table.asked().items())
-    job.progress.headline(f"cut: {table.method}, {asked}{', ' if asked else ''}align = {table.alignment}")
+    refit = ", refit" if table.refit else ""
+    job.progress.headline(f"cut: {table.method}{refit}, {asked}{', ' if asked else ''}align = {table.alignment}")
     start = remove_dead_blocks(network, job.example) if table.dead_blocks else as_slim(network)
     blocks = tuple(edit.module for edit in start.plan.edits)
     channels = job.channels
     if blocks:
         channels = proved_channels(job, start.model)
     shows = job.has_data and (table.looks_at_images or not job.recipe.finetune.epochs)
-    images = _images(job.data.train, table.calibration, shuffle=True) if shows else []
-    found = _cut_to_budget(job, network, start, channels, images)
-    steps, slim = found.steps, found.slim
+    images = _images(job.data.train, table.images, shuffle=True) if shows else []
+    way = cut_in_steps if table.in_steps else _cut_to_budget
+    found = way(job, network, start, channels, images)
+    steps, slim, keep = found.steps, found.slim, found.keep
     if table.gather:
         slim = gather_inputs(slim, table.gather, job.example)
         steps = (*steps, slim)
-    _say(job, found.chosen, steps)
+    _say(job, channels, found)
     job.folder.checkpoint.mkdir(exist_ok=True)
     write_slim(slim, cut_weights(job.folder), job)
-    keep = found.chosen.keep
     write_whole(job.folder.widths, json.dumps({name: keep[name].tolist() for name in sorted(keep)}) + "\n")
     norms = channel_norms(channels, named_tensors(start.model))
     return CutRecord(
@@ -87,7 +99,7 @@ def cut_channels(job: Job) -> CutRecord:
         max_rel_error=max(step.max_rel_error or 0.0 for step in steps),
         delivered_rel_error=max(step.delivered_rel_error or 0.0 for step in steps),
         tolerance=TOLERANCE,
-        align=found.chosen.align,
+        align=table.alignment,
         widths=tuple(
             GroupWidth(
                 group=group.name,
@@ -100,7 +112,8 @@ def cut_channels(job: Job) -> CutRecord:
         dead_blocks=blocks,
         gathered={layer: (_features(network, layer), _features(slim.model, layer)) for layer in table.gather},
         moved=() if job.recipe.finetune.epochs else _moved(job, network, found.zeroed, images),
-        warning=found.chosen.warning,
+        refit=found.refit,
+        warning=found.warning,
         seconds=time.perf_counter() - started,
     )
 
@@ -108,11 +121,7 @@ def cut_channels(job: Job) -> CutRecord:
 def _cut_to_budget(job: Job, network: nn.Module, start: SlimModel, channels: ChannelMap, images: list[Tensor]) -> _Cut:
     """Select and cut until the slim file meets the recipe's budget, which is a share of ``network``."""
     table, scored = job.recipe.cut, start.model
-    shares = {key: asked for key, asked in (("macs", table.macs), ("params", table.params)) if asked is not None}
-    if start.plan.edits:  # shares of the network that came, not of what is left of it
-        traced = trace_channels(network, job.example, rules=job.rules)
-        for key, cost in ((key, COSTS[key]) for key in shares):
-            shares[key] = min(1.0, shares[key] * cost.of_keep(traced, {}) / cost.of_keep(channels, {}))
+    shares = _shares(job, network, start, channels)
     if table.dead_first:
         scored = copy.deepcopy(scored)
         zero_(scored, channels, select_channels(channels, scored, method="dead", inputs=images).keep)
@@ -125,14 +134,71 @@ def _cut_to_budget(job: Job, network: nn.Module, start: SlimModel, channels: Cha
             threshold=table.threshold,
             align=table.align,
             method=table.method,
-            inputs=images if table.method == "dead" else [job.example],
+            inputs=images if table.method in ("dead", "function") else [job.example],
         )
         found = _carried_out(job, start, channels, chosen)
         stricter = _stricter(job, network, channels, found)
         if not stricter:
             break
         shares |= stricter
+    if table.refit:
+        refit = refit_(found.slim, start.model, images, seed=job.recipe.seed)
+        found = replace(found, slim=refit.slim, zeroed=refit.slim.model, refit=_refit_record(refit))
     return found
+
+
+def _shares(job: Job, network: nn.Module, start: SlimModel, channels: ChannelMap) -> dict[str, float]:
+    """Return the shares of MACs or parameters that are asked for, as shares of ``start``."""
+    table = job.recipe.cut
+    shares = {key: asked for key, asked in (("macs", table.macs), ("params", table.params)) if asked is not None}
+    if start.plan.edits:  # shares of the network that came, not of what is left of it
+        traced = trace_channels(network, job.example, rules=job.rules)
+        for key, cost in ((key, COSTS[key]) for key in shares):
+            shares[key] = min(1.0, shares[key] * cost.of_keep(traced, {}) / cost.of_keep(channels, {}))
+    return shares
+
+
+def cut_in_steps(job: Job, network: nn.Module, start: SlimModel, channels: ChannelMap, images: list[Tensor]) -> _Cut:
+    """Cut by function and refit, again and again, down to the share of the MACs or as far as the loss allows."""
+    table = job.recipe.cut
+    held_out = job.data.validation
+    if table.max_drop is None:
+        measured, loss = "outputs", output_change(start.model, _images(held_out, table.images))
+    else:
+        measured = "accuracy"
+        loss = accuracy_drop(start.model, islice(held_out.batches(BATCH), ceil(LABELLED / BATCH)))
+    dense = dense_macs(channels)
+
+    def told(point: Point) -> None:
+        lost = f"{point.loss:.2f} points" if measured == "accuracy" else f"outputs change by {point.loss:.4f}"
+        job.progress.note(f"{share(point.macs / dense)} of the MACs: {lost}{'' if point.within else ', too much'}")
+
+    found = cut_and_refit(
+        start.model,
+        images,
+        macs=_shares(job, network, start, channels).get("macs"),
+        loss=loss,
+        at_most=table.max_change if table.max_drop is None else table.max_drop,
+        align=table.alignment,
+        step=table.step,
+        seed=job.recipe.seed,
+        on_point=told,
+    )
+    slim = replace(found.slim, plan=compose(start.plan, found.slim.plan))
+    steps = tuple(StepRecord(macs=it.macs / dense, lost=it.loss, within=it.within) for it in found.curve)
+    refit = None if found.refit is None else _refit_record(found.refit, measured, steps)
+    return _Cut(found.keep, slim.model, (start, slim), slim, refit=refit)
+
+
+def _refit_record(refit: Refit, measured: str | None = None, steps: tuple[StepRecord, ...] = ()) -> RefitRecord:
+    return RefitRecord(
+        refitted=len(refit.refitted),
+        left=dict(refit.left),
+        images=refit.images,
+        wanted=refit.wanted,
+        lost_by=measured,
+        steps=steps,
+    )
 
 
 def _carried_out(job: Job, start: SlimModel, channels: ChannelMap, chosen: Selection) -> _Cut:
@@ -147,7 +213,7 @@ def _carried_out(job: Job, start: SlimModel, channels: ChannelMap, chosen: Selec
     zeroed = copy.deepcopy(model)
     zero_(zeroed, channels, chosen.keep)
     slim = cut(SlimModel(zeroed, plan), channels, chosen.keep, job.example)
-    return _Cut(chosen, zeroed, (*steps, slim), slim)
+    return _Cut(chosen.keep, zeroed, (*steps, slim), slim, chosen.warning)
 
 
 def _stricter(job: Job, network: nn.Module, channels: ChannelMap, found: _Cut) -> dict[str, float]:
@@ -166,7 +232,7 @@ def _stricter(job: Job, network: nn.Module, channels: ChannelMap, found: _Cut) -
     for key, (left, dense) in costs.items():
         asked: float = getattr(table, key)
         if not Budget(COSTS[key], asked).is_met_by(left, dense):
-            selected = COSTS[key].of_keep(channels, found.chosen.keep) / COSTS[key].of_keep(channels, {})
+            selected = COSTS[key].of_keep(channels, found.keep) / COSTS[key].of_keep(channels, {})
             stricter[key] = selected * asked * dense / left
     return stricter
 
@@ -175,12 +241,15 @@ def _params(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _say(job: Job, chosen: Selection, steps: Iterable[SlimModel | Folding]) -> None:
-    if chosen.warning:
-        job.progress.note(chosen.warning)
-    stay, alive = (share(macs / max(chosen.dense_macs, 1)) for macs in (chosen.macs, chosen.unaligned_macs))
-    error = max(step.max_rel_error or 0.0 for step in steps)
-    job.progress.note(f"{stay} of the MACs stay, {alive} before alignment; zeroed and slim agree to {error:.1e}")
+def _say(job: Job, channels: ChannelMap, found: _Cut) -> None:
+    if found.warning:
+        job.progress.note(found.warning)
+    stay = share(macs_of_keep(channels, found.keep) / max(dense_macs(channels), 1))
+    error = max(step.max_rel_error or 0.0 for step in found.steps)
+    job.progress.note(f"{stay} of the MACs stay; zeroed and slim agree to {error:.1e}")
+    if found.refit is not None:
+        left = "".join(f"; {weight} stays: {why}" for weight, why in found.refit.left.items())
+        job.progress.note(f"{found.refit.refitted} weights refitted on {found.refit.images:,} images{left}")
 
 
 def _features(model: nn.Module, layer: str) -> int:
@@ -196,7 +265,7 @@ def _images(split: Split, count: int, *, shuffle: bool = False) -> list[Tensor]:
 def _moved(job: Job, dense: nn.Module, zeroed: nn.Module, calibration: list[Tensor]) -> tuple[Moved, ...]:
     if not job.has_data:
         return (_difference("noise", dense, zeroed, [job.example]),)
-    held_out = _images(job.data.validation, job.recipe.cut.calibration)
+    held_out = _images(job.data.validation, job.recipe.cut.images)
     return _difference("calibration", dense, zeroed, calibration), _difference("held-out", dense, zeroed, held_out)
 
 

@@ -16,7 +16,7 @@ from hoyer_export.data.load import augments
 from hoyer_export.deploy.export import as_float32, export_onnx, inference_copy
 from hoyer_export.deploy.macs import count_macs
 from hoyer_export.deploy.weight_sizes import TorchMacs, torch_macs
-from hoyer_export.errors import NetworkError, RecipeError
+from hoyer_export.errors import DataError, NetworkError, RecipeError
 from hoyer_export.modes import kept_modes
 from hoyer_export.recipe import left_open, resolved
 from hoyer_export.report.number_format import share
@@ -42,7 +42,11 @@ def look_at_inputs(job: Job) -> InputsRecord:
         raise RecipeError('device = "cuda", but torch sees no GPU; leave the key out, or set it to "cpu"')
     data = job.data if job.has_data else None
     network = job.given()
-    if data is not None:
+    if data is not None and recipe.trains and data.classes is None:
+        raise DataError(f"training needs labels, and {data.name} has none; name a data set with classes")
+    if recipe.cut.max_drop is not None and not job.has_labels:
+        raise DataError("cut.max_drop is measured on labelled images, got none; give max_change, which needs no labels")
+    if data is not None and data.classes is not None:
         check_output(recipe.network.name, network, job.example, data)
     channels = proved_channels(job, network)
     found = {
@@ -181,7 +185,12 @@ def check_output(name: str, network: nn.Module, example: Tensor, data: DataSplit
     except Exception as error:  # foreign code may raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise NetworkError(f"{name} cannot take the {shape} images of {data.name} ({reason[:200]})") from error
-    if not isinstance(logits, Tensor) or logits.shape[:1] != (2,) or logits.ndim != 2 or logits.shape[1] < data.classes:
+    if (
+        not isinstance(logits, Tensor)
+        or logits.shape[:1] != (2,)
+        or logits.ndim != 2
+        or logits.shape[1] < (data.classes or 0)
+    ):
         got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise NetworkError(
             f"{name} should return logits [N, {data.classes}] for images of {data.name}, got {got} for N = 2"

@@ -49,6 +49,11 @@ class Job:
         """Whether there are images."""
         return self.recipe.data is not None
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether the images have labels, and there are test images."""
+        return self.has_data and self.data.classes is not None
+
     @cached_property
     def data(self) -> DataSplits:
         """The three splits; DataError where they are missing, damaged, or do not fit the network."""
@@ -77,7 +82,7 @@ class Job:
                 f"network.in_channels is {told.in_channels}, but the images of {data.name} have {data.input_shape[0]};"
                 " leave the key out"
             )
-        if told.classes is not None and told.classes < data.classes:
+        if told.classes is not None and told.classes < (data.classes or 0):
             raise DataError(
                 f"network.classes is {told.classes}, but {data.name} has {data.classes} classes; leave the key out"
             )

@@ -69,13 +69,13 @@ def verify_files(job: Job) -> records.VerifiedRecord:
     Raises:
         VerificationFailed: a file cannot even be run.
     """
-    images = f", {len(job.data.test):,} test images" if job.has_data else ""
+    images = f", {len(job.data.test):,} test images" if job.has_labels else ""
     job.progress.headline(f"verify: {', '.join(it.path(job.folder).name for it in ARTIFACTS.values())}{images}")
     started = time.perf_counter()
     known = {file.name: file.sha256 for file in record_of(EXPORT, job.folder).artifacts} if job.trusts_files else {}
     found = {name: _verified(job, artifact, known.get(name)) for name, artifact in ARTIFACTS.items()}
     before = found["dense"].accuracy
-    if job.has_data and job.recipe.sparse.epochs:
+    if job.has_labels and job.recipe.sparse.epochs:
         before = evaluate_accuracy(job.sparse(), job.data.test.batches(EVALUATION_BATCH))
     return records.VerifiedRecord(
         passed=all(it.passed for it in found.values()),
@@ -92,7 +92,7 @@ def _verified(job: Job, artifact: Artifact, sha256: str | None) -> records.FileV
         network,
         next(iter(job.data.validation.batches(max(batches))))[0] if job.has_data else job.example,
         batches=batches,
-        labelled=job.data.test.batches(EVALUATION_BATCH) if job.has_data else None,
+        labelled=job.data.test.batches(EVALUATION_BATCH) if job.has_labels else None,
         sha256=sha256,
         tolerance=artifact.tolerance,
     )

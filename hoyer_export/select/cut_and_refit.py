@@ -72,6 +72,7 @@ def cut_and_refit(
     align: int = 16,
     step: float = 0.05,
     seed: int = 0,
+    on_point: Callable[[Point], None] = lambda point: None,
 ) -> Shrunk:
     """Take channels out in steps, by function, and refit after each, without labels and without training.
 
@@ -84,6 +85,7 @@ def cut_and_refit(
         align: widths are rounded up to a multiple of it.
         step: share of the dense MACs that goes at once.
         seed: of the places that layers are refitted at.
+        on_point: is told every network that is tried.
 
     Raises:
         HoyerExportError: there is nothing to stop at, a number is out of range, or the MACs cannot be reached.
@@ -108,6 +110,7 @@ def cut_and_refit(
         if smaller is not state:
             lost = None if loss is None else loss(smaller.slim.model)
             curve.append(Point(smaller.macs, lost, lost is None or at_most is None or lost <= at_most))
+            on_point(curve[-1])
         if curve[-1].within:
             state, share = smaller, aim
         else:
