@@ -65,7 +65,9 @@ def print_report(report: "Report", folder: Path) -> None:
         style = "bold red" if caution.severe else "yellow"
         console.print(f"[{style}]{escape(caution.title)}:[/] {escape(caution.text)}", highlight=False)
     if any(_is_moved(moved) for moved in report.cut.moved):
-        console.print(_plain("next: fine-tune, for zeroing has changed what the network computes; cutting has not:"))
+        console.print(
+            _plain("next: fine-tune, for what was chosen has changed what the network computes; cutting has not:")
+        )
         console.print(
             _plain(f'      train hx.load_slim("{folder / "slim.safetensors"}").model, then hx.export_onnx it')
         )

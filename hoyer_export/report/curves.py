@@ -49,6 +49,34 @@ def training_curves(report: Report, metrics: Sequence[EpochRecord]) -> tuple[Cur
     return (*curves, *_macs(report, metrics, bands))
 
 
+def way_down(report: Report) -> Curve | None:
+    """Return what was lost over the steps of a cut that was refitted; None where it did not go in steps."""
+    refit = report.cut.refit
+    if refit is None or len(refit.steps) < 2:
+        return None
+    unit = "points lost" if refit.lost_by == "accuracy" else "change of outputs"
+    asked = next((v for k, v in report.budget.asked.items() if k.startswith("max_") and isinstance(v, float)), None)
+    within = [step for step in refit.steps if step.within]
+    series = [Series("lost", "slim", tuple(step.lost for step in within))]
+    plot = line_plot(
+        name="way-down",
+        title="What was lost over the steps of the cut",
+        unit=unit,
+        series=series,
+        bands=[Band("refitted after each", 1, len(within))],
+        rule=None if asked is None else (asked, "asked"),
+        digits=2 if refit.lost_by == "accuracy" else 4,
+        across="step",
+    )
+    digits = 2 if refit.lost_by == "accuracy" else 4
+    points = ", ".join(
+        f"{share(step.macs)}: {step.lost:.{digits}f}{'' if step.within else ' (too much)'}"
+        for step in refit.steps
+        if step.lost is not None
+    )
+    return Curve(plot, f"{unit[:1].upper()}{unit[1:]} on validation images, at MACs of dense: {points}.")
+
+
 def phase_names(report: Report) -> dict[str, str]:
     """Return what the phases are called on the page."""
     sparse = "Group-HS" if making(report).group_hs else "no Group-HS"

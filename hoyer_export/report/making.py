@@ -158,20 +158,30 @@ def cut_details(cut: CutRecord) -> Iterator[str]:
         yield f"dead blocks, now their shortcuts: {', '.join(cut.dead_blocks)}"
     for layer, (features, read) in cut.gathered.items():
         yield f"{layer} reads {read:,} of {features:,} input features"
+    if (refit := cut.refit) is not None:
+        few = f"; {refit.wanted:,} would give every weight as many equations as unknowns"
+        yield (
+            f"{refit.refitted} weights were refitted by least squares on {refit.images:,} images without labels"
+            f"{few if refit.wanted > refit.images else ''}"
+        )
+        for weight, why in refit.left.items():
+            yield f"{weight} is not refitted: {why}"
+    what = "zeroing" if cut.refit is None else "cut and refit"
     for moved in cut.moved:
         images = f"{moved.count:,} {'images of noise' if moved.images == 'noise' else f'{moved.images} images'}"
         if moved.max_change is None:
-            yield f"an output is not finite on {images}: nobody can say how far zeroing moved it"
+            yield f"an output is not finite on {images}: nobody can say how far {what} moved it"
         elif moved.max_change == 0:
-            yield f"zeroing moved no output by a single bit on {images}"
+            yield f"{what} moved no output by a single bit on {images}"
         else:
             reach = f"they reach {small(moved.max_output)}"
-            yield f"zeroing moved outputs by up to {small(moved.max_change)} on {images}; {reach}"
+            yield f"{what} moved outputs by up to {small(moved.max_change)} on {images}; {reach}"
 
 
 _CHOSEN = {
     "group-hs": "The channels with the smallest norms in their groups",
     "magnitude": "The channels with the least magnitude (torch-pruning's score)",
+    "function": "The channels that bring least to what reads them, for the MACs that they cost,",
     "dead": "The channels that never fire on the calibration images",
 }
 

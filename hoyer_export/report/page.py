@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from hoyer_export.report.curves import phase_names, training_curves
+from hoyer_export.report.curves import phase_names, training_curves, way_down
 from hoyer_export.report.making import aligned_words
 from hoyer_export.report.number_format import WRITTEN, count, milliseconds, percent, points, share, size, times
 from hoyer_export.report.plots import distributions_plot
@@ -94,6 +94,7 @@ def render_page(report: Report, metrics: Sequence[EpochRecord]) -> str:
         latency_plot=_latency_plot(report),
         width_columns=_columns(width_rows(report)),
         curves=training_curves(report, metrics),
+        way_down=way_down(report),
         epochs=metrics,
         phase_names=phase_names(report),
         stages=_stages(verification_steps(report)),

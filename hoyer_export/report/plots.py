@@ -92,6 +92,7 @@ def line_plot(
     ceiling: float | None = None,
     rule: tuple[float, str] | None = None,
     digits: int = 2,
+    across: str = "epoch",
 ) -> Markup:
     """Draw lines over epochs; the last value of each line in each band is written beside it.
 
@@ -105,6 +106,7 @@ def line_plot(
         ceiling: the axis ends here at most (100 for percentages).
         rule: height and label of a dotted line across.
         digits: decimals of the written values.
+        across: what the horizontal axis counts.
 
     Returns:
         an ``<svg>`` element.
@@ -116,7 +118,7 @@ def line_plot(
     for tick in y.ticks():
         at = y.at(tick)
         parts += [_line("grid", x.start, x.stop, at, at), _text("tick", x.start - 6, at + 4, f"{tick:g}", "end")]
-    parts += _x_axis(x, [tick for tick in x.ticks(6) if tick == int(tick) and tick >= 1], "epoch", HEIGHT)
+    parts += _x_axis(x, [tick for tick in x.ticks(6) if tick == int(tick) and tick >= 1], across, HEIGHT)
     parts += [part for band in bands for part in _band(band, x)]
     if rule is not None:
         at = y.at(rule[0])

@@ -45,7 +45,7 @@ TRIES = 8
 LABELLED = 5000
 """Validation images on which a drop in accuracy is measured, at most."""
 BATCH = 250
-"""Calibration images at a time; the last of them may bring a few more than were asked for."""
+"""Calibration images at a time."""
 
 
 @dataclass(frozen=True)
@@ -258,8 +258,9 @@ def _features(model: nn.Module, layer: str) -> int:
 
 
 def _images(split: Split, count: int, *, shuffle: bool = False) -> list[Tensor]:
-    """Return batches of at least ``count`` images, or of all there are, without augmentation."""
-    return [images for images, _ in islice(split.batches(BATCH, shuffle=shuffle), ceil(count / BATCH))]
+    """Return batches of ``count`` images, or of all there are, without augmentation."""
+    found = [images for images, _ in islice(split.batches(BATCH, shuffle=shuffle), ceil(count / BATCH))]
+    return [*found[:-1], found[-1][: count - BATCH * (len(found) - 1)]] if found else []
 
 
 def _moved(job: Job, dense: nn.Module, zeroed: nn.Module, calibration: list[Tensor]) -> tuple[Moved, ...]:
