@@ -23,7 +23,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hoyer_export.errors import NetworkError
+from hoyer_export.errors import NetworkError, one_line
 
 _TORCHVISION = "torchvision:"
 _TIMM = "timm:"
@@ -220,7 +220,7 @@ def _from_timm(name: str, in_channels: int | None, classes: int | None) -> nn.Mo
         model: nn.Module = timm.create_model(name, pretrained=False, **given)
     except Exception as error:  # a network that takes no other channels or classes, say
         told = ", ".join(f"{key}={value}" for key, value in given.items())
-        raise NetworkError(f"timm cannot build {name!r} with ({told}): {_told(error)}") from error
+        raise NetworkError(f"timm cannot build {name!r} with ({told}): {one_line(error, typed=True)}") from error
     return model
 
 
@@ -229,8 +229,9 @@ def _timm_known(name: str) -> Any:
     try:
         import timm  # optional, and seconds to import
     except ImportError as error:
+        reason = one_line(error, typed=True)
         raise NetworkError(
-            f"network '{_TIMM}{name}' needs timm, which cannot be imported ({_told(error)}); pip install timm"
+            f"network '{_TIMM}{name}' needs timm, which cannot be imported ({reason}); pip install timm"
         ) from error
     # timm would take "hf_hub:owner/name" and "local-dir:path" for places to fetch a network from.
     if not re.fullmatch(r"[\w.\-]+", name) or not timm.is_model(name):
@@ -261,7 +262,7 @@ def _from_function(name: str, arguments: Mapping[str, int], allow_import: Sequen
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # importing runs foreign code, which may raise anything
-        raise NetworkError(f"network {name!r}: cannot import {module_name}: {_told(error)}") from error
+        raise NetworkError(f"network {name!r}: cannot import {module_name}: {one_line(error, typed=True)}") from error
     function = getattr(module, function_name, None)
     if not callable(function):
         public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
@@ -278,7 +279,7 @@ def _from_function(name: str, arguments: Mapping[str, int], allow_import: Sequen
     try:
         model = function(**arguments)
     except (Exception, SystemExit) as error:  # the same: foreign code
-        raise NetworkError(f"network {name!r}: the function failed: {_told(error)}") from error
+        raise NetworkError(f"network {name!r}: the function failed: {one_line(error, typed=True)}") from error
     if not isinstance(model, nn.Module):
         raise NetworkError(
             f"network {name!r}: expected a function that returns a torch.nn.Module, got {type(model).__name__}"
@@ -290,8 +291,3 @@ def _closest(name: str, known: Collection[str], prefix: str = "") -> str:
     close = difflib.get_close_matches(name, known, n=3)
     listed = ", ".join(repr(prefix + candidate) for candidate in close or [*known][:8])
     return f"did you mean {listed}?" if close else f"known are {listed or 'none'}" + (", ..." if len(known) > 8 else "")
-
-
-def _told(error: BaseException) -> str:
-    """An exception in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
