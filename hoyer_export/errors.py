@@ -7,9 +7,10 @@ import errno
 from pathlib import Path
 
 
-def one_line(error: BaseException) -> str:
-    """Return the message of somebody else's exception on one line; its type where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
+def one_line(error: BaseException, *, typed: bool = False) -> str:
+    """Return the message of somebody else's exception on one line, ``typed`` behind its type; that alone for none."""
+    name, message = type(error).__name__, " ".join(str(error).split())
+    return f"{name}: {message}" if typed and message else message or name
 
 
 class HoyerExportError(Exception):

@@ -15,7 +15,6 @@ import difflib
 import importlib
 import inspect
 import re
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -23,7 +22,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hoyer_export.errors import NetworkError
+from hoyer_export.errors import NetworkError, one_line
 
 _TORCHVISION = "torchvision:"
 _TIMM = "timm:"
@@ -31,7 +30,7 @@ _TIMM = "timm:"
 _WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
 
 
-class LeNet300(nn.Sequential):
+class LeNet300(nn.Module):
     """784-300-100-10 with ReLU (LeCun et al. 1998, section III.C.4), on images of 28×28.
 
     Args:
@@ -40,12 +39,19 @@ class LeNet300(nn.Sequential):
     """
 
     def __init__(self, in_channels: int = 1, classes: int = 10) -> None:
-        first = {"flat": nn.Flatten(), "fc1": nn.Linear(in_channels * 28 * 28, 300), "relu1": nn.ReLU()}
-        head = {"fc2": nn.Linear(300, 100), "relu2": nn.ReLU(), "fc3": nn.Linear(100, classes)}
-        super().__init__(OrderedDict(first | head))
+        super().__init__()
+        self.fc1 = nn.Linear(in_channels * 28 * 28, 300)
+        self.fc2 = nn.Linear(300, 100)
+        self.fc3 = nn.Linear(100, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits [N, classes] of images [N, in_channels, 28, 28]."""
+        x = F.relu(self.fc1(x.flatten(1)))
+        x = F.relu(self.fc2(x))
+        return self.fc3(x)  # type: ignore[no-any-return]
 
 
-class LeNet5(nn.Sequential):
+class LeNet5(nn.Module):
     """Caffe's LeNet, 20-50-500-10, 2,293K MACs, on images of 28×28.
 
     Each convolution is followed by a ReLU, as in DeepHoyer's code; Caffe's own file has one after the first linear
@@ -60,14 +66,18 @@ class LeNet5(nn.Sequential):
     """
 
     def __init__(self, in_channels: int = 1, classes: int = 10) -> None:
-        first = {
-            "conv1": nn.Conv2d(in_channels, 20, 5),
-            "relu1": nn.ReLU(),
-            "pool1": nn.MaxPool2d(2),
-        }  # [N, 20, 12, 12]
-        second = {"conv2": nn.Conv2d(20, 50, 5), "relu2": nn.ReLU(), "pool2": nn.MaxPool2d(2)}  # [N, 50, 4, 4]
-        head = {"fc1": nn.Linear(50 * 4 * 4, 500), "relu3": nn.ReLU(), "fc2": nn.Linear(500, classes)}
-        super().__init__(OrderedDict(first | second | {"flat": nn.Flatten()} | head))
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, 20, kernel_size=5)
+        self.conv2 = nn.Conv2d(20, 50, kernel_size=5)
+        self.fc1 = nn.Linear(50 * 4 * 4, 500)
+        self.fc2 = nn.Linear(500, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits [N, classes] of images [N, in_channels, 28, 28]."""
+        x = F.max_pool2d(F.relu(self.conv1(x)), 2)  # [N, 20, 12, 12]
+        x = F.max_pool2d(F.relu(self.conv2(x)), 2)  # [N, 50, 4, 4]
+        x = F.relu(self.fc1(x.flatten(1)))
+        return self.fc2(x)  # type: ignore[no-any-return]
 
 
 class BasicBlock(nn.Module):
@@ -92,7 +102,7 @@ class BasicBlock(nn.Module):
         return F.relu(y + self.shortcut(x))
 
 
-class CifarResNet(nn.Sequential):
+class CifarResNet(nn.Module):
     """ResNet of depth 6n + 2 for small images: three stages of n blocks, 16-32-64 channels.
 
     The shortcut is a projection (option B) wherever the shape changes, as in DeepHoyer's code; the paper's own CIFAR
@@ -108,14 +118,23 @@ class CifarResNet(nn.Sequential):
     """
 
     def __init__(self, blocks: int, in_channels: int = 3, classes: int = 10) -> None:
-        stem = {"conv1": nn.Conv2d(in_channels, 16, 3, padding=1, bias=False), "bn1": nn.BatchNorm2d(16)}
-        sizes = ((16, 16, 1), (16, 32, 2), (32, 64, 2))  # to [N, 64, H / 4, W / 4]
-        stages = {f"layer{i}": _stage(blocks, *size) for i, size in enumerate(sizes, start=1)}
-        head = {"pool": nn.AdaptiveAvgPool2d(1), "flat": nn.Flatten(), "linear": nn.Linear(64, classes)}
-        super().__init__(OrderedDict(stem | {"relu": nn.ReLU()} | stages | head))
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = _stage(blocks, 16, 16, stride=1)
+        self.layer2 = _stage(blocks, 16, 32, stride=2)
+        self.layer3 = _stage(blocks, 32, 64, stride=2)
+        self.linear = nn.Linear(64, classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits [N, classes] of images [N, in_channels, H, W]."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))  # [N, 64, H / 4, W / 4]
+        x = F.adaptive_avg_pool2d(x, 1).flatten(1)  # [N, 64]
+        return self.linear(x)  # type: ignore[no-any-return]
 
 
 def _stage(blocks: int, in_channels: int, channels: int, stride: int) -> nn.Sequential:
@@ -220,7 +239,7 @@ def _from_timm(name: str, in_channels: int | None, classes: int | None) -> nn.Mo
         model: nn.Module = timm.create_model(name, pretrained=False, **given)
     except Exception as error:  # a network that takes no other channels or classes, say
         told = ", ".join(f"{key}={value}" for key, value in given.items())
-        raise NetworkError(f"timm cannot build {name!r} with ({told}): {_told(error)}") from error
+        raise NetworkError(f"timm cannot build {name!r} with ({told}): {one_line(error, typed=True)}") from error
     return model
 
 
@@ -229,8 +248,9 @@ def _timm_known(name: str) -> Any:
     try:
         import timm  # optional, and seconds to import
     except ImportError as error:
+        reason = one_line(error, typed=True)
         raise NetworkError(
-            f"network '{_TIMM}{name}' needs timm, which cannot be imported ({_told(error)}); pip install timm"
+            f"network '{_TIMM}{name}' needs timm, which cannot be imported ({reason}); pip install timm"
         ) from error
     # timm would take "hf_hub:owner/name" and "local-dir:path" for places to fetch a network from.
     if not re.fullmatch(r"[\w.\-]+", name) or not timm.is_model(name):
@@ -261,7 +281,7 @@ def _from_function(name: str, arguments: Mapping[str, int], allow_import: Sequen
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # importing runs foreign code, which may raise anything
-        raise NetworkError(f"network {name!r}: cannot import {module_name}: {_told(error)}") from error
+        raise NetworkError(f"network {name!r}: cannot import {module_name}: {one_line(error, typed=True)}") from error
     function = getattr(module, function_name, None)
     if not callable(function):
         public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
@@ -278,7 +298,7 @@ def _from_function(name: str, arguments: Mapping[str, int], allow_import: Sequen
     try:
         model = function(**arguments)
     except (Exception, SystemExit) as error:  # the same: foreign code
-        raise NetworkError(f"network {name!r}: the function failed: {_told(error)}") from error
+        raise NetworkError(f"network {name!r}: the function failed: {one_line(error, typed=True)}") from error
     if not isinstance(model, nn.Module):
         raise NetworkError(
             f"network {name!r}: expected a function that returns a torch.nn.Module, got {type(model).__name__}"
@@ -290,8 +310,3 @@ def _closest(name: str, known: Collection[str], prefix: str = "") -> str:
     close = difflib.get_close_matches(name, known, n=3)
     listed = ", ".join(repr(prefix + candidate) for candidate in close or [*known][:8])
     return f"did you mean {listed}?" if close else f"known are {listed or 'none'}" + (", ..." if len(known) > 8 else "")
-
-
-def _told(error: BaseException) -> str:
-    """An exception in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())

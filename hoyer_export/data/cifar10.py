@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hoyer_export.errors import DataError
+from hoyer_export.errors import DataError, one_line
 
 _TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
 _TEST = ("test_batch",)
@@ -63,7 +63,7 @@ def _read(path: Path, read: Callable[[bytes], _Batch]) -> _Batch:
     except DataError as error:
         raise DataError(f"{path}: {error}; {HOW_TO_GET}") from error
     except Exception as error:  # a damaged pickle fails in as many ways as there are instructions in it
-        raise DataError(f"{path} is no CIFAR-10 batch ({type(error).__name__}: {error}); {HOW_TO_GET}") from error
+        raise DataError(f"{path} is no CIFAR-10 batch ({one_line(error, typed=True)}); {HOW_TO_GET}") from error
 
 
 def _join(files: list[_Batch]) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ import onnx
 from numpy.typing import NDArray
 
 from hoyer_export.deploy.macs import count_macs
-from hoyer_export.deploy.onnx_file import fed_inputs, read_onnx
+from hoyer_export.deploy.onnx_file import fed_inputs
 from hoyer_export.deploy.runtime import DEFAULT, as_runtime
 from hoyer_export.deploy.runtime.protocol import Arrays, RunFailed, Runtime, Session
 from hoyer_export.errors import FileError, HoyerExportError
@@ -231,7 +231,7 @@ def _feed(path: str | Path, batch_size: int) -> Arrays:
     """Return noise (normal, variance 1) for every input of the file."""
     generator = np.random.default_rng(0)
     feed = {}
-    for value in fed_inputs(read_onnx(path).graph):
+    for value in fed_inputs(onnx.load(path, load_external_data=False).graph):
         tensor = value.type.tensor_type
         shape = [dim.dim_value or dim.dim_param for dim in tensor.shape.dim]
         sizes = [batch_size if axis == 0 and isinstance(size, str) else size for axis, size in enumerate(shape)]

@@ -11,6 +11,7 @@ import torch
 import hoyer_export as hx
 from hoyer_export.deploy.explain import blocked_convolutions
 from hoyer_export.deploy.runtime import RUNTIMES
+from hoyer_export.deploy.runtime.onnx_runtime import OnnxRuntime
 
 PAGE = (Path(__file__).parents[2] / "docs" / "adding-a-runtime.md").read_text(encoding="utf-8")
 
@@ -66,7 +67,7 @@ def test_a_file_that_it_cannot_load_and_inputs_that_it_cannot_run_on_are_said_in
         hx.verify_onnx(followed["path"], followed["model"], torch.zeros(2, 3, 9, 9), runtime=followed["Reference"]())
 
 
-@pytest.mark.parametrize("wrong", ["onnx-runtime", 3, ["onnxruntime", "onnxruntime"]])
+@pytest.mark.parametrize("wrong", ["onnx-runtime", 3, OnnxRuntime, ["onnxruntime", "onnxruntime"]])
 def test_no_runtime_is_named(followed: dict[str, Any], wrong: Any) -> None:
     with pytest.raises(hx.HoyerExportError, match=r"expected (a|one) runtime"):
         hx.benchmark([followed["path"]], runtime=wrong)

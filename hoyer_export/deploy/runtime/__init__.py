@@ -22,7 +22,7 @@ def as_runtime(runtime: Runtime | str) -> Runtime:
     """
     if isinstance(runtime, str) and runtime in RUNTIMES:
         return RUNTIMES[runtime]()
-    if isinstance(runtime, Runtime):
+    if isinstance(runtime, Runtime) and not isinstance(runtime, type):
         return runtime
     raise HoyerExportError(
         f"expected a runtime that is one of {', '.join(RUNTIMES)}, or an object with `name`, `load` and `explain`, "
