@@ -161,11 +161,14 @@ class CutRecord(Record):
 
 
 class BudgetRecord(Record):
-    """Shares of dense that were asked for and reached; a threshold asks for no share and is always met."""
+    """What was asked for and reached: shares of dense, points of accuracy, or the mean relative change of the outputs.
+
+    A threshold asks for none of these and is always met.
+    """
 
     asked: dict[str, float | str]
     met: bool
-    reached: dict[str, NotNegative] = Field(default={})
+    reached: dict[str, float] = Field(default={})
 
 
 class FileRecord(Record):

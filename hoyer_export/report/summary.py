@@ -167,6 +167,10 @@ def of_dense(report: Report, figure: str) -> float | None:
     return slim / dense if dense else None
 
 
+LOST = {"max_drop": "points of validation accuracy", "max_change": "mean relative change of the outputs"}
+"""What may be lost in a budget that is no share of a cost."""
+
+
 def budget_words(report: Report) -> str:
     """Return what was asked and reached, e.g. ``at most 50.0 % of the dense MACs asked, 49.7 % reached``."""
     names = {"macs": "dense MACs", "params": "dense parameters", "latency": "dense latency"}
@@ -177,6 +181,9 @@ def budget_words(report: Report) -> str:
             left = of_dense(report, "macs")
             came = "" if left is None else f", {share(left)} of the dense MACs left"
             words.append(f"none asked; channels below {limit} were to go{came}")
+        elif key in LOST:
+            lost, left = report.budget.reached.get(key, 0.0), share(of_dense(report, "macs"))
+            words.append(f"at most {asked:g} {LOST[key]} asked, {max(lost, 0.0):.3g} lost at {left} of the dense MACs")
         else:
             reached = share(report.budget.reached.get(key))
             words.append(f"at most {share(asked)} of the {names.get(key, key)} asked, {reached} reached")

@@ -17,7 +17,7 @@ from hoyer_export.channels.cost import dense_macs, macs_of_keep
 from hoyer_export.channels.norms import channel_norms
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.data.splits import Split
-from hoyer_export.report.number_format import share
+from hoyer_export.report.number_format import points, share
 from hoyer_export.report.stage_records import CutRecord, GroupWidth, Moved, RefitRecord, StepRecord
 from hoyer_export.run.inputs import macs_in_torch, proved_channels
 from hoyer_export.run.job import Job
@@ -166,11 +166,13 @@ def cut_in_steps(job: Job, network: nn.Module, start: SlimModel, channels: Chann
         measured, loss = "outputs", output_change(start.model, _images(held_out, table.images))
     else:
         measured = "accuracy"
+        if job.recipe.dense.file is not None:
+            job.progress.note("validation images are training images: given weights may have seen them in training")
         loss = accuracy_drop(start.model, islice(held_out.batches(BATCH), ceil(LABELLED / BATCH)))
     dense = dense_macs(channels)
 
     def told(point: Point) -> None:
-        lost = f"{point.loss:.2f} points" if measured == "accuracy" else f"outputs change by {point.loss:.4f}"
+        lost = f"{points(-(point.loss or 0))}" if measured == "accuracy" else f"outputs change by {point.loss:.4f}"
         job.progress.note(f"{share(point.macs / dense)} of the MACs: {lost}{'' if point.within else ', too much'}")
 
     found = cut_and_refit(

@@ -13,6 +13,7 @@ from hoyer_export.deploy.macs import count_macs
 from hoyer_export.deploy.verify import Check, verify_onnx
 from hoyer_export.report import stage_records as records
 from hoyer_export.run.artifacts import ARTIFACTS, Artifact
+from hoyer_export.run.cut import CUT
 from hoyer_export.run.inputs import macs_in_torch
 from hoyer_export.run.job import Job
 from hoyer_export.run.stage import Stage, record_of
@@ -29,7 +30,7 @@ def export_files(job: Job) -> records.ExportsRecord:
     return records.ExportsRecord(
         seconds=time.perf_counter() - started,
         artifacts=files,
-        budget=_judged(job.recipe.cut.asked(), {file.name: file for file in files}),
+        budget=_judged(job, {file.name: file for file in files}),
     )
 
 
@@ -50,11 +51,19 @@ def _exported(job: Job, artifact: Artifact) -> records.FileRecord:
     )
 
 
-def _judged(asked: dict[str, float | str], files: dict[str, records.FileRecord]) -> records.BudgetRecord:
-    """Return what the slim file reaches of the dense one; MACs cannot be met where more multiplies than is counted."""
+def _judged(job: Job, files: dict[str, records.FileRecord]) -> records.BudgetRecord:
+    """Return what the slim file reaches of the dense one; MACs cannot be met where more multiplies than is counted.
+
+    What may be lost is met by the way that the cut went, and reached where that ended.
+    """
     dense, slim = files["dense"], files["slim"]
-    reached, met = {}, True
+    reached: dict[str, float] = {}
+    asked, met = job.recipe.cut.asked(), True
+    refit = record_of(CUT, job.folder).refit
+    ends = [step.lost for step in refit.steps if step.within and step.lost is not None] if refit else []
     for key, share in asked.items():
+        if key in ("max_drop", "max_change"):
+            reached[key] = ends[-1] if ends else 0.0
         if isinstance(share, float) and key in ("macs", "params"):
             whole, left = getattr(dense, key), getattr(slim, key)
             reached[key] = left / max(whole, 1)

@@ -159,7 +159,13 @@ class _Walk:
             refit = refit_(slim, targets)
         scores, _ = scores_from(moments.take(), channels, slim.model)
         keep = {name: kept[stay[name]] if name in stay else kept for name, kept in self.keep.items()}
-        return _Walk(refit.slim, channels, scores, keep, self.align, refit)
+        last, first = refit.slim, self.slim
+        slim = replace(  # the largest errors of all steps so far
+            last,
+            max_rel_error=max(first.max_rel_error or 0.0, last.max_rel_error or 0.0),
+            delivered_rel_error=max(first.delivered_rel_error or 0.0, last.delivered_rel_error or 0.0),
+        )
+        return _Walk(slim, channels, scores, keep, self.align, refit)
 
 
 def _example(targets: DenseOutputs) -> tuple[Tensor, ...]:
