@@ -182,8 +182,8 @@ def budget_words(report: Report) -> str:
             came = "" if left is None else f", {share(left)} of the dense MACs left"
             words.append(f"none asked; channels below {limit} were to go{came}")
         elif key in LOST:
-            lost, left = report.budget.reached.get(key, 0.0), share(of_dense(report, "macs"))
-            words.append(f"at most {asked:g} {LOST[key]} asked, {max(lost, 0.0):.3g} lost at {left} of the dense MACs")
+            lost, stay = report.budget.reached.get(key, 0.0), share(of_dense(report, "macs"))
+            words.append(f"at most {asked:g} {LOST[key]} asked, {max(lost, 0.0):.3g} lost at {stay} of the dense MACs")
         else:
             reached = share(report.budget.reached.get(key))
             words.append(f"at most {share(asked)} of the {names.get(key, key)} asked, {reached} reached")
