@@ -1,4 +1,4 @@
-"""What keeps the house one that a stranger can read: the size of a function, the width of a signature, no bag of facts."""
+"""What keeps the house one that a stranger can read: how long a function, how wide a signature, and no bag of facts."""
 
 import ast
 from functools import cache
