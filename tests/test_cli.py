@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from hoyer_export import arguments, choices, cli, console, networks
+from hoyer_export import arguments, choices, console, networks
 from hoyer_export.data import load
 from hoyer_export.deploy import macs as macs_module
 from hoyer_export.deploy.export import export_onnx
@@ -23,23 +23,6 @@ from hoyer_export.run import chain, inspecting
 from hoyer_export.run.inspecting import GroupCost
 
 RECIPE = '[network]\nname = "cifar_resnet20"\n[data]\nname = "digits"\n[cut]\nmacs = 0.5\nalign = 4\n'
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Return a function that runs the command line in this process: arguments → (exit code, stdout, stderr)."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["hoyer-export", *arguments])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from hoyer_export import arguments, choices, cli
+from hoyer_export import arguments, choices
 from hoyer_export.data import load_data
 from hoyer_export.deploy.macs import count_macs
 from hoyer_export.deploy.verify import verify_onnx
@@ -76,23 +76,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
     sys.modules.pop("tiny", None)
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Return a function that runs the command line in this process: arguments → (exit code, stdout, stderr)."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["hoyer-export", *arguments])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 @pytest.fixture
@@ -275,8 +258,8 @@ def test_the_biases_that_folding_adds_are_within_the_budget_too(call, home: Path
     # Exactly what stays without those 20 channels: not one parameter is left for a bias.
     budget = (whole - 20 * (12 + 1 + 30)) / whole
     code, out, err = call(
-        "cut", "--network", "tiny:without_biases", *QUICK, "--allow-import", "tiny", "--weights", "constant.safetensors",
-        "--input", "1x3x4", "--params", str(budget), "--align", "1", "--out", "cut", "--json",
+        *SMALL, "--network", "tiny:without_biases", "--weights", "constant.safetensors", "--input", "1x3x4",
+        "--params", str(budget), "--align", "1", "--out", "cut", "--json",
     )  # fmt: skip
     assert code == 0, err
     found = json.loads(out)

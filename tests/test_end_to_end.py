@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-from hoyer_export import cli
 from hoyer_export.networks import build_network
 
 NETWORKS = """
@@ -138,23 +136,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
                 Image.fromarray(pixels).save(tmp_path / "pictures" / part / colour / f"{number}.png")
     yield tmp_path
     sys.modules.pop("end_to_end_nets", None)
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Return a function that runs the command line in this process: arguments → (exit code, stdout, stderr)."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["hoyer-export", *arguments, "--allow-import", "end_to_end_nets"])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 def good_within(share: float, report: dict) -> None:

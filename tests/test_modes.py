@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +15,11 @@ from hoyer_export.deploy.export import export_onnx
 from hoyer_export.deploy.verify import verify_onnx
 from hoyer_export.errors import DataError
 from hoyer_export.modes import kept_modes
+from hoyer_export.recipe import make_recipe
 from hoyer_export.run.inputs import check_output
-from hoyer_export.run.job import two_images
+from hoyer_export.run.job import Job
+from hoyer_export.run.progress import Silent
+from hoyer_export.run_folder import RunFolder
 from hoyer_export.select.choose import select_channels
 from hoyer_export.select.rival import cross_check
 from hoyer_export.sparsify.phase import TrainSettings
@@ -137,11 +141,15 @@ def test_training_freezes_what_the_networks_own_train_freezes_and_nothing_else(f
 
 
 def test_a_single_validation_image_is_a_fault_of_the_data() -> None:
-    assert two_images(DATA).shape == (2, 1, 8, 8)
+    recipe = make_recipe({"network": {"name": "lenet5"}, "data": {"name": "digits"}, "cut": {"macs": 0.5}})
+    job = Job(recipe, RunFolder(Path()), Silent())
+    assert job.example.shape == (2, 1, 8, 8)
 
     class One:
         def batches(self, batch_size: int, **options: object):
             return iter([(IMAGES[:1], LABELS[:1])])
 
+    job = Job(recipe, RunFolder(Path()), Silent())
+    job.data = replace(DATA, validation=One())
     with pytest.raises(DataError, match="validation split of digits holds a single image; expected at least 2"):
-        two_images(replace(DATA, validation=One()))
+        _ = job.example

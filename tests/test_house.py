@@ -1,0 +1,59 @@
+"""What keeps the house one that a stranger can read: how long a function, how wide a signature, and no bag of facts."""
+
+import ast
+from functools import cache
+from pathlib import Path
+
+import hoyer_export
+
+HOME = Path(hoyer_export.__file__).parent
+BODY, PARAMETERS = 60, 10
+BAGS = [f"{kind}[str, {of}]" for kind in ("dict", "Mapping") for of in ("Any", "object")]
+AS_WRITTEN = {  # they read or write the command line, TOML or JSON
+    *("arguments.py", "cli.py", "recipe.py", "report/summary.py", "report/version_1.py", "run/channel_file.py"),
+    "surgery/plan.py",
+}
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@cache
+def functions() -> tuple[tuple[str, Function], ...]:
+    return tuple(
+        (file.relative_to(HOME).as_posix(), node)
+        for file in sorted(HOME.rglob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, Function)
+    )
+
+
+def lines(function: Function) -> int:
+    body = function.body[ast.get_docstring(function) is not None :]
+    return body[-1].end_lineno - body[0].lineno + 1 if body else 0
+
+
+def arguments(function: Function) -> list[ast.arg]:
+    given = function.args
+    more = [it for it in (given.vararg, given.kwarg) if it is not None]
+    return [*given.posonlyargs, *given.args, *given.kwonlyargs, *more]
+
+
+def takes_a_bag(function: Function) -> bool:
+    """Whether there is a dict of anything in the signature, but for the keywords of a call."""
+    annotations = [it.annotation for it in arguments(function) if it.arg != "kwargs"] + [function.returns]
+    words = [ast.unparse(it) for it in annotations if it is not None]
+    return any(bag in word for word in words for bag in BAGS)
+
+
+def test_a_body_fits_a_screen_and_a_signature_a_head() -> None:
+    found = functions()
+    assert len(found) > 500
+    assert [(file, it.name, lines(it)) for file, it in found if lines(it) > BODY] == []
+    wide = [(file, it.name) for file, it in found if len(arguments(it)) > PARAMETERS]
+    assert [(file, name) for file, name in wide if file != "cli.py"] == []
+
+
+def test_facts_travel_as_records() -> None:
+    bags = {(file, it.name) for file, it in functions() if takes_a_bag(it)}
+    assert {(file, name) for file, name in bags if file not in AS_WRITTEN} == set()
+    assert AS_WRITTEN - {file for file, _ in bags} == set()
