@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import hoyer_export as hx
-from hoyer_export.surgery.extras.refit import DenseOutputs, Refit, refit_
+import hoyer_export.surgery.extras.refit as refit_module
+from hoyer_export.surgery.extras.refit import DenseOutputs, Refit, _LeastSquares, refit_
 
 IMAGES = torch.randn(48, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -189,3 +190,17 @@ def test_what_cannot_be_refitted_stays_and_is_named() -> None:
         refit_(slim, model, [])
     with pytest.raises(hx.NetworkError, match="does not run on a calibration batch of shape 2×4×9×9"):
         refit_(slim, model, torch.zeros(2, 4, 9, 9))
+
+
+def test_samples_are_held_only_while_they_are_fewer_than_unknowns(monkeypatch: pytest.MonkeyPatch) -> None:
+    fit = _LeastSquares(centred=True)
+    x, y = torch.randn(60, 1, 9), torch.randn(60, 1, 4)
+    for part in range(0, 60, 6):
+        fit.add(x[part : part + 6], y[part : part + 6])
+        assert sum(len(held) for held, _ in fit._held) <= 9
+    torch.manual_seed(0)
+    model = networks.chain().eval()
+    whole = trained_on(model)[1]
+    monkeypatch.setattr(refit_module, "_CHUNK", 1)  # one image at a time
+    for name, tensor in trained_on(model)[1].items():
+        torch.testing.assert_close(tensor, whole[name], rtol=1e-3, atol=1e-5)
