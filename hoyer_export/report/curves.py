@@ -63,7 +63,7 @@ def way_down(report: Report) -> Curve | None:
         title="What was lost over the steps of the cut",
         unit=unit,
         series=series,
-        bands=[Band("refitted after each", 1, len(within))],
+        bands=[Band("", 1, len(within))],
         rule=None if asked is None else (asked, "asked"),
         digits=2 if refit.lost_by == "accuracy" else 4,
         across="step",

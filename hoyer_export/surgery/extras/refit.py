@@ -336,6 +336,13 @@ class _Refitting(_Watch):
         else:
             self._refit(key, call, *found)
 
+    def name_unseen(self) -> None:
+        """Name the weights that read cut channels and that no convolution or linear layer was seen to read with."""
+        for name, kept in self.plan.kept.items():
+            reads = name in self.tensors and self.tensors[name].ndim > 1 and any(dim > 0 for dim in kept)
+            if reads and name not in self.refitted:
+                self.left.setdefault(name, "no convolution or linear layer was seen to read with it")
+
     def _refit(self, key: tuple[str, int], call: _Call, places: Tensor, outputs: Tensor) -> None:
         name, x = key[0], call.spread(call.input)
         shift = self.scout.shift_of(name, call)
@@ -416,6 +423,7 @@ def refit_(
         run_each(given.model, [tuple(tensor[:2] for tensor in targets.inputs[0])], scout)
         fitting = _Refitting(given, targets, scout, ridge)
         run_each(given.model, [everything], fitting)
+    fitting.name_unseen()
     images, refitted = len(everything[0]), tuple(fitting.refitted)
     edits = (edit for edit in given.plan.edits if not isinstance(edit, RefitEdit))
     plan = replace(given.plan, edits=(*edits, RefitEdit(images=images, weights=refitted)))
