@@ -204,3 +204,25 @@ def test_samples_are_held_only_while_they_are_fewer_than_unknowns(monkeypatch: p
     monkeypatch.setattr(refit_module, "_CHUNK", 1)  # one image at a time
     for name, tensor in trained_on(model)[1].items():
         torch.testing.assert_close(tensor, whole[name], rtol=1e-3, atol=1e-5)
+
+
+def test_what_reads_a_cut_channel_in_another_way_is_named() -> None:
+    class Product(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 12), nn.Linear(12, 3)
+            self.matrix = nn.Parameter(torch.randn(12, 5))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = self.first(x).relu()
+            return self.second(y), y @ self.matrix
+
+    torch.manual_seed(0)
+    model, images = Product().eval(), torch.randn(64, 6)
+    channels = hx.trace_channels(model, images[:2])
+    keep = hx.select_channels(channels, model, macs=0.7, align=1, method="function", inputs=images).keep
+    zeroed = copy.deepcopy(model)
+    hx.zero_(zeroed, channels, keep)
+    found = hx.refit_(hx.cut(zeroed, channels, keep, images[:2]), model, images)
+    assert found.refitted == ("second.weight",)
+    assert found.left == {"matrix": "no convolution or linear layer was seen to read with it"}

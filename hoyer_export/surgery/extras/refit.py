@@ -321,10 +321,12 @@ class _Refitting(_Watch):
         self.left: dict[str, str] = {}
         self.wanted = 0
         self.changed = False
+        self.seen: set[str] = set()
         self._fits: dict[str, _LeastSquares] = {}
 
     def before(self, key: tuple[str, int], call: _Call) -> None:
         name = key[0]
+        self.seen.add(name)
         self.changed |= (0 if call.transposed else 1) in self.plan.kept.get(name, {})
         if not self.changed and (name, 1) not in self.targets.shapes:
             return  # it reads what the dense one reads, and will not be called again
@@ -339,8 +341,8 @@ class _Refitting(_Watch):
     def name_unseen(self) -> None:
         """Name the weights that read cut channels and that no convolution or linear layer was seen to read with."""
         for name, kept in self.plan.kept.items():
-            reads = name in self.tensors and self.tensors[name].ndim > 1 and any(dim > 0 for dim in kept)
-            if reads and name not in self.refitted:
+            weight = name in self.tensors and self.tensors[name].ndim > 1
+            if weight and name not in self.refitted and (name not in self.seen or any(dim > 0 for dim in kept)):
                 self.left.setdefault(name, "no convolution or linear layer was seen to read with it")
 
     def _refit(self, key: tuple[str, int], call: _Call, places: Tensor, outputs: Tensor) -> None:
