@@ -1,12 +1,16 @@
 """Fixtures that many tests share."""
 
+import hashlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import onnx
 import pytest
+from torch import Tensor, nn
 
 from hoyer_export import cli
+from hoyer_export.deploy import export
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -26,3 +30,27 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         return code, out, err
 
     return run
+
+
+@pytest.fixture(scope="module")
+def exported_once() -> Iterator[dict[str, bytes]]:
+    """Let torch.onnx, which takes a second or more, write each network once a module; yield what it wrote so far.
+
+    The same code and weights give the same file: tests/deploy/test_export.py.
+    """
+    written: dict[str, bytes] = {}
+    real = export._exported
+
+    def once(model: nn.Module, examples: tuple[Tensor, ...], opset: int) -> onnx.ModelProto:
+        codes = [type(module).forward.__code__ for module in model.modules()]
+        facts = [opset, repr(model), [tuple(it.shape) for it in examples], [(it.co_code, it.co_names) for it in codes]]
+        key = hashlib.sha256(repr(facts).encode())
+        for name, tensor in model.state_dict().items():
+            key.update(name.encode() + tensor.float().numpy().tobytes())
+        if key.hexdigest() not in written:
+            written[key.hexdigest()] = real(model, examples, opset).SerializeToString()
+        return onnx.ModelProto.FromString(written[key.hexdigest()])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "_exported", once)
+        yield written

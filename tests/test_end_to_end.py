@@ -117,6 +117,7 @@ KINDS = {
     "bfloat16": 0.5,
     "image_folder": 0.5,
 }
+ALLOWED = ("--allow-import", "end_to_end_nets")
 NAMES = {"bfloat16": "plain", "image_folder": "two_colours"}
 
 
@@ -157,7 +158,7 @@ def test_run_ends_with_a_verified_file_within_the_budget(kind: str, call, home: 
             precision='precision = "bfloat16"' if kind == "bfloat16" else "",
         )
     )
-    code, out, err = call("run", "recipe.toml", "--out", "out")
+    code, out, err = call("run", "recipe.toml", "--out", "out", *ALLOWED)
     assert code == 0, out + err
     good_within(KINDS[kind], json.loads((home / "out" / "report.json").read_text()))
 
@@ -166,12 +167,12 @@ def test_run_ends_with_a_verified_file_within_the_budget(kind: str, call, home: 
 def test_cut_ends_with_verified_files_within_the_budget(kind: str, call, home: Path) -> None:
     name = f"end_to_end_nets:{NAMES.get(kind, kind)}"
     torch.manual_seed(0)
-    model = build_network(name, allow_import=["end_to_end_nets"])
+    model = build_network(name, allow_import=ALLOWED[1:])
     torch.save((model.bfloat16() if kind == "bfloat16" else model).state_dict(), home / "w.pth")
     data = ("--data", "imagefolder", "--data-root", "pictures") if kind == "image_folder" else ("--data", "digits")
     code, out, err = call(
         *("cut", "--network", name, "--weights", "w.pth", "--macs", str(KINDS[kind]), "--align", "4", *data),
-        *("--out", "out", "--min-seconds", "0", "--json"),
+        *("--out", "out", "--min-seconds", "0", "--json", *ALLOWED),
     )
     assert code == 0, err
     good_within(KINDS[kind], json.loads(out))

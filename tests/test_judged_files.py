@@ -120,6 +120,9 @@ min_seconds = 0.1
 """
 
 
+pytestmark = pytest.mark.usefixtures("exported_once")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def home(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("judged")

@@ -136,6 +136,8 @@ WRONG_KINDS = (7, ["x"], ABSENT := object())
 def test_a_damaged_report_of_version_1_gives_one_clear_error_or_is_read(tmp_path: Path) -> None:
     old = json.loads((MODELS[0] / "report.json").read_text())
     assert old["format"] == "hoyer-export-report/1"
+    for latency in (old["latency"]["dense_ms"], old["latency"]["slim_ms"]):
+        del latency["samples"][2:]  # 200 of one kind take their time
     refused, complaints = [], []
     for *path, key in places(old):
         for wrong in WRONG_KINDS:

@@ -1,8 +1,7 @@
 """docs/schemas holds the schemas of today's records, and what the verbs print fits them."""
 
 import json
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ def complaints(name: str, written: str) -> list[str]:
 
 
 def test_what_is_committed_is_what_would_be_generated(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, HOME / "scripts" / "publish_schemas.py", tmp_path], check=True)
+    runpy.run_path(str(HOME / "scripts" / "publish_schemas.py"))["publish"](tmp_path)
     found = [
         {file.name: file.read_text(encoding="utf-8") for file in folder.iterdir()} for folder in (SCHEMAS, tmp_path)
     ]
@@ -52,9 +51,8 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "command",
     ["inspect --network lenet5 --macs 0.5 --prove --cross-check", "macs FILE", "bench FILE FILE --min-seconds 0.1"],
 )
-def test_what_a_verb_prints_fits_its_schema(command: str, file: Path) -> None:
+def test_what_a_verb_prints_fits_its_schema(call, command: str, file: Path) -> None:
     words = [str(file) if word == "FILE" else word for word in command.split()]
-    printed = subprocess.run(
-        [sys.executable, "-m", "hoyer_export", *words, "--json"], check=True, capture_output=True, text=True
-    )
-    assert complaints(words[0], printed.stdout) == []
+    code, out, err = call(*words, "--json")
+    assert code == 0, err
+    assert complaints(words[0], out) == []
