@@ -206,6 +206,16 @@ class Finetune(Phase):
     lr: Positive = 0.05
 
 
+class Distill(_Table):
+    """[distill]: the sparse phase and fine-tuning also learn from the dense network's outputs; weight 0: they do not.
+
+    loss = (1 − weight) · cross-entropy + weight · temperature² · KL(dense ‖ student), both softened by the temperature.
+    """
+
+    weight: Annotated[float, Field(ge=0, le=1)] = 0.0
+    temperature: Positive = 4.0
+
+
 class Export(_Table):
     """[export]"""
 
@@ -243,6 +253,7 @@ class Recipe(_Table):
     sparse: Sparse = Sparse()
     cut: Cut
     finetune: Finetune = Finetune()
+    distill: Distill = Distill()
     export: Export = Export()
     verify: Verify = Verify()
     bench: Bench = Bench()

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from hoyer_export.deploy.macs import count_macs
 from hoyer_export.errors import DataError, FileError, HoyerExportError, NetworkError, RecipeError
@@ -384,6 +385,24 @@ def test_a_run_that_was_cut_short_says_where_it_goes_on_and_resumes_to_the_same_
     assert unmeasured(finished) == unmeasured(out)
 
 
+def test_the_sparse_phase_and_fine_tuning_learn_from_the_dense_network(
+    copied: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught: list[tuple[str, float, bool]] = []
+
+    def listen(model, batches, settings, *, teacher, **more):
+        dense = load_file(copied / "dense.safetensors")
+        same = all(torch.equal(tensor, dense[name]) for name, tensor in teacher.state_dict().items())
+        taught.append((settings.phase, settings.distill_weight, same))
+        return trained(model, batches, settings, teacher=teacher, **more)
+
+    trained = train.train
+    monkeypatch.setattr(train, "train", listen)
+    again = recipe(home, "distill.weight=0.7")
+    run_recipe(again, copied, redo_from="sparse", allow_import=["tiny_nets"], progress=Silent())
+    assert taught == [("sparse", 0.7, True), ("finetune", 0.7, True)]
+
+
 def test_another_seed_gives_other_bits(finished: Path, run: Runner, tmp_path: Path) -> None:
     with pytest.raises(Stop):
         run(tmp_path / "out", "seed=1", progress=StopAfter(headline="sparse"))
@@ -656,8 +675,8 @@ def test_a_phase_of_no_epochs_leaves_no_lines_of_an_earlier_one(copied: Path, ho
 
 def test_every_key_of_a_recipe_is_read_by_one_stage() -> None:
     read = [key for stage in STAGES for key in stage.reads]
-    # ``check`` tries out before training what the last two are for.
-    assert sorted(read) == sorted([*Recipe.model_fields, "cut", "export", "dense.weights"])
+    # ``check`` tries out before training what two are for; two phases learn from the dense network.
+    assert sorted(read) == sorted([*Recipe.model_fields, "cut", "export", "distill", "dense.weights"])
     names = [stage.name for stage in STAGES]
     for at, stage in enumerate(STAGES):
         assert all(names.index(need) < at for need in stage.needs)

@@ -91,6 +91,7 @@ def _train(job: Job, model: nn.Module, table: Phase, phase: PhaseName, regularis
     def evaluate(network: nn.Module) -> float:
         return evaluate_accuracy(network, data.validation.batches(EVALUATION_BATCH, device=device))
 
+    teacher = job.dense() if phase != "dense" and recipe.distill.weight else None
     settings = TrainSettings(
         phase=phase,
         steps_per_epoch=len(batch_indices(len(data.train), table.batch_size, torch.Generator())),
@@ -101,6 +102,8 @@ def _train(job: Job, model: nn.Module, table: Phase, phase: PhaseName, regularis
         weight_decay=table.weight_decay,
         warmup_epochs=table.warmup,
         label_smoothing=table.label_smoothing,
+        distill_weight=0.0 if teacher is None else recipe.distill.weight,
+        temperature=recipe.distill.temperature,
         precision=table.precision,
         seed=recipe.seed,
     )
@@ -115,6 +118,7 @@ def _train(job: Job, model: nn.Module, table: Phase, phase: PhaseName, regularis
         channels_last=True,
         regulariser=regulariser,
         channels=None if phase == "finetune" else job.channels,
+        teacher=teacher,
         hooks=Hooks(evaluate=evaluate, on_epoch=on_epoch, progress=job.progress.step),
         checkpoint=phase_checkpoint(job.folder, phase),
     )
@@ -145,7 +149,7 @@ SPARSE = Stage(
     name="sparse",
     record=PhaseRecord,
     run=train_sparse,
-    reads=("sparse",),
+    reads=("sparse", "distill"),
     needs=("dense",),
     leaves=lambda job: (job.folder.sparse_weights,) if job.recipe.sparse.epochs else (),
     trains=True,
@@ -154,8 +158,8 @@ FINETUNE = Stage(
     name="finetune",
     record=PhaseRecord,
     run=finetune,
-    reads=("finetune",),
-    needs=("cut",),
+    reads=("finetune", "distill"),
+    needs=("cut", "dense"),
     leaves=lambda job: (job.folder.slim_weights,),
     trains=True,
 )

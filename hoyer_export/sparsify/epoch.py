@@ -10,7 +10,7 @@ from contextlib import nullcontext
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hoyer_export.errors import DataError, NetworkError, TrainingError
@@ -34,6 +34,7 @@ def train_epoch(
     epoch: int,
     fabric: Fabric,
     progress: Callable[[StepProgress], None],
+    teacher: nn.Module | None = None,
 ) -> EpochRecord:
     """Make one optimizer step a batch, and return what came of it; the rest of the record is still open.
 
@@ -44,6 +45,7 @@ def train_epoch(
         epoch: 0 is the first.
         fabric: where and in which precision the network runs.
         progress: told how far the phase is.
+        teacher: in eval mode, on the fabric's device; runs in the same precision.
 
     Raises:
         TrainingError: a loss, a penalty or, after the last step, a weight is not finite.
@@ -53,6 +55,7 @@ def train_epoch(
     steps = settings.steps_per_epoch
     bundle = 1 if fabric.device.type == "cpu" else GPU_BUNDLE_STEPS
     network = fabric.setup_module(state.model)
+    guide = None if teacher is None else fabric.setup_module(teacher)
     unread: list[Tensor] = []
     read = 0
     images_seen = loss_sum = correct_sum = penalty_sum = 0.0
@@ -64,7 +67,9 @@ def train_epoch(
             logits = network(images)
             if step == 0:
                 _check_logits(logits, targets)
-            loss = F.cross_entropy(logits, targets, label_smoothing=settings.label_smoothing)
+            with torch.no_grad():
+                guidance = None if guide is None else guide(images)
+            loss = task_loss(logits, targets, guidance, settings)
             lr = settings.learning_rate(epoch * steps + step)
             penalty = _step_(state, fabric, loss, lr)
             correct = (logits.detach().argmax(1) == targets).sum()
@@ -96,6 +101,27 @@ def train_epoch(
         penalty=None if state.regulariser is None else penalty_sum / read,
         train_accuracy=100 * correct_sum / images_seen,
     )
+
+
+def task_loss(logits: Tensor, targets: Tensor, guidance: Tensor | None, settings: TrainSettings) -> Tensor:
+    """Compute (1 − w) · cross-entropy + w · T² · KL(softmax(guidance / T) ‖ softmax(logits / T)), image mean, 0-d.
+
+    Args:
+        logits: of the network, [N, classes].
+        targets: int64 [N].
+        guidance: the teacher's logits, [N, classes]; None: cross-entropy alone.
+        settings: w is ``distill_weight``, T ``temperature``.
+
+    Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2 (T² keeps the
+    gradient's size at every temperature), https://arxiv.org/abs/1503.02531.
+    """
+    loss = F.cross_entropy(logits, targets, label_smoothing=settings.label_smoothing)
+    if guidance is None:
+        return loss
+    weight, temperature = settings.distill_weight, settings.temperature
+    student, teacher = (F.log_softmax(each / temperature, 1) for each in (logits, guidance))
+    divergence = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+    return (1 - weight) * loss + weight * temperature**2 * divergence
 
 
 def _step_(state: TrainState, fabric: Fabric, loss: Tensor, lr: float) -> Tensor:

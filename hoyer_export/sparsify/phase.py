@@ -31,6 +31,8 @@ class TrainSettings:
         weight_decay: on all parameters.
         warmup_epochs: for how long the learning rate rises linearly, before the cosine.
         label_smoothing: share of the target that is spread over all classes.
+        distill_weight: w of ``epoch.task_loss``, 0 to 1; above 0 there is a teacher.
+        temperature: T of ``epoch.task_loss``.
         precision: "float32", or "bfloat16" autocast of the forward pass.
         seed: of what is random inside the model.
 
@@ -47,6 +49,8 @@ class TrainSettings:
     weight_decay: float = 5e-4
     warmup_epochs: float = 0.0
     label_smoothing: float = 0.0
+    distill_weight: float = 0.0
+    temperature: float = 4.0
     precision: PrecisionName = "float32"
     seed: int = 0
 
@@ -55,9 +59,12 @@ class TrainSettings:
             if (given := getattr(self, name)) not in get_args(known):
                 listed = " or ".join(f'"{value}"' for value in get_args(known))
                 raise TrainingError(f"{self.phase}: expected the {name} {listed}, got {given!r}")
-        for name in ("lr", "momentum", "weight_decay", "warmup_epochs", "label_smoothing"):
+        for name in ("lr", "momentum", "weight_decay", "warmup_epochs", "label_smoothing", "distill_weight"):
             if not 0 <= (given := getattr(self, name)) < math.inf:
                 raise TrainingError(f"{self.phase}: expected {name} of 0 or more, got {given}")
+        if self.distill_weight > 1 or not 0 < self.temperature < math.inf:
+            got = f"{self.distill_weight} and {self.temperature}"
+            raise TrainingError(f"{self.phase}: expected distill_weight of 0 to 1 and temperature above 0, got {got}")
         if self.epochs < 0 or (self.epochs > 0 and self.steps_per_epoch < 1):
             got = f"{self.epochs} epochs of {self.steps_per_epoch} batches"
             raise TrainingError(f"{self.phase}: expected epochs and batches, got {got}")

@@ -1,8 +1,9 @@
 """One phase of training: a model and batches → the same model, trained, and one record an epoch.
 
-SGD with momentum (or Adam), half a cosine of learning rate over all steps, cross-entropy, and in the sparse phase the
-gradient of a regulariser, added after ``backward``. Lightning Fabric's part is where and in which precision the model
-runs: device placement, bfloat16 autocast, ``backward``. Schedule, checkpoints and random numbers are here.
+SGD with momentum (or Adam), half a cosine of learning rate over all steps, cross-entropy (mixed with what a teacher
+says, where there is one: ``epoch.task_loss``), and in the sparse phase the gradient of a regulariser, added after
+``backward``. Lightning Fabric's part is where and in which precision the model runs: device placement, bfloat16
+autocast, ``backward``. Schedule, checkpoints and random numbers are here.
 
 A training that was broken goes on from the checkpoint of its last whole epoch. What is random in an epoch depends on
 (seed, phase, epoch) only: the batches that the caller makes, and torch's generators of the CPU and of the device,
@@ -86,6 +87,7 @@ def train(
     channels_last: bool = False,
     regulariser: Regulariser | None = None,
     channels: ChannelMap | None = None,
+    teacher: nn.Module | None = None,
     hooks: Hooks = _NOBODY,
     checkpoint: Path | None = None,
 ) -> TrainingRecord:
@@ -96,12 +98,14 @@ def train(
             ``device``, its modules in the modes (train, eval) that they had. A smaller network that ``hooks.shrink``
             puts in its place is another object, in training mode.
         batches: epoch → (images [N, ...], int64 targets [N]), on any device; what it yields depends on the epoch only.
-            With ``channels_last`` the first batch of epoch 0 is asked for once more, to try the network on.
+            With ``channels_last`` the first batch of epoch 0 is asked for once more, to try each network on.
         settings: how.
         device: where to train.
         channels_last: use this memory format where the network has 4-d weights and accepts it.
         regulariser: of this very ``model``.
         channels: for the MACs in the records; None: the regulariser's, if there is one.
+        teacher: what the network also learns from where ``settings.distill_weight`` is above 0; images → logits. It is
+            put into eval mode and on ``device``.
         hooks: who is called meanwhile.
         checkpoint: written after each epoch, in a folder that exists. If the file is there already, training goes on
             from it; at the last epoch it only loads.
@@ -120,14 +124,19 @@ def train(
         same["regulariser"] = type(regulariser).__name__
         same |= {f"regulariser.{key}": value for key, value in regulariser.settings.items()}
         channels = regulariser.channels if channels is None else channels
+    if (teacher is None) != (settings.distill_weight == 0):
+        raise TrainingError(
+            f"expected a teacher if and only if distill_weight is above 0, it is {settings.distill_weight}"
+        )
     if settings.epochs == 0:
         return TrainingRecord((), TrainState(model, _optimizer(model, settings), channels, regulariser))
     fabric = _fabric(torch.device(device), settings.precision)
     history: tuple[EpochRecord, ...] = ()
     with kept_modes(model), kept_random_state():
-        model.to(device)
-        if channels_last:
-            _to_channels_last(model, batches(0))
+        for network in (model,) if teacher is None else (model, teacher.eval()):
+            network.to(device)
+            if channels_last:
+                _to_channels_last(network, batches(0))
         state = TrainState(model, _optimizer(model, settings), channels, regulariser)
         if checkpoint is not None and checkpoint.exists():
             state, history = load_checkpoint(checkpoint, state, settings=same, rebuild=hooks.rebuild)
@@ -138,7 +147,7 @@ def train(
             started = time.perf_counter()
             seed_generators(_epoch_seed(settings, epoch), fabric.device)
             state.model.train()
-            trained = train_epoch(state, batches(epoch), settings, epoch, fabric, hooks.progress)
+            trained = train_epoch(state, batches(epoch), settings, epoch, fabric, hooks.progress, teacher)
             before, state = state, hooks.shrink(state, epoch + 1)
             if state.model is not before.model and state.plan is None:
                 raise TrainingError("shrink returned another network without a plan, so that no checkpoint can hold it")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hoyer_export.data import load_data
 from hoyer_export.data.cifar10 import read_cifar10
 from hoyer_export.errors import DataError
 
@@ -77,6 +78,18 @@ def test_images_and_labels_come_back_as_they_were_written(whole_set, inside: boo
     assert np.array_equal(test_images.flatten(1).numpy(), PIXELS[::-1])
     assert np.array_equal(labels[:10_000].numpy(), LABELS)
     assert np.array_equal(test_labels.numpy(), LABELS[::-1])
+
+
+def test_cifar10_16_is_the_mean_of_four_pixels_with_half_the_padding(tmp_path: Path) -> None:
+    write_set(tmp_path / "cifar-10-batches-bin", ".bin", binary(PIXELS, LABELS), binary(PIXELS, LABELS))
+    data = load_data("cifar10-16", root=tmp_path, mean=(0.0,) * 3, std=(1.0,) * 3)
+    assert data.input_shape == (3, 16, 16)
+    planes = PIXELS[:50].reshape(50, 3, 16, 2, 16, 2)
+    images, labels = next(data.test.batches(50))
+    assert np.allclose(images.numpy() * 255, np.rint(planes.mean((3, 5))), atol=1e-4)
+    assert np.array_equal(labels.numpy(), LABELS[:50])
+    moved, _ = next(data.train.batches(128, augment=True))
+    assert (moved == 0).all((1, 3)).sum(1).max() == 2  # rows of padding
 
 
 def test_the_pickle_of_python_2_in_these_tests_is_one_that_numpy_reads() -> None:

@@ -81,7 +81,10 @@ def test_the_digits_are_augmented_on_request_only_and_validation_and_test_never(
     ("arguments", "message"),
     [
         ({"name": "digit"}, "unknown data set 'digit'; did you mean 'digits'?"),
-        ({"name": "svhn"}, "unknown data set 'svhn'; known are digits, mnist, fashion-mnist, cifar10, imagefolder"),
+        (
+            {"name": "svhn"},
+            "unknown data set 'svhn'; known are digits, mnist, fashion-mnist, cifar10, cifar10-16, imagefolder",
+        ),
         ({"validation": 0.0}, "validation is 0.0; expected a share of the training images, above 0 and below 1"),
         ({"validation": 1.0}, "validation is 1.0"),
         ({"validation": -0.1}, "validation is -0.1"),

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.errors import DataError, FileError, NetworkError, TrainingError
-from hoyer_export.sparsify.epoch import train_epoch
+from hoyer_export.sparsify.epoch import task_loss, train_epoch
 from hoyer_export.sparsify.group_hs import GroupHS
 from hoyer_export.sparsify.phase import EpochRecord, StepProgress, TrainSettings
 from hoyer_export.sparsify.state import TrainState
@@ -161,6 +161,35 @@ def test_the_loss_and_accuracy_are_means_over_images_when_the_last_batch_is_smal
     images, labels = images_and_labels()
     loss = F.cross_entropy(expected(images[:8]), labels[:8]).item()
     assert record.epochs[0].loss == pytest.approx(loss, rel=1e-5)
+
+
+def test_a_teacher_adds_the_divergence_of_what_is_softened_by_the_temperature():
+    """Two classes: softmax(z / 2) of (2 ln 3, 0) is (3/4, 1/4), of (0, 0) (1/2, 1/2)."""
+    how = TrainSettings(phase="sparse", steps_per_epoch=1, epochs=1, lr=1, distill_weight=0.7, temperature=2)
+    teacher, student = torch.tensor([[2 * math.log(3), 0.0]] * 2), torch.zeros(2, 2)
+    divergence = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
+    expected = 0.3 * math.log(2) + 0.7 * 2**2 * divergence
+    assert task_loss(student, torch.tensor([0, 1]), teacher, how).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_teacher_runs_in_eval_mode_and_does_not_learn():
+    model, expected, teacher = tiny(0.0), tiny(0.0), tiny(0.9)
+    before = state(teacher)
+    run(model, epochs=1, distill_weight=1.0, temperature=4.0, teacher=teacher, weight_decay=0.0)
+    optimizer = torch.optim.SGD(expected.parameters(), lr=0.1, momentum=0.9)
+    for step, (images, _) in enumerate(batches(0)):
+        optimizer.param_groups[0]["lr"] = learning_rate(0.1, step, steps=STEPS)
+        optimizer.zero_grad()
+        with torch.no_grad():
+            soft = (teacher.eval()(images) / 4).softmax(1)
+        student = (expected(images) / 4).log_softmax(1)
+        (16 * (soft * (soft.log() - student)).sum(1).mean()).backward()
+        optimizer.step()
+    for name, tensor in state(expected).items():
+        torch.testing.assert_close(model.state_dict()[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+    assert_bit_identical(state(teacher), before)
+    with pytest.raises(TrainingError, match=r"a teacher if and only if distill_weight is above 0, it is 0.5"):
+        run(tiny(), distill_weight=0.5)
 
 
 def test_adam_is_adam():
@@ -370,6 +399,7 @@ RESUMABLE = [
     {"optimizer": "adam", "lr": 1e-3},
     {"channels_last": True},
     {"momentum": 0.0, "warmup_epochs": 1.5, "label_smoothing": 0.1},
+    {"distill_weight": 0.7, "teacher": Tiny(), "precision": "bfloat16"},
 ]
 
 
