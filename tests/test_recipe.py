@@ -143,8 +143,8 @@ def test_of_two_budgets_set_the_last_counts(small: Path) -> None:
         ("dense.optimizer=sdg", 'expected "sgd" or "adam", got "sdg"; did you mean "sgd"?'),
         ("cut.macs=2", "cut.macs: expected a number of at most 1, got 2"),
         ("cut.macs=nan", "cut.macs: expected a finite number, got NaN"),
-        ("cut.threshold=natral", 'cut.threshold: expected a number above 0, or "natural", got "natral"'),
-        ("cut.threshold=-1", 'cut.threshold: expected a number above 0, or "natural", got -1'),
+        ("cut.threshold=natral", 'cut.threshold: expected a number of at least 0, or "natural", got "natral"'),
+        ("cut.threshold=-1", 'cut.threshold: expected a number of at least 0, or "natural", got -1'),
         ("cut.align=5", "cut.align: expected 1, 4, 8, 16, 32 or 64, got 5"),
         ("data.mean=[0.1]", "data: mean and std belong together"),
         ("data.mean=0.1", "data.mean: expected a list of numbers, got 0.1"),
@@ -169,8 +169,14 @@ def test_a_wrong_set_is_one_line_with_the_key_what_was_expected_and_what_came(
     [
         ("", "network is missing: the table [network] is needed (and 1 more)"),
         ("x", "is not TOML: Expected '=' after a key"),
-        (SMALL + "params = 0.5\n", "cut: needs exactly one of macs, params and threshold, got macs and params"),
-        (SMALL.replace("macs = 0.5", ""), "cut: needs exactly one of macs, params and threshold, got none"),
+        (
+            SMALL + "params = 0.5\n",
+            "cut: needs exactly one of macs, params, threshold, max_drop and max_change, got macs and params",
+        ),
+        (
+            SMALL.replace("macs = 0.5", ""),
+            "cut: needs exactly one of macs, params, threshold, max_drop and max_change, got none",
+        ),
         (SMALL.replace('name = "digits"', ""), "data.name is missing"),
         ('[network]\nnmae = "x"\n[data]\n[cut]\n', "network.nmae: [network] has no key 'nmae'; did you mean name?"),
         ("seed = 1\nseed = 2\n", "is not TOML"),

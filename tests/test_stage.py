@@ -55,7 +55,7 @@ def stages() -> tuple[list[str], tuple[Stage[Count], ...]]:
         return body
 
     def stage(name: str, **more: object) -> Stage[Count]:
-        leaves = lambda folder: (folder.path / name,)  # noqa: E731
+        leaves = lambda job: (job.folder.path / name,)  # noqa: E731
         return Stage(name=name, record=Count, run=run(name), leaves=leaves, **more)
 
     return ran, (

@@ -98,14 +98,7 @@ def load_data(
     channels = len(defaults.mean)
     mean = _per_channel("mean", mean, defaults.mean, channels)
     std = _per_channel("std", std, defaults.std, channels)
-    if min(std) <= 0:
-        raise DataError(f"std is {list(std)}; expected numbers above 0")
-    if not 0 < validation < 1:
-        raise DataError(f"validation is {validation}; expected a share of the training images, above 0 and below 1")
-    if seed < 0 or seed >= 2**32:
-        raise DataError(f"seed is {seed}; expected 0 to {2**32 - 1}")
-    if workers < 0:
-        raise DataError(f"workers is {workers}; expected 0 or more processes")
+    _check_numbers(std, validation, seed, workers)
     augment = defaults.augment if augment is None else augment
 
     if array is not None:
@@ -156,6 +149,17 @@ def load_data(
     training, held = split(images[rest], labels[rest], augment=augment), split(images[chosen], labels[chosen])
     unseen = split(test_images, test_labels)
     return DataSplits(name, training, held, unseen, 10, (channels, height, width), mean, std)
+
+
+def _check_numbers(std: tuple[float, ...], validation: float, seed: int, workers: int) -> None:
+    if min(std) <= 0:
+        raise DataError(f"std is {list(std)}; expected numbers above 0")
+    if not 0 < validation < 1:
+        raise DataError(f"validation is {validation}; expected a share of the training images, above 0 and below 1")
+    if seed < 0 or seed >= 2**32:
+        raise DataError(f"seed is {seed}; expected 0 to {2**32 - 1}")
+    if workers < 0:
+        raise DataError(f"workers is {workers}; expected 0 or more processes")
 
 
 def _per_channel(

@@ -29,6 +29,7 @@ def train_dense(job: Job) -> PhaseRecord:
     """Train the dense network, and write dense.safetensors."""
     table = job.recipe.dense
     network, seconds = job.given(), 0.0
+    _forget_lines(job, "dense")
     if table.epochs:
         job.progress.headline(f"dense: {_epochs(table)}" + (f" from {table.weights}" if table.weights else ""))
         seconds = _train(job, network, table, "dense")
@@ -40,6 +41,7 @@ def train_sparse(job: Job) -> PhaseRecord:
     """Train the network with Group-HS, and write sparse.safetensors; without epochs it stays the dense one."""
     table = job.recipe.sparse
     if not table.epochs:
+        _forget_lines(job, "sparse")
         return PhaseRecord(seconds=0.0, effective_macs=macs_shares(job.channels, job.dense()).effective)
     network = job.dense()
     options = table.model_dump(include={"strength", "scale", "max_rate"})
@@ -57,11 +59,19 @@ def finetune(job: Job) -> PhaseRecord:
     """Train the slim network, and write slim.safetensors."""
     table = job.recipe.finetune
     slim, seconds = job.slim(cut_weights(job.folder)), 0.0
+    _forget_lines(job, "finetune")
     if table.epochs:
         job.progress.headline(f"fine-tune: {_epochs(table)} of the slim network")
         seconds = _train(job, slim.model, table, "finetune")
     write_slim(slim, job.folder.slim_weights, job)
     return PhaseRecord(seconds=seconds)
+
+
+def _forget_lines(job: Job, phase: PhaseName) -> None:
+    """Take the lines of an earlier training of this phase, and of those after it, out of metrics.jsonl."""
+    if job.folder.metrics.exists() and not phase_checkpoint(job.folder, phase).exists():
+        lines = [it for it in read_metrics(job.folder.path) if PHASES.index(it.phase) < PHASES.index(phase)]
+        write_whole(job.folder.metrics, "".join(line.model_dump_json() + "\n" for line in lines))
 
 
 def save_weights(model: nn.Module, path: Path, job: Job) -> None:
@@ -108,8 +118,6 @@ def _train(job: Job, model: nn.Module, table: Phase, phase: PhaseName, regularis
         seed=recipe.seed,
     )
     job.folder.checkpoint.mkdir(exist_ok=True)
-    if not phase_checkpoint(job.folder, phase).exists() and job.folder.metrics.exists():
-        on_epochs()  # lines of an earlier training of this phase
     record = train(
         model,
         batches,

@@ -360,7 +360,13 @@ class _Refitting(_Watch):
             fit.add(call.patches(x[part], places[part], self.targets.shapes[key]), y)
         if not self.changed:
             return
-        new, constant = fit.solve(matrix, self.ridge)
+        try:
+            new, constant = fit.solve(matrix, self.ridge)
+        except torch.linalg.LinAlgError:  # what it reads does not vary
+            new = constant = torch.full((), torch.nan)
+        if not (new.isfinite().all() and constant.isfinite().all()):
+            self.left[name] = "what it reads does not vary, or is not finite"
+            return
         call.set_matrix_(new)
         if shift is not None:
             self._set_constant_(shift, constant.flatten())
