@@ -121,6 +121,9 @@ ALLOWED = ("--allow-import", "end_to_end_nets")
 NAMES = {"bfloat16": "plain", "image_folder": "two_colours"}
 
 
+pytestmark = pytest.mark.usefixtures("exported_once")
+
+
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The working directory, with networks and a folder of pictures in it."""

@@ -88,13 +88,7 @@ def load_data(
         close = difflib.get_close_matches(name, _DEFAULTS, n=1)
         advice = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(_DEFAULTS)}"
         raise DataError(f"unknown data set {name!r}; {advice}")
-    defaults = _DEFAULTS[name]
-    array = None
-    if name == "images" and root is not None and root.is_file():
-        array = read_array(root)
-        if array.shape[1] != 3 or array.dtype != torch.uint8:  # floats are what the network takes already
-            nothing = (0.0,) * array.shape[1]
-            defaults = _Defaults(nothing, tuple(1.0 for _ in nothing), augment=False)
+    array, defaults = _array(name, root)
     channels = len(defaults.mean)
     mean = _per_channel("mean", mean, defaults.mean, channels)
     std = _per_channel("std", std, defaults.std, channels)
@@ -149,6 +143,17 @@ def load_data(
     training, held = split(images[rest], labels[rest], augment=augment), split(images[chosen], labels[chosen])
     unseen = split(test_images, test_labels)
     return DataSplits(name, training, held, unseen, 10, (channels, height, width), mean, std)
+
+
+def _array(name: str, root: Path | None) -> tuple[Tensor | None, _Defaults]:
+    """Return the images of an .npy or .npz file, if that is what ``root`` is, and the data set's defaults."""
+    if name != "images" or root is None or not root.is_file():
+        return None, _DEFAULTS[name]
+    array = read_array(root)
+    if array.shape[1] == 3 and array.dtype == torch.uint8:
+        return array, _DEFAULTS[name]
+    nothing = (0.0,) * array.shape[1]  # floats are what the network takes already
+    return array, _Defaults(nothing, tuple(1.0 for _ in nothing), augment=False)
 
 
 def _check_numbers(std: tuple[float, ...], validation: float, seed: int, workers: int) -> None:
