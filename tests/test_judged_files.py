@@ -208,11 +208,7 @@ def test_what_is_not_finite_or_not_counted_is_said_and_is_no_success(call, tmp_p
     assert (code, err.count("Traceback")) == (3, 0)
     said = " ".join(out.split())
     assert "Verification failed" in said
-<<<<<<< HEAD
-    assert "optimisation disabled" in said
-=======
     assert "dense.onnx, outputs, optimisation disabled (not finite, tolerance" in said
->>>>>>> work-left8
     assert "Budget missed" in said
     assert "Not counted: 1 × Loop may multiply" in said
 
