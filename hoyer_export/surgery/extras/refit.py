@@ -362,7 +362,7 @@ class _Refitting(_Watch):
             return
         try:
             new, constant = fit.solve(matrix, self.ridge)
-        except torch.linalg.LinAlgError:  # what it reads does not vary
+        except RuntimeError:  # what it reads does not vary
             new = constant = torch.full((), torch.nan)
         if not (new.isfinite().all() and constant.isfinite().all()):
             self.left[name] = "what it reads does not vary, or is not finite"
