@@ -58,6 +58,7 @@ def way_down(report: Report) -> Curve | None:
     asked = next((v for k, v in report.budget.asked.items() if k.startswith("max_") and isinstance(v, float)), None)
     within = [step for step in refit.steps if step.within]
     series = [Series("lost", "slim", tuple(step.lost for step in within))]
+    digits = 2 if refit.lost_by == "accuracy" else 4
     plot = line_plot(
         name="way-down",
         title="What was lost over the steps of the cut",
@@ -65,10 +66,9 @@ def way_down(report: Report) -> Curve | None:
         series=series,
         bands=[Band("", 1, len(within))],
         rule=None if asked is None else (asked, "asked"),
-        digits=2 if refit.lost_by == "accuracy" else 4,
+        digits=digits,
         across="step",
     )
-    digits = 2 if refit.lost_by == "accuracy" else 4
     points = ", ".join(
         f"{share(step.macs)}: {step.lost:.{digits}f}{'' if step.within else ' (too much)'}"
         for step in refit.steps

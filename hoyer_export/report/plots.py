@@ -125,7 +125,7 @@ def line_plot(
         parts += [_line("rule", x.start, x.stop, at, at), _text("rule-label", x.start + 4, at - 4, rule[1])]
     parts += [part for line in series for part in _curve(line, x, y)]
     parts += [*_last_values(series[0], bands, x, y, digits), _text("unit", 4, 13, unit), *_legend(series)]
-    return _svg(name, title, _describe(series, bands, unit, digits), HEIGHT, parts)
+    return _svg(name, title, _describe(series, bands, unit, digits, across), HEIGHT, parts)
 
 
 def distributions_plot(
@@ -186,8 +186,8 @@ def _value_axis(values: Sequence[float], ceiling: float | None, log: bool) -> Ax
     return Axis(floor, top, HEIGHT - BOTTOM, TOP + NAMES)
 
 
-def _describe(series: Sequence[Series], bands: Sequence[Band], unit: str, digits: int) -> str:
-    phases = ", ".join(f"{band.label} epochs {band.first} to {band.last}" for band in bands)
+def _describe(series: Sequence[Series], bands: Sequence[Band], unit: str, digits: int, across: str) -> str:
+    phases = ", ".join(f"{band.label} {across}s {band.first} to {band.last}".strip() for band in bands)
     known = [(line.label, [value for value in line.values if value is not None]) for line in series]
     found = [f"{label} from {v[0]:.{digits}f} to {v[-1]:.{digits}f}" for label, v in known if v]
     return f"{unit} over {phases}: {'; '.join(found)}."

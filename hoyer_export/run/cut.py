@@ -172,7 +172,7 @@ def cut_in_steps(job: Job, network: nn.Module, start: SlimModel, channels: Chann
     dense = dense_macs(channels)
 
     def told(point: Point) -> None:
-        lost = f"{points(-(point.loss or 0))}" if measured == "accuracy" else f"outputs change by {point.loss:.4f}"
+        lost = points(-(point.loss or 0.0)) if measured == "accuracy" else f"outputs change by {point.loss:.4f}"
         job.progress.note(f"{share(point.macs / dense)} of the MACs: {lost}{'' if point.within else ', too much'}")
 
     found = cut_and_refit(
@@ -185,6 +185,7 @@ def cut_in_steps(job: Job, network: nn.Module, start: SlimModel, channels: Chann
         step=table.step,
         seed=job.recipe.seed,
         on_point=told,
+        rules=job.rules,
     )
     slim = replace(found.slim, plan=compose(start.plan, found.slim.plan))
     steps = tuple(StepRecord(macs=it.macs / dense, lost=it.loss, within=it.within) for it in found.curve)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.cost import dense_macs, macs_of_keep
 from hoyer_export.channels.energy import InputMoments
+from hoyer_export.channels.rules import Rules
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.errors import HoyerExportError
 from hoyer_export.modes import kept_modes
@@ -73,6 +74,7 @@ def cut_and_refit(
     step: float = 0.05,
     seed: int = 0,
     on_point: Callable[[Point], None] = lambda point: None,
+    rules: Rules | None = None,
 ) -> Shrunk:
     """Take channels out in steps, by function, and refit after each, without labels and without training.
 
@@ -86,6 +88,7 @@ def cut_and_refit(
         step: share of the dense MACs that goes at once.
         seed: of the places that layers are refitted at.
         on_point: is told every network that is tried.
+        rules: as for ``trace_channels``.
 
     Raises:
         HoyerExportError: there is nothing to stop at, a number is out of range, or the MACs cannot be reached.
@@ -96,7 +99,7 @@ def cut_and_refit(
     if not 0 < step <= 1:
         raise HoyerExportError(f"step is a share of the dense MACs, above 0 and at most 1, got {step!r}")
     targets = DenseOutputs(model, batches, seed=seed)
-    state = _Walk.start(model, targets, align)
+    state = _Walk.start(model, targets, align, rules)
     dense = state.macs
     if macs is not None:  # said before any work
         meet(state.channels, state.scores, align, Budget(MACS, macs))
@@ -127,15 +130,16 @@ class _Walk:
     scores: dict[str, Tensor]
     keep: Keep
     align: int
+    rules: Rules | None = None
     refit: Refit | None = None
 
     @staticmethod
-    def start(model: nn.Module, targets: DenseOutputs, align: int) -> "_Walk":
+    def start(model: nn.Module, targets: DenseOutputs, align: int, rules: Rules | None) -> "_Walk":
         slim = SlimModel(copy.deepcopy(model).eval(), PruningPlan())
-        channels = trace_channels(slim.model, _example(targets))
+        channels = trace_channels(slim.model, _example(targets), rules=rules)
         scores, _ = function_scores(channels, slim.model, targets.inputs)
         keep = {group.name: torch.arange(group.width) for group in channels.groups}
-        return _Walk(slim, channels, scores, keep, align)
+        return _Walk(slim, channels, scores, keep, align, rules)
 
     @property
     def macs(self) -> int:
@@ -153,7 +157,7 @@ class _Walk:
         zeroed = replace(self.slim, model=copy.deepcopy(self.slim.model))
         zero_(zeroed.model, self.channels, stay)
         slim = cut(zeroed, self.channels, stay, _example(targets))
-        channels = trace_channels(slim.model, _example(targets))
+        channels = trace_channels(slim.model, _example(targets), rules=self.rules)
         moments = InputMoments(channels, slim.model)
         with moments:  # what readers read once they are refitted
             refit = refit_(slim, targets)
@@ -165,7 +169,7 @@ class _Walk:
             max_rel_error=max(first.max_rel_error or 0.0, last.max_rel_error or 0.0),
             delivered_rel_error=max(first.delivered_rel_error or 0.0, last.delivered_rel_error or 0.0),
         )
-        return _Walk(slim, channels, scores, keep, self.align, refit)
+        return _Walk(slim, channels, scores, keep, self.align, self.rules, refit)
 
 
 def _example(targets: DenseOutputs) -> tuple[Tensor, ...]:

@@ -226,3 +226,17 @@ def test_what_reads_a_cut_channel_in_another_way_is_named() -> None:
     found = hx.refit_(hx.cut(zeroed, channels, keep, images[:2]), model, images)
     assert found.refitted == ("second.weight",)
     assert found.left == {"matrix": "no convolution or linear layer was seen to read with it"}
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1000.0])
+def test_inputs_that_do_not_vary_leave_the_weights_as_they_were(value: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 10), nn.ReLU(), nn.Linear(10, 4)).eval()
+    channels = hx.trace_channels(model, torch.randn(8, 3))
+    keep = {channels.groups[0].name: torch.arange(5)}
+    zeroed = copy.deepcopy(model)
+    hx.zero_(zeroed, channels, keep)
+    slim = hx.cut(zeroed, channels, keep, torch.randn(8, 3))
+    before = slim.model[2].weight.clone()
+    hx.refit_(slim, model, torch.full((100, 3), value))
+    torch.testing.assert_close(slim.model[2].weight, before, atol=1e-4, rtol=1e-4)

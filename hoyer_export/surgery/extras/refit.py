@@ -39,6 +39,8 @@ _SIGNATURES: dict[Callable[..., Any], tuple[str, ...]] = {
     **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _CONVOLUTION),
     **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), _TRANSPOSED),
 }
+_ROUNDING = 1e-9
+"""Share of the inputs' energy below which their variation counts as none."""
 _CHUNK = 2**24
 """Numbers of patches that are made at once."""
 
@@ -285,22 +287,28 @@ class _LeastSquares:
             mean_x, mean_y = x.mean(1, keepdim=True) * self.centred, y.mean(1, keepdim=True) * self.centred
             x, y = x - mean_x, y - mean_y
             gram = x @ x.mT  # [G, n, n]
-            penalty = _penalty(gram, ridge / x.shape[2])
+            penalty = _penalty(gram, ridge / x.shape[2], (x + mean_x).square().sum((1, 2)))
             new = before + (_damped_solve(gram, penalty, y - x @ before.mT)).mT @ x
             mean_x, mean_y = mean_x[:, 0], mean_y[:, 0]
         else:
             gram, cross, mean_x, mean_y = self._sums
             mean_x, mean_y = mean_x / self.count * self.centred, mean_y / self.count * self.centred
+            energy = gram.diagonal(dim1=1, dim2=2).sum(1)
             gram = gram - self.count * mean_x[:, :, None] * mean_x[:, None]
             cross = cross - self.count * mean_y[:, :, None] * mean_x[:, None]
-            penalty = _penalty(gram, ridge / gram.shape[1])
+            penalty = _penalty(gram, ridge / gram.shape[1], energy)
             new = _damped_solve(gram, penalty, (cross + penalty * before).mT).mT
         return new, mean_y - (new @ mean_x[..., None])[..., 0]
 
 
-def _penalty(gram: Tensor, share: float) -> Tensor:
-    """Return λ of each group, [G, 1, 1]: a share of the trace, and enough to keep W₀ where all inputs are zero."""
-    return (share * gram.diagonal(dim1=1, dim2=2).sum(1)).clamp(min=1e-200)[:, None, None]
+def _penalty(gram: Tensor, share: float, energy: Tensor) -> Tensor:
+    """Return λ of each group, [G, 1, 1]: a share of the trace, and enough to keep W₀ where the inputs do not vary.
+
+    What centring leaves of constant inputs is rounding, about 1e-16 of their ``energy`` Σ‖x‖², [G]; a fit to that would
+    be noise.
+    """
+    trace = gram.diagonal(dim1=1, dim2=2).sum(1)
+    return torch.maximum(share * trace, _ROUNDING * energy).clamp(min=1e-200)[:, None, None]
 
 
 def _damped_solve(gram: Tensor, penalty: Tensor, right: Tensor) -> Tensor:
