@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from hoyer_export.choices import ALIGNMENTS, DATA_SETS, METHODS, NETWORKS
+from hoyer_export.choices import ALIGNMENTS, DATA_SETS, METHODS, NETWORKS, WITHOUT_BUDGET
 
 SEED = 2**63 - 1  # the largest that torch's generators take
 CLASSES = 100_000  # more than any data set has, and few enough for a layer to be made
@@ -69,9 +69,9 @@ def check_method(
     if method not in METHODS:
         raise typer.BadParameter(f"expected {', '.join(METHODS)}, got {method!r}", param_hint="--method")
     given = [option for option, value in budgets.items() if value is not None]
-    if method == "dead" and given:
-        raise typer.BadParameter("dead channels are as many as there are; leave it out", param_hint=given[0])
-    if method != "dead" and len(given) != 1:
+    if method in WITHOUT_BUDGET and given:
+        raise typer.BadParameter(f"{method} removes {WITHOUT_BUDGET[method]}; leave it out", param_hint=given[0])
+    if method not in WITHOUT_BUDGET and len(given) != 1:
         got = " and ".join(given) or "none"
         raise typer.BadParameter(f"give exactly one of {', '.join(budgets)}; got {got}", param_hint="--macs")
     if method == "dead" and dead_first:

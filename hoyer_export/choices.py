@@ -2,9 +2,14 @@
 
 from typing import Literal, get_args
 
-Method = Literal["group-hs", "magnitude", "function", "dead"]
+Method = Literal["group-hs", "magnitude", "function", "dead", "zero"]
 METHODS: tuple[Method, ...] = get_args(Method)
 """How channels are scored; ``select/scores.py`` says what each means."""
+WITHOUT_BUDGET: dict[str, str] = {"dead": "what never fires", "zero": "what is zero already"}
+"""Methods that know themselves what goes, and take no budget → what they remove."""
+
+Norms = Literal["weights", "function"]
+"""What the norm of a channel is made of: its weights, or what it brings to its readers."""
 
 Alignment = Literal[1, 4, 8, 16, 32, 64]
 ALIGNMENTS: tuple[Alignment, ...] = get_args(Alignment)

@@ -9,6 +9,7 @@ import os
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -16,7 +17,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from hoyer_export.choices import Alignment, Method
+from hoyer_export.choices import WITHOUT_BUDGET, Alignment, Method, Norms
 from hoyer_export.errors import RecipeError
 
 BUDGETS = ("macs", "params", "threshold", "max_drop", "max_change")
@@ -114,14 +115,44 @@ class Dense(Phase):
 
 
 class Sparse(Phase):
-    """[sparse]: with ``scale = "relative"`` the strength has the unit of weight decay."""
+    """[sparse]: ``norms`` says what Group-HS acts on, and with which of the keys below.
+
+    "weights": a penalty on all channels; with ``scale = "relative"`` its ``strength`` (1e-3 unless set) has the unit of
+    weight decay. "function": only channels that the budget in [cut] dooms fade, over ``ramp`` of the phase each; the
+    line is drawn on what a channel brings over its MACs to the power ``macs_power``.
+    """
 
     epochs: Annotated[int, Field(ge=0)] = 30
     lr: Positive = 0.05
     regulariser: Literal["group-hs"] = "group-hs"
-    strength: NotNegative = 1e-3
-    scale: Literal["relative", "paper"] = "relative"
+    norms: Norms = "weights"
+    strength: NotNegative | None = None
+    scale: Literal["relative", "paper"] | None = None
     max_rate: Positive | None = None
+    ramp: Annotated[float, Field(ge=0, lt=1)] | None = None
+    macs_power: NotNegative | None = None
+
+    @model_validator(mode="after")
+    def _keys_of_its_norms(self) -> "Sparse":
+        others = ("ramp", "macs_power") if self.norms == "weights" else ("strength", "scale", "max_rate")
+        for key in others:
+            if getattr(self, key) is not None:
+                raise PydanticCustomError(
+                    "rule",
+                    '{key} does not belong to norms = "{norms}"; leave it out',
+                    {"key": key, "norms": self.norms},
+                )
+        return self
+
+    @property
+    def to_budget(self) -> bool:
+        """Whether this phase decides what goes: afterwards it is exactly zero."""
+        return self.norms == "function" and self.epochs > 0
+
+    def options(self) -> dict[str, object]:
+        """Return what is set of the regulariser's own keys."""
+        keys = ("strength", "scale", "max_rate", "ramp", "macs_power")
+        return {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
 
 
 class Cut(_Table):
@@ -129,10 +160,10 @@ class Cut(_Table):
     ``max_drop`` (points of validation accuracy) and ``max_change`` (mean relative change of the outputs).
 
     ``method`` says how channels are scored; "dead" takes what never fires on ``calibration`` training images, and
-    nothing else, so that it needs no budget. ``dead_first`` takes that before any other method chooses, ``dead_blocks``
+    nothing else, and "zero" what is zero already, so that they need no budget. ``dead_first`` takes that before any other method chooses, ``dead_blocks``
     makes residual blocks whose branch is exactly zero their shortcuts, ``fold`` moves what a zeroed channel leaves
     behind as a constant into the layers that read it, and the linear layers in ``gather`` read only
-    the input features on which their weights are not zero. ``align`` is 16 unless set, and 1 for "dead".
+    the input features on which their weights are not zero. ``align`` is 16 unless set, and 1 for "dead" and "zero".
 
     ``refit`` gives what reads the channels that went new weights, by least squares on ``calibration`` images without
     labels; with ``method = "function"`` it goes down in steps of ``step`` of the MACs and chooses again after each.
@@ -158,11 +189,13 @@ class Cut(_Table):
     @model_validator(mode="after")
     def _exactly_one_budget(self) -> "Cut":
         given = [key for key in BUDGETS if getattr(self, key) is not None]
-        if self.method == "dead" and given:
+        if self.method in WITHOUT_BUDGET and given:
             raise PydanticCustomError(
-                "rule", 'method = "dead" takes no {key}: it removes what never fires, nothing else', {"key": given[0]}
+                "rule",
+                'method = "{method}" takes no {key}: it removes {what}, nothing else',
+                {"method": self.method, "key": given[0], "what": WITHOUT_BUDGET[self.method]},
             )
-        if self.method != "dead" and len(given) != 1:
+        if self.method not in WITHOUT_BUDGET and len(given) != 1:
             raise PydanticCustomError(
                 "rule",
                 "needs exactly one of macs, params, threshold, max_drop and max_change, got {given}",
@@ -187,7 +220,7 @@ class Cut(_Table):
     @property
     def alignment(self) -> int:
         """The multiple in force."""
-        return self.align or (1 if self.method == "dead" else 16)
+        return self.align or (1 if self.method in WITHOUT_BUDGET else 16)
 
     @property
     def looks_at_images(self) -> bool:
@@ -204,6 +237,24 @@ class Finetune(Phase):
 
     epochs: Annotated[int, Field(ge=0)] = 15
     lr: Positive = 0.05
+
+
+class Train(Phase):
+    """[train]: sparse phase and fine-tuning in one schedule, one warm-up and one cosine, with the cut at ``cut_at``.
+
+    It decides what [sparse] and [finetune] have in common: their epochs (those before ``cut_at`` of all, rounded up,
+    are sparse), rates, batches and precision. Momenta go on through the cut.
+    """
+
+    epochs: Count
+    lr: Positive = 0.05
+    cut_at: Annotated[float, Field(ge=0, lt=1)] = 0.25
+
+    def phases(self) -> dict[str, dict[str, Any]]:
+        """Return what it decides of either phase."""
+        sparse = ceil(self.cut_at * self.epochs - 1e-9)
+        shared = {key: getattr(self, key) for key in Phase.model_fields} | {"warmup": 0.0}
+        return {"sparse": shared | {"epochs": sparse}, "finetune": shared | {"epochs": self.epochs - sparse}}
 
 
 class Distill(_Table):
@@ -250,6 +301,7 @@ class Recipe(_Table):
     network: Network
     data: Data | None = None
     dense: Dense = Dense()
+    train: Train | None = None
     sparse: Sparse = Sparse()
     cut: Cut
     finetune: Finetune = Finetune()
@@ -262,6 +314,34 @@ class Recipe(_Table):
     def trains(self) -> bool:
         """Whether any phase has an epoch."""
         return any(phase.epochs for phase in (self.dense, self.sparse, self.finetune))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_one_schedule(cls, tables: Any) -> Any:
+        """Give [sparse] and [finetune] what [train] decides."""
+        if not isinstance(tables, dict) or tables.get("train") is None:
+            return tables
+        tables = dict(tables)
+        for name, decided in Train.model_validate(tables["train"]).phases().items():
+            given = tables.get(name, {})
+            if isinstance(given, dict):
+                for key in given.keys() & decided:
+                    if given[key] != decided[key]:
+                        raise PydanticCustomError(
+                            "rule", "{key} is decided by [train]; leave one of the two out", {"key": f"{name}.{key}"}
+                        )
+                tables[name] = given | decided
+        return tables
+
+    @model_validator(mode="after")
+    def _zeroes_to_a_budget(self) -> "Recipe":
+        if self.sparse.to_budget and (self.cut.method != "group-hs" or not (self.cut.macs or self.cut.params)):
+            raise PydanticCustomError(
+                "rule",
+                'norms = "function" decides in [sparse] what goes: [cut] needs macs or params, and no method',
+                {},
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_data_where_it_needs_them(self) -> "Recipe":
@@ -326,7 +406,11 @@ def _make_whole(tables: dict[str, Any], folder: Path, set_by: Mapping[tuple[str,
 
 def dump_recipe(recipe: Recipe) -> str:
     """Return the recipe as TOML that ``load_recipe`` reads back to the same."""
-    return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
+    tables = recipe.model_dump(mode="json", exclude_none=True)
+    if recipe.train is not None:
+        for name, decided in recipe.train.phases().items():
+            tables[name] = {key: value for key, value in tables[name].items() if key not in decided}
+    return tomli_w.dumps(tables)
 
 
 def resolved(recipe: Recipe, found: Mapping[str, Any]) -> Recipe:

@@ -16,6 +16,7 @@ from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.cost import dense_macs, macs_of_keep
 from hoyer_export.channels.norms import channel_norms
 from hoyer_export.channels.trace import trace_channels
+from hoyer_export.choices import Method
 from hoyer_export.data.splits import Split
 from hoyer_export.report.number_format import points, share
 from hoyer_export.report.stage_records import CutRecord, GroupWidth, Moved, RefitRecord, StepRecord
@@ -121,7 +122,8 @@ def cut_channels(job: Job) -> CutRecord:
 def _cut_to_budget(job: Job, network: nn.Module, start: SlimModel, channels: ChannelMap, images: list[Tensor]) -> _Cut:
     """Select and cut until the slim file meets the recipe's budget, which is a share of ``network``."""
     table, scored = job.recipe.cut, start.model
-    shares = _shares(job, network, start, channels)
+    method: Method = "zero" if job.recipe.sparse.to_budget else table.method  # the sparse phase has decided
+    shares = {} if method == "zero" else _shares(job, network, start, channels)
     if table.dead_first:
         scored = copy.deepcopy(scored)
         zero_(scored, channels, select_channels(channels, scored, method="dead", inputs=images).keep)
@@ -132,13 +134,13 @@ def _cut_to_budget(job: Job, network: nn.Module, start: SlimModel, channels: Cha
             macs=shares.get("macs"),
             params=shares.get("params"),
             threshold=table.threshold,
-            align=table.align,
-            method=table.method,
-            inputs=images if table.method in ("dead", "function") else [job.example],
+            align=table.alignment,
+            method=method,
+            inputs=images if method in ("dead", "function") else [job.example],
         )
         found = _carried_out(job, start, channels, chosen)
         stricter = _stricter(job, network, channels, found)
-        if not stricter:
+        if not (shares and stricter):
             break
         shares |= stricter
     if table.refit:

@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 from pydantic import JsonValue
 
 from hoyer_export.errors import FileError, RecipeError
+from hoyer_export.recipe import Recipe
 from hoyer_export.record import Record
 from hoyer_export.run.job import Job
 from hoyer_export.run.log import Entry, is_found, read_found, read_log, write_log
@@ -32,6 +33,7 @@ class Stage(Generic[R_co]):
         record: class of what it finds.
         run: does it: leaves its files in the job's folder, and returns what it found.
         reads: keys of the recipe on which the result hangs: ``"bench"`` is a whole table, ``"cut.macs"`` one key.
+        also_reads: more of them, which hang on the recipe.
         needs: names of the stages whose files or records it works from.
         leaves: files of a job that the stages which need it work from; done again where one is gone and is wanted.
         trains: whether it takes so long that it is never done again without being asked for.
@@ -41,6 +43,7 @@ class Stage(Generic[R_co]):
     record: type[R_co]
     run: Callable[[Job], R_co]
     reads: tuple[str, ...] = ()
+    also_reads: Callable[[Recipe], tuple[str, ...]] = lambda recipe: ()
     needs: tuple[str, ...] = ()
     leaves: Callable[[Job], tuple[Path, ...]] = lambda job: ()
     trains: bool = False
@@ -49,7 +52,7 @@ class Stage(Generic[R_co]):
         """Return the values of the keys that it reads."""
         tables = job.recipe.model_dump(mode="json")
         found: dict[str, JsonValue] = {}
-        for key in self.reads:
+        for key in (*self.reads, *self.also_reads(job.recipe)):
             table, _, name = key.partition(".")
             value = tables[table][name] if name else tables[table]
             found |= {f"{key}.{inner}": it for inner, it in value.items()} if isinstance(value, dict) else {key: value}

@@ -16,10 +16,14 @@ from hoyer_export.run.cut import cut_weights, write_slim
 from hoyer_export.run.job import Job
 from hoyer_export.run.stage import Stage
 from hoyer_export.run_folder import RunFolder, write_whole
+from hoyer_export.select.budget import COSTS, Budget
+from hoyer_export.sparsify.checkpoint import load_momenta
 from hoyer_export.sparsify.phase import PHASES, EpochRecord, PhaseName, TrainSettings
 from hoyer_export.sparsify.regulariser import Regulariser, make_regulariser
 from hoyer_export.sparsify.state import macs_shares
-from hoyer_export.sparsify.training import Hooks, evaluate_accuracy, train
+from hoyer_export.sparsify.training import Hooks, evaluate_accuracy, make_optimizer, train
+from hoyer_export.surgery.optimizer_state import slice_optimizer
+from hoyer_export.surgery.step import SlimModel
 from hoyer_export.tensors_file import write_tensors
 
 EVALUATION_BATCH = 500
@@ -44,13 +48,12 @@ def train_sparse(job: Job) -> PhaseRecord:
         _forget_lines(job, "sparse")
         return PhaseRecord(seconds=0.0, effective_macs=macs_shares(job.channels, job.dense()).effective)
     network = job.dense()
-    options = table.model_dump(include={"strength", "scale", "max_rate"})
-    regulariser = make_regulariser(table.regulariser, job.channels, network, options)
+    regulariser = _regulariser(job, network)
     job.progress.headline(f"sparse: {_epochs(table)}, {regulariser.describe()}")
     seconds = _train(job, network, table, "sparse", regulariser)
     save_weights(network, job.folder.sparse_weights, job)
-    effective = macs_shares(job.channels, network).effective
-    if table.strength and effective > LITTLE_EFFECT:
+    effective = macs_shares(job.channels, network, norms=regulariser.norms()).effective
+    if table.strength != 0 and effective > LITTLE_EFFECT:
         job.progress.note(f"Group-HS changed little: {little_effect_words(effective)}")
     return PhaseRecord(seconds=seconds, effective_macs=effective)
 
@@ -62,9 +65,24 @@ def finetune(job: Job) -> PhaseRecord:
     _forget_lines(job, "finetune")
     if table.epochs:
         job.progress.headline(f"fine-tune: {_epochs(table)} of the slim network")
-        seconds = _train(job, slim.model, table, "finetune")
+        seconds = _train(job, slim.model, table, "finetune", optimizer=_momenta(job, slim))
     write_slim(slim, job.folder.slim_weights, job)
     return PhaseRecord(seconds=seconds)
+
+
+def _regulariser(job: Job, network: nn.Module) -> Regulariser:
+    table, cut = job.recipe.sparse, job.recipe.cut
+    if not table.to_budget:
+        return make_regulariser(table.regulariser, job.channels, network, table.options())
+    ((key, asked),) = cut.asked().items()
+    steps = table.epochs * _steps(job, table)
+    options = table.options() | {"budget": Budget(COSTS[key], float(asked)), "steps": steps, "align": cut.alignment}
+    return make_regulariser(f"{table.regulariser}-function", job.channels, network, options)
+
+
+def _steps(job: Job, table: Phase) -> int:
+    """Return how many steps an epoch has."""
+    return len(batch_indices(len(job.data.train), table.batch_size, torch.Generator()))
 
 
 def _forget_lines(job: Job, phase: PhaseName) -> None:
@@ -80,7 +98,47 @@ def save_weights(model: nn.Module, path: Path, job: Job) -> None:
     write_tensors(path, model.state_dict(), json.dumps(built), "hoyer_export.network")
 
 
-def _train(job: Job, model: nn.Module, table: Phase, phase: PhaseName, regulariser: Regulariser | None = None) -> float:
+def _momenta(job: Job, slim: SlimModel) -> torch.optim.Optimizer | None:
+    """Return an optimizer that goes on where the sparse phase's stood, if they are one schedule."""
+    checkpoint = phase_checkpoint(job.folder, "sparse")
+    if job.recipe.train is None or not job.recipe.sparse.epochs or not checkpoint.exists():
+        return None
+    network = job.sparse()
+    optimizer = make_optimizer(network, _settings(job, job.recipe.sparse, "sparse"))
+    load_momenta(checkpoint, optimizer)
+    return slice_optimizer(optimizer, network, slim)
+
+
+def _settings(job: Job, table: Phase, phase: PhaseName) -> TrainSettings:
+    recipe, whole = job.recipe, None if phase == "dense" else job.recipe.train
+    distills = phase != "dense" and recipe.distill.weight > 0
+    return TrainSettings(
+        phase=phase,
+        steps_per_epoch=_steps(job, table),
+        epochs=table.epochs,
+        first_epoch=recipe.sparse.epochs if whole and phase == "finetune" else 0,
+        schedule_epochs=whole.epochs if whole else None,
+        lr=table.lr,
+        optimizer=table.optimizer,
+        momentum=table.momentum,
+        weight_decay=table.weight_decay,
+        warmup_epochs=whole.warmup if whole else table.warmup,
+        label_smoothing=table.label_smoothing,
+        distill_weight=recipe.distill.weight if distills else 0.0,
+        temperature=recipe.distill.temperature,
+        precision=table.precision,
+        seed=recipe.seed,
+    )
+
+
+def _train(
+    job: Job,
+    model: nn.Module,
+    table: Phase,
+    phase: PhaseName,
+    regulariser: Regulariser | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> float:
     """Train one phase in place, from its checkpoint if there is one, and return its wall seconds."""
     recipe, data, device = job.recipe, job.data, job.device
     # The order of the images is a function of (seed, epoch): every phase continues the count.
@@ -101,22 +159,7 @@ def _train(job: Job, model: nn.Module, table: Phase, phase: PhaseName, regularis
     def evaluate(network: nn.Module) -> float:
         return evaluate_accuracy(network, data.validation.batches(EVALUATION_BATCH, device=device))
 
-    teacher = job.dense() if phase != "dense" and recipe.distill.weight else None
-    settings = TrainSettings(
-        phase=phase,
-        steps_per_epoch=len(batch_indices(len(data.train), table.batch_size, torch.Generator())),
-        epochs=table.epochs,
-        lr=table.lr,
-        optimizer=table.optimizer,
-        momentum=table.momentum,
-        weight_decay=table.weight_decay,
-        warmup_epochs=table.warmup,
-        label_smoothing=table.label_smoothing,
-        distill_weight=0.0 if teacher is None else recipe.distill.weight,
-        temperature=recipe.distill.temperature,
-        precision=table.precision,
-        seed=recipe.seed,
-    )
+    settings = _settings(job, table, phase)
     job.folder.checkpoint.mkdir(exist_ok=True)
     record = train(
         model,
@@ -126,7 +169,8 @@ def _train(job: Job, model: nn.Module, table: Phase, phase: PhaseName, regularis
         channels_last=True,
         regulariser=regulariser,
         channels=None if phase == "finetune" else job.channels,
-        teacher=teacher,
+        teacher=job.dense() if settings.distill_weight else None,
+        optimizer=optimizer,
         hooks=Hooks(evaluate=evaluate, on_epoch=on_epoch, progress=job.progress.step),
         checkpoint=phase_checkpoint(job.folder, phase),
     )
@@ -157,7 +201,8 @@ SPARSE = Stage(
     name="sparse",
     record=PhaseRecord,
     run=train_sparse,
-    reads=("sparse", "distill"),
+    reads=("sparse", "train", "distill"),
+    also_reads=lambda recipe: ("cut.macs", "cut.params", "cut.align") if recipe.sparse.to_budget else (),
     needs=("dense",),
     leaves=lambda job: (job.folder.sparse_weights,) if job.recipe.sparse.epochs else (),
     trains=True,
@@ -166,7 +211,7 @@ FINETUNE = Stage(
     name="finetune",
     record=PhaseRecord,
     run=finetune,
-    reads=("finetune", "distill"),
+    reads=("finetune", "train", "distill"),
     needs=("cut", "dense"),
     leaves=lambda job: (job.folder.slim_weights,),
     trains=True,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.cost import dense_macs, macs_of_keep
-from hoyer_export.choices import METHODS
+from hoyer_export.choices import METHODS, WITHOUT_BUDGET
 from hoyer_export.errors import HoyerExportError
 from hoyer_export.select.align import Keep, aligned_keep
 from hoyer_export.select.budget import MACS, PARAMS, Budget
@@ -87,11 +87,10 @@ def select_channels(
         budget: of any other cost, or an absolute number.
         align: widths are rounded up to a multiple of it, counted on the tensor's axis; 16 also allows 8. It suits
             onnxruntime's blocked convolutions (``nchwc_transformer.cc``: blocks of 16 with AVX-512, 8 with AVX2).
-            None: 16, or for ``dead`` 1.
-        method: ``group-hs``, ``magnitude``, ``function`` or ``dead`` (``scores.py``). After ``zero_`` of what is
-            dead, its norms are 0, and it goes first by any other method.
+            None: 16, or for ``dead`` and ``zero`` 1.
+        method: one of ``METHODS`` (``scores.py``). After ``zero_`` of what is dead, its norms are 0, and it goes first by any other method.
         inputs: one or more batches. ``dead`` and ``function`` look at all of them, ``magnitude`` lets
-            torch-pruning trace the network on the first image; ``group-hs`` needs none.
+            torch-pruning trace the network on the first image; ``group-hs`` and ``zero`` need none.
 
     Returns:
         The selection. A budget is met by the smallest threshold that meets it.
@@ -103,7 +102,7 @@ def select_channels(
     given = {"macs": macs, "params": params, "threshold": threshold, "budget": budget}
     _check_request(method, [name for name, value in given.items() if value is not None])
     if align is None:
-        align = 1 if method == "dead" else 16
+        align = 1 if method in WITHOUT_BUDGET else 16
     if type(align) is not int or align < 1:
         raise HoyerExportError(f"align must be a whole number of at least 1, got {align!r}")
     limit = 1.0 if threshold is None else _number(threshold, method)
@@ -132,11 +131,12 @@ def select_channels(
 def _check_request(method: str, given: list[str]) -> None:
     if method not in METHODS:
         raise HoyerExportError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    if method == "dead" and given:
+    if method in WITHOUT_BUDGET and given:
         raise HoyerExportError(
-            f"method = 'dead' removes what never fires and nothing else, so it takes no {given[0]}; leave it out"
+            f"method = {method!r} removes {WITHOUT_BUDGET[method]} and nothing else, so it takes no {given[0]}; leave it"
+            " out"
         )
-    if method != "dead" and len(given) != 1:
+    if method not in WITHOUT_BUDGET and len(given) != 1:
         raise HoyerExportError(
             f"give a budget or exactly one of macs, params and threshold, got {' and '.join(given) or 'none'}"
         )

@@ -1,6 +1,7 @@
 """Scores by function: what a channel brings to its readers, over the MACs that go with it."""
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -44,18 +45,27 @@ def function_scores(
 
 def scores_from(moments: Moments, channels: ChannelMap, model: nn.Module) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Return the same from moments that were measured already."""
-    tensors = named_tensors(model)
+    energies, missing = energies_from(moments, channels, named_tensors(model))
+    prices = channel_prices(channels)
+    return {name: energy / prices[name] for name, energy in energies.items()}, missing
+
+
+def energies_from(
+    moments: Moments, channels: ChannelMap, tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Return e_k of every channel, group name → float64 [width] on the CPU, and the groups that were not measured."""
     energies = energy_shares(channels, tensors, moments)
     missing = tuple(group.name for group in channels.groups if group.name not in energies)
     if missing:
         norms = channel_norms(channels, tensors)
         energies |= {name: _shares(norms[name].detach().square()) for name in missing}
-    macs = marginal_macs(channels)
+    return {group.name: energies[group.name].double().cpu() for group in channels.groups}, missing
+
+
+def channel_prices(channels: ChannelMap, power: float = MACS_POWER) -> dict[str, Tensor]:
+    """Return MACs_k^power of every channel, MACs_k as a share of the network's: group name → float64 [width]."""
     dense = max(channels.macs({}), 1.0)
-    scores = {
-        name: energies[name].double().cpu() / (macs[name] / dense).clamp(min=1e-12) ** MACS_POWER for name in energies
-    }
-    return {group.name: scores[group.name] for group in channels.groups}, missing
+    return {name: (macs / dense).clamp(min=1e-12) ** power for name, macs in marginal_macs(channels).items()}
 
 
 def _shares(squares: Tensor) -> Tensor:

@@ -4,16 +4,20 @@ group-hs     its norm over its group's natural threshold, n_k / (Σn² / Σn)
 magnitude    torch-pruning's group importance over the group's mean (the rival)
 function     what it brings to its readers over its MACs, measured on calibration images (``function.py``)
 dead         1 if it ever fires on the calibration images, else 0; the threshold is 1
+zero         0 if it is exactly zero or nothing reads it, else 1; the threshold is 1
 """
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from hoyer_export.channels.channel_map import ChannelMap
+from hoyer_export.channels.channel_map import ChannelGroup, ChannelMap
 from hoyer_export.channels.norms import channel_norms
 from hoyer_export.errors import HoyerExportError
 from hoyer_export.select.function import function_scores
 from hoyer_export.surgery.extras.dead_channels import CalibrationInputs, as_batches, firing_channels
+from hoyer_export.surgery.zero import live_channels
 from hoyer_export.tensors import named_tensors
 
 
@@ -26,7 +30,7 @@ def channel_scores(
         channels: the channel map.
         model: the network.
         method: above.
-        inputs: one or more batches; ``group-hs`` needs none.
+        inputs: one or more batches; ``group-hs`` and ``zero`` need none.
 
     Returns:
         Group name → float64 [width] on the CPU, and what to be careful about, if anything.
@@ -38,6 +42,8 @@ def channel_scores(
     warning = None
     if method == "group-hs":
         scores = _relative_norms(channels, model)
+    elif method == "zero":
+        scores = {group.name: _is_live(group, named_tensors(model)).double() for group in channels.groups}
     elif inputs is None:
         raise HoyerExportError(
             f"method = {method!r} needs inputs: one or more batches of what the network is called with"
@@ -67,6 +73,13 @@ def _relative_norms(channels: ChannelMap, model: nn.Module) -> dict[str, Tensor]
             squares, total = norms.double().square().sum(), norms.double().sum()
             scores[name] = (norms.double() if squares == 0 else norms.double() * total / squares).cpu()
     return scores
+
+
+def _is_live(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return bool [width]: the channel cannot be taken out as it is."""
+    live = torch.zeros(group.width, dtype=torch.bool)
+    live[list(live_channels(group, torch.arange(group.width), tensors))] = True
+    return live
 
 
 def _first_image(inputs: CalibrationInputs) -> tuple[Tensor, ...]:

@@ -110,6 +110,13 @@ def load_checkpoint(
     return state, about.history
 
 
+def load_momenta(path: Path, optimizer: torch.optim.Optimizer) -> None:
+    """Copy only the optimizer's state of a checkpoint, into one over the same parameters; FileError as above."""
+    _, tensors = read_tensors(path, _KEY, kind=_KIND, advice=_ADVICE)
+    moments = _moments(path, optimizer, _part("optimizer/", tensors))
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
 def epochs_done(path: Path) -> int:
     """Return how many whole epochs a checkpoint holds, from its header alone; 0 where there is none.
 

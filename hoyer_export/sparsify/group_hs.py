@@ -124,6 +124,11 @@ class GroupHS:
     def after_step_(self, lr: float) -> None:
         """Do nothing: all is in the gradient."""
 
+    def norms(self) -> dict[str, Tensor]:
+        """Return n_k of every channel, of its weights as they are."""
+        rows = self._read()[1].detach()
+        return {group.name: row[: group.width] for group, row in zip(self.channels.groups, rows, strict=True)}
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return the strength, which may be steered while the network trains."""
         return {"strength": torch.tensor(self.strength, dtype=torch.float64)}

@@ -25,6 +25,8 @@ class TrainSettings:
         phase: "dense", "sparse" or "finetune".
         steps_per_epoch: how many batches an epoch has.
         epochs: 0 trains nothing.
+        first_epoch: of the schedule that this phase is a part of.
+        schedule_epochs: how many epochs that schedule has in all; None: the phase is a schedule of its own.
         lr: the largest learning rate.
         optimizer: "sgd" or "adam", each with the weight decay added to the gradient.
         momentum: of SGD.
@@ -43,6 +45,8 @@ class TrainSettings:
     phase: PhaseName
     steps_per_epoch: int
     epochs: int
+    first_epoch: int = 0
+    schedule_epochs: int | None = None
     lr: float
     optimizer: OptimizerName = "sgd"
     momentum: float = 0.9
@@ -68,19 +72,25 @@ class TrainSettings:
         if self.epochs < 0 or (self.epochs > 0 and self.steps_per_epoch < 1):
             got = f"{self.epochs} epochs of {self.steps_per_epoch} batches"
             raise TrainingError(f"{self.phase}: expected epochs and batches, got {got}")
-        if self.warmup_epochs >= self.epochs > 0:
-            expected = f"a warm-up shorter than the {self.epochs} epochs in all"
+        if not 0 <= self.first_epoch <= (self.schedule_epochs or self.epochs) - self.epochs:
+            got = f"{self.epochs} epochs from {self.first_epoch} on of {self.schedule_epochs}"
+            raise TrainingError(f"{self.phase}: expected a part of a schedule, got {got}")
+        if self.warmup_epochs >= (whole := self.schedule_epochs or self.epochs) and self.epochs > 0:
+            expected = f"a warm-up shorter than the {whole} epochs in all"
             raise TrainingError(f"{self.phase}: expected {expected}, got {self.warmup_epochs:g} epochs")
 
     def learning_rate(self, step: int) -> float:
         """Compute the learning rate of a step of the phase: lr · (step + 1) / warm-up, then lr · ½ (1 + cos(π · done)).
 
+        Both count in the schedule that the phase is a part of.
+
         Source: Loshchilov, Hutter, "SGDR", 2017, equation 5, one period down to 0, https://arxiv.org/abs/1608.03983.
         """
+        step += self.first_epoch * self.steps_per_epoch
         warmup = self.warmup_epochs * self.steps_per_epoch
         if step + 1 < warmup:
             return self.lr * (step + 1) / warmup
-        done = max(0.0, step - warmup) / max(1.0, self.epochs * self.steps_per_epoch - warmup)
+        done = max(0.0, step - warmup) / max(1.0, (self.schedule_epochs or self.epochs) * self.steps_per_epoch - warmup)
         return self.lr * 0.5 * (1 + math.cos(math.pi * done))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.errors import TrainingError
+from hoyer_export.sparsify.function_hs import FunctionHS
 from hoyer_export.sparsify.group_hs import GroupHS
 
 Setting = str | int | float | None
@@ -41,6 +42,9 @@ class Regulariser(Protocol):
     def after_step_(self, lr: float) -> None:
         """Change the weights themselves, after the optimizer's step with this learning rate."""
 
+    def norms(self) -> dict[str, Tensor]:
+        """Return the norms that it acts on, group name → [width]: effective widths in the records are made of them."""
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return whatever changes while it trains, for the checkpoint."""
 
@@ -50,11 +54,12 @@ class Regulariser(Protocol):
 
 REGULARISERS: dict[str, Callable[..., Regulariser]] = {
     "group-hs": GroupHS,
+    "group-hs-function": FunctionHS,
 }
-"""Name in a recipe → what makes it of (channels, model) and options."""
+"""Name → what makes it of (channels, model) and options; recipes say ``-function`` by the norms."""
 
 
-def make_regulariser(name: str, channels: ChannelMap, model: nn.Module, options: Mapping[str, Setting]) -> Regulariser:
+def make_regulariser(name: str, channels: ChannelMap, model: nn.Module, options: Mapping[str, object]) -> Regulariser:
     """Make the regulariser that a recipe names.
 
     Args:

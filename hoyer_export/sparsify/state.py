@@ -1,9 +1,10 @@
 """A network in training: what an epoch works on and a checkpoint holds, and what it costs at the widths it tends to."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.cost import dense_macs, macs_at
@@ -50,23 +51,26 @@ class MacsShares:
 
 
 @torch.no_grad()
-def macs_shares(channels: ChannelMap, model: nn.Module, dense: int | None = None) -> MacsShares:
+def macs_shares(
+    channels: ChannelMap, model: nn.Module, dense: int | None = None, norms: Mapping[str, Tensor] | None = None
+) -> MacsShares:
     """Compute the MACs at the effective and at the alive widths, in shares of the dense MACs.
 
     Args:
         channels: the channel map of ``model``.
         model: its weights are read.
         dense: the dense MACs, where ``model`` was cut already.
+        norms: of every channel, group name → [width]; None: those of its weights.
 
     Raises:
         NetworkError: ``channels`` does not fit ``model``.
     """
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     effective, alive = {}, {}
-    for name, norms in channel_norms(channels, tensors).items():
-        norms = norms.cpu()
-        if len(norms):
-            effective[name] = (effective_width(norms) / len(norms)).expand(len(norms))
-            alive[name] = alive_channels(norms).double()
+    for name, found in (channel_norms(channels, tensors) if norms is None else norms).items():
+        if len(found):
+            found = found.cpu()
+            effective[name] = (effective_width(found) / len(found)).expand(len(found))
+            alive[name] = alive_channels(found).double()
     whole = dense_macs(channels) if dense is None else dense
     return MacsShares(macs_at(channels, effective) / whole, macs_at(channels, alive) / whole)

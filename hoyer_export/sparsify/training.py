@@ -88,6 +88,7 @@ def train(
     regulariser: Regulariser | None = None,
     channels: ChannelMap | None = None,
     teacher: nn.Module | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
     hooks: Hooks = _NOBODY,
     checkpoint: Path | None = None,
 ) -> TrainingRecord:
@@ -106,6 +107,7 @@ def train(
         channels: for the MACs in the records; None: the regulariser's, if there is one.
         teacher: what the network also learns from where ``settings.distill_weight`` is above 0; images → logits. It is
             put into eval mode and on ``device``.
+        optimizer: of ``model``, to go on with; None: a new one as ``settings`` say.
         hooks: who is called meanwhile.
         checkpoint: written after each epoch, in a folder that exists. If the file is there already, training goes on
             from it; at the last epoch it only loads.
@@ -128,8 +130,9 @@ def train(
         raise TrainingError(
             f"expected a teacher if and only if distill_weight is above 0, it is {settings.distill_weight}"
         )
+    optimizer = make_optimizer(model, settings) if optimizer is None else optimizer
     if settings.epochs == 0:
-        return TrainingRecord((), TrainState(model, _optimizer(model, settings), channels, regulariser))
+        return TrainingRecord((), TrainState(model, optimizer, channels, regulariser))
     fabric = _fabric(torch.device(device), settings.precision)
     history: tuple[EpochRecord, ...] = ()
     with kept_modes(model), kept_random_state():
@@ -137,7 +140,8 @@ def train(
             network.to(device)
             if channels_last:
                 _to_channels_last(network, batches(0))
-        state = TrainState(model, _optimizer(model, settings), channels, regulariser)
+        optimizer.load_state_dict(optimizer.state_dict())  # which takes its state to where the parameters are now
+        state = TrainState(model, optimizer, channels, regulariser)
         if checkpoint is not None and checkpoint.exists():
             state, history = load_checkpoint(checkpoint, state, settings=same, rebuild=hooks.rebuild)
             if history:
@@ -153,7 +157,8 @@ def train(
                 raise TrainingError("shrink returned another network without a plan, so that no checkpoint can hold it")
             found = {"validation_accuracy": _percent(hooks.evaluate(state.model))}
             if state.channels is not None:
-                shares = macs_shares(state.channels, state.model, whole_macs)
+                norms = None if state.regulariser is None else state.regulariser.norms()
+                shares = macs_shares(state.channels, state.model, whole_macs, norms)
                 found |= {"effective_macs": shares.effective, "alive_macs": shares.alive}
             found["seconds"] = time.perf_counter() - started
             history = (*history, EpochRecord(**trained.model_dump() | found))
@@ -193,7 +198,8 @@ def _percent(accuracy: float | None) -> float | None:
     return None if accuracy is None else float(accuracy)
 
 
-def _optimizer(model: nn.Module, how: TrainSettings) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, how: TrainSettings) -> torch.optim.Optimizer:
+    """Return a new optimizer of ``model`` as the settings say."""
     if how.optimizer == "adam":
         return torch.optim.Adam(model.parameters(), lr=how.lr, weight_decay=how.weight_decay)
     return torch.optim.SGD(model.parameters(), lr=how.lr, momentum=how.momentum, weight_decay=how.weight_decay)
