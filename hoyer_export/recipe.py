@@ -57,11 +57,15 @@ class Network(_Table):
 
 
 class Data(_Table):
-    """[data]: a relative ``root`` is looked up from the working directory; ``mean``, ``std``: one number a channel."""
+    """[data]: a relative ``root`` is looked up from the working directory; ``mean``, ``std``: one number a channel.
+
+    ``seed`` decides which images are held out, the recipe's own if it is not set: several seeds then train on the same.
+    """
 
     name: Name
     root: Name | None = None
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     mean: PerChannel | None = None
     std: Deviations | None = None
     augment: bool | None = None
@@ -160,10 +164,11 @@ class Cut(_Table):
     ``max_drop`` (points of validation accuracy) and ``max_change`` (mean relative change of the outputs).
 
     ``method`` says how channels are scored; "dead" takes what never fires on ``calibration`` training images, and
-    nothing else, and "zero" what is zero already, so that they need no budget. ``dead_first`` takes that before any other method chooses, ``dead_blocks``
-    makes residual blocks whose branch is exactly zero their shortcuts, ``fold`` moves what a zeroed channel leaves
-    behind as a constant into the layers that read it, and the linear layers in ``gather`` read only
-    the input features on which their weights are not zero. ``align`` is 16 unless set, and 1 for "dead" and "zero".
+    nothing else, and "zero" what is zero already, so that they need no budget. ``dead_first`` takes that before any
+    other method chooses, ``dead_blocks`` makes residual blocks whose branch is exactly zero their shortcuts, ``fold``
+    moves what a zeroed channel leaves behind as a constant into the layers that read it, and the linear layers in
+    ``gather`` read only the input features on which their weights are not zero. ``align`` is 16 unless set, and 1 for
+    "dead" and "zero".
 
     ``refit`` gives what reads the channels that went new weights, by least squares on ``calibration`` images without
     labels; with ``method = "function"`` it goes down in steps of ``step`` of the MACs and chooses again after each.

@@ -1,7 +1,7 @@
 """What the stages of a run share: the recipe, the folder, and what is made from them when a stage asks for it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -64,13 +64,15 @@ class Job:
             table.name,
             root=None if table.root is None else Path(table.root),
             validation=table.validation,
-            seed=self.recipe.seed,
+            seed=self.recipe.seed if table.seed is None else table.seed,
             mean=table.mean,
             std=table.std,
             augment=table.augment,
             image_size=table.image_size,
             workers=table.workers,
         )
+        train = replace(data.train, seed=self.recipe.seed)  # type: ignore[type-var]  # of the images' order
+        data = replace(data, train=train)
         told = self.recipe.network
         if told.input not in (None, data.input_shape):
             raise DataError(

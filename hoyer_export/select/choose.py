@@ -88,7 +88,8 @@ def select_channels(
         align: widths are rounded up to a multiple of it, counted on the tensor's axis; 16 also allows 8. It suits
             onnxruntime's blocked convolutions (``nchwc_transformer.cc``: blocks of 16 with AVX-512, 8 with AVX2).
             None: 16, or for ``dead`` and ``zero`` 1.
-        method: one of ``METHODS`` (``scores.py``). After ``zero_`` of what is dead, its norms are 0, and it goes first by any other method.
+        method: one of ``METHODS`` (``scores.py``). After ``zero_`` of what is dead, its norms are 0, and it goes first
+            by any other method.
         inputs: one or more batches. ``dead`` and ``function`` look at all of them, ``magnitude`` lets
             torch-pruning trace the network on the first image; ``group-hs`` and ``zero`` need none.
 
@@ -133,8 +134,8 @@ def _check_request(method: str, given: list[str]) -> None:
         raise HoyerExportError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     if method in WITHOUT_BUDGET and given:
         raise HoyerExportError(
-            f"method = {method!r} removes {WITHOUT_BUDGET[method]} and nothing else, so it takes no {given[0]}; leave it"
-            " out"
+            f"method = {method!r} removes {WITHOUT_BUDGET[method]} and nothing else, so it takes no {given[0]};"
+            " leave it out"
         )
     if method not in WITHOUT_BUDGET and len(given) != 1:
         raise HoyerExportError(

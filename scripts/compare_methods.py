@@ -1,0 +1,139 @@
+"""Methods × budgets × epochs × seeds of one recipe: every run once, kept as a small file, and a table of differences.
+
+    python scripts/compare_methods.py RECIPE --set data.root=DATA --set dense.weights=FILE
+        [--methods group-hs function magnitude] [--budgets 0.5 0.3 0.15] [--epochs 10 30] [--seeds 0 1 2]
+        [--results results] [--runs build/compare] [--table] [--test]
+
+A method is one of ``METHODS`` below, and what else is set for it: ``group-hs,sparse.ramp=0.4,train.cut_at=0.4``. A
+finished run is ``RESULTS/HASH.json``, the hash that of the whole recipe and of the dense weights; it is never done
+again. A run that was broken goes on from its last epoch, and several processes may work on the same grid. The table
+shows validation accuracy, on which choices are made; ``--test`` the test accuracy, to be looked at once. Differences to
+the last method are paired by seed; the interval is Student's, 95 %.
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from statistics import mean, stdev
+
+from scipy.stats import t as student
+
+from hoyer_export.environment import environment_record
+from hoyer_export.errors import HoyerExportError
+from hoyer_export.recipe import Recipe, dump_recipe, load_recipe
+from hoyer_export.report.metrics import read_metrics
+from hoyer_export.run.chain import run_recipe
+from hoyer_export.run.progress import Silent
+from hoyer_export.run_folder import write_whole
+
+METHODS = {
+    "group-hs": ["sparse.norms=function"],
+    "group-hs-weights": ["sparse.norms=weights"],
+    "function": ["train.cut_at=0", "cut.method=function", "cut.calibration=2048"],
+    "magnitude": ["train.cut_at=0", "cut.method=magnitude"],
+}
+"""What is set in the recipe for a method; the ends of all are the same: epochs, schedule, distillation, alignment."""
+
+Result = dict[str, object]
+
+
+def main() -> None:
+    """Do what is missing of the grid, and print its table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--methods", nargs="+", default=["group-hs", "function", "magnitude"])
+    parser.add_argument("--budgets", nargs="+", type=float, default=[0.5, 0.3, 0.15])
+    parser.add_argument("--epochs", nargs="+", type=int, default=[10])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    parser.add_argument("--runs", type=Path, default=Path("build/compare"))
+    parser.add_argument("--table", action="store_true", help="train nothing, print what there is")
+    parser.add_argument("--test", action="store_true", help="test accuracy instead of validation accuracy")
+    given = parser.parse_args()
+    given.results.mkdir(parents=True, exist_ok=True)
+    found: dict[tuple[int, float, str, int], Result] = {}
+    # Seed by seed, so that the table is whole for the first ones early.
+    for seed, epochs, budget, method in product(given.seeds, given.epochs, given.budgets, given.methods):
+        name, *more = method.split(",")
+        cell = [f"seed={seed}", f"train.epochs={epochs}", f"cut.macs={budget}"]
+        recipe = load_recipe(given.recipe, [*given.set, *METHODS[name], *more, *cell])
+        key = hash_of(recipe)
+        file = given.results / f"{key}.json"
+        if not file.exists() and not given.table:
+            try:
+                result = run(recipe, given.runs / key) | {"method": method}
+            except HoyerExportError as error:
+                print(f"{method}, {budget:.0%} of the MACs, {epochs} epochs, seed {seed}: {error}", flush=True)
+                continue
+            write_whole(file, json.dumps(result, indent=1) + "\n")
+            shutil.rmtree(given.runs / key)
+            accuracy = result["validation_accuracy"]
+            print(f"{method}, {budget:.0%}, {epochs} epochs, seed {seed}: {accuracy:.2f} %", flush=True)
+        if file.exists():
+            found[epochs, budget, method, seed] = json.loads(file.read_text())
+    print_table(found, given.methods, given.seeds, "test_accuracy" if given.test else "validation_accuracy")
+
+
+def hash_of(recipe: Recipe) -> str:
+    """Return a name for all that a run hangs on: the recipe without paths, and the weights that it starts from."""
+    tables = recipe.model_dump(mode="json", exclude_none=True)
+    tables["data"].pop("root", None)
+    if recipe.dense.file is not None:
+        tables["dense"]["weights"] = hashlib.sha256(recipe.dense.file.read_bytes()).hexdigest()
+    return hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def run(recipe: Recipe, folder: Path) -> Result:
+    """Run a recipe, or go on with it, and return the few numbers that are kept."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    report = run_recipe(recipe, folder, resume=True, progress=Silent())
+    last = read_metrics(folder)[-1]
+    machine = environment_record()
+    return {
+        "validation_accuracy": last.validation_accuracy,
+        "test_accuracy": report.slim.accuracy,
+        "dense_test_accuracy": report.dense.accuracy,
+        "macs": report.slim.macs / report.dense.macs,
+        "train_seconds": sum(epoch.seconds or 0 for epoch in read_metrics(folder)),
+        "recipe": dump_recipe(recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": None})})),
+        "torch": machine.torch,
+    }
+
+
+def print_table(
+    found: dict[tuple[int, float, str, int], Result], methods: Sequence[str], seeds: Sequence[int], key: str
+) -> None:
+    """Print mean ± standard deviation over the seeds, and the paired difference to the last method."""
+    for epochs, budget in sorted({cell[:2] for cell in found}, key=lambda cell: (cell[0], -cell[1])):
+        print(f"\n{epochs} epochs, {budget:.0%} of the MACs, {key.replace('_', ' ')}, %")
+        scores = {
+            method: {
+                seed: float(found[epochs, budget, method, seed][key])
+                for seed in seeds
+                if (epochs, budget, method, seed) in found
+            }
+            for method in methods
+        }
+        rival = scores[methods[-1]]
+        for method, by_seed in scores.items():
+            if not by_seed:
+                continue
+            values = list(by_seed.values())
+            spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+            macs = mean(float(found[epochs, budget, method, seed]["macs"]) for seed in by_seed)
+            line = f"  {method:<60} {mean(values):6.2f}{spread:<7} n = {len(values)}  MACs {macs:.3f}"
+            pairs = [value - rival[seed] for seed, value in by_seed.items() if seed in rival]
+            if method != methods[-1] and pairs:
+                line += f"  {mean(pairs):+.2f}"
+                if len(pairs) > 1:
+                    line += f" ± {student.ppf(0.975, len(pairs) - 1) * stdev(pairs) / len(pairs) ** 0.5:.2f}"
+            print(line)
+
+
+if __name__ == "__main__":
+    main()
