@@ -153,7 +153,7 @@ class Sparse(Phase):
         """Whether this phase decides what goes: afterwards it is exactly zero."""
         return self.norms == "function" and self.epochs > 0
 
-    def options(self) -> dict[str, object]:
+    def options(self) -> dict[str, str | float]:
         """Return what is set of the regulariser's own keys."""
         keys = ("strength", "scale", "max_rate", "ramp", "macs_power")
         return {key: getattr(self, key) for key in keys if getattr(self, key) is not None}

@@ -62,7 +62,7 @@ def test_what_a_recipe_leaves_out_is_sgd_with_momentum_0_9(small: Path) -> None:
     for phase in (recipe.dense, recipe.sparse, recipe.finetune):
         assert (phase.optimizer, phase.momentum, phase.precision) == ("sgd", 0.9, "float32")
     assert (recipe.bench.threads, recipe.bench.batch_size, recipe.cut.align) == (1, 1, None)
-    assert recipe.sparse.scale == "relative"
+    assert recipe.sparse.norms == "weights"
 
 
 def test_a_recipe_cannot_be_changed_after_it_was_read(small: Path) -> None:

@@ -1,7 +1,7 @@
 """What the stages of a run share: the recipe, the folder, and what is made from them when a stage asks for it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -71,8 +71,7 @@ class Job:
             image_size=table.image_size,
             workers=table.workers,
         )
-        train = replace(data.train, seed=self.recipe.seed)  # type: ignore[type-var]  # of the images' order
-        data = replace(data, train=train)
+        data.train.seed = self.recipe.seed  # of the images' order
         told = self.recipe.network
         if told.input not in (None, data.input_shape):
             raise DataError(

@@ -1,7 +1,7 @@
 """The stages that train: dense, sparse, and the slim network's fine-tuning; each goes on from its checkpoint."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from hoyer_export.run_folder import RunFolder, write_whole
 from hoyer_export.select.budget import COSTS, Budget
 from hoyer_export.sparsify.checkpoint import load_momenta
 from hoyer_export.sparsify.phase import PHASES, EpochRecord, PhaseName, TrainSettings
-from hoyer_export.sparsify.regulariser import Regulariser, make_regulariser
+from hoyer_export.sparsify.regulariser import Regulariser, Setting, make_regulariser
 from hoyer_export.sparsify.state import macs_shares
 from hoyer_export.sparsify.training import Hooks, evaluate_accuracy, make_optimizer, train
 from hoyer_export.surgery.optimizer_state import slice_optimizer
@@ -65,7 +65,7 @@ def finetune(job: Job) -> PhaseRecord:
     _forget_lines(job, "finetune")
     if table.epochs:
         job.progress.headline(f"fine-tune: {_epochs(table)} of the slim network")
-        seconds = _train(job, slim.model, table, "finetune", optimizer=_momenta(job, slim))
+        seconds = _train(job, slim.model, table, "finetune", optimizer=lambda _, how: _going_on(job, slim, how))
     write_slim(slim, job.folder.slim_weights, job)
     return PhaseRecord(seconds=seconds)
 
@@ -76,7 +76,9 @@ def _regulariser(job: Job, network: nn.Module) -> Regulariser:
         return make_regulariser(table.regulariser, job.channels, network, table.options())
     ((key, asked),) = cut.asked().items()
     steps = table.epochs * _steps(job, table)
-    options = table.options() | {"budget": Budget(COSTS[key], float(asked)), "steps": steps, "align": cut.alignment}
+    budget = Budget(COSTS[key], float(asked))
+    options: dict[str, Setting | Budget] = {"budget": budget, "steps": steps, "align": cut.alignment}
+    options |= table.options()
     return make_regulariser(f"{table.regulariser}-function", job.channels, network, options)
 
 
@@ -98,13 +100,13 @@ def save_weights(model: nn.Module, path: Path, job: Job) -> None:
     write_tensors(path, model.state_dict(), json.dumps(built), "hoyer_export.network")
 
 
-def _momenta(job: Job, slim: SlimModel) -> torch.optim.Optimizer | None:
-    """Return an optimizer that goes on where the sparse phase's stood, if they are one schedule."""
+def _going_on(job: Job, slim: SlimModel, settings: TrainSettings) -> torch.optim.Optimizer:
+    """Return the slim network's optimizer: it goes on where the sparse phase's stood, if they are one schedule."""
     checkpoint = phase_checkpoint(job.folder, "sparse")
     if job.recipe.train is None or not job.recipe.sparse.epochs or not checkpoint.exists():
-        return None
+        return make_optimizer(slim.model, settings)
     network = job.sparse()
-    optimizer = make_optimizer(network, _settings(job, job.recipe.sparse, "sparse"))
+    optimizer = make_optimizer(network, settings)
     load_momenta(checkpoint, optimizer)
     return slice_optimizer(optimizer, network, slim)
 
@@ -137,7 +139,7 @@ def _train(
     table: Phase,
     phase: PhaseName,
     regulariser: Regulariser | None = None,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: Callable[[nn.Module, TrainSettings], torch.optim.Optimizer] = make_optimizer,
 ) -> float:
     """Train one phase in place, from its checkpoint if there is one, and return its wall seconds."""
     recipe, data, device = job.recipe, job.data, job.device
@@ -170,8 +172,7 @@ def _train(
         regulariser=regulariser,
         channels=None if phase == "finetune" else job.channels,
         teacher=job.dense() if settings.distill_weight else None,
-        optimizer=optimizer,
-        hooks=Hooks(evaluate=evaluate, on_epoch=on_epoch, progress=job.progress.step),
+        hooks=Hooks(optimizer=optimizer, evaluate=evaluate, on_epoch=on_epoch, progress=job.progress.step),
         checkpoint=phase_checkpoint(job.folder, phase),
     )
     # What comes next must not depend on whether the weights come from here or from a file.

@@ -38,6 +38,10 @@ from hoyer_export.select.function import MACS_POWER, channel_prices, energies_fr
 from hoyer_export.sparsify.penalties import effective_width
 from hoyer_export.tensors import named_tensors
 
+FLOOR = 0.1
+"""δ"""
+SMOOTHING = 0.8
+"""Of the readers' input moments: the weight of what was measured before."""
 TINY = 1e-300
 """In the place of a norm of 0 that something is divided by."""
 
@@ -53,8 +57,6 @@ class FunctionHS:
         align: multiple that widths are rounded up to.
         ramp: R as a share of ``steps``: how long a channel fades.
         every: M: energies are measured, and the line is drawn anew, in every M-th step.
-        smoothing: of the readers' input moments, the weight of what was measured before.
-        floor: δ.
         macs_power: p; the line is drawn on e_k / MACs_k^p.
 
     Raises:
@@ -72,21 +74,18 @@ class FunctionHS:
         align: int = 16,
         ramp: float = 0.2,
         every: int = 20,
-        smoothing: float = 0.8,
-        floor: float = 0.1,
         macs_power: float = MACS_POWER,
     ) -> None:
-        if steps < 1 or every < 1 or not (0 <= ramp < 1 and 0 <= smoothing < 1 and 0 < floor <= 1):
+        if steps < 1 or every < 1 or not 0 <= ramp < 1:
             raise TrainingError(
-                "expected steps and every of 1 or more, ramp and smoothing below 1, a floor above 0 and at most 1, got "
-                f"{steps}, {every}, {ramp}, {smoothing} and {floor}"
+                f"expected steps and every of 1 or more, and a ramp below 1, got {steps}, {every} and {ramp}"
             )
         dense = budget.cost.of_keep(channels, {})
         if not budget.is_met_by(least := budget.cost.of_keep(channels, least_keep(channels, align)), dense):
             reached = budget.cost.describe(least)
             raise TrainingError(f"{budget} cannot be met: with align = {align} the least is {reached}")
         self.channels, self.budget, self.steps, self.align = channels, budget, steps, align
-        self.every, self.smoothing, self.floor, self.macs_power = every, smoothing, floor, macs_power
+        self.every, self.macs_power = every, macs_power
         self.ramp = max(1, round(ramp * steps))
         self._costs = dense, dense * budget.share if budget.share is not None else float(budget.at_most or 0)
         self._moments = InputMoments(channels, model)
@@ -101,7 +100,7 @@ class FunctionHS:
     @property
     def settings(self) -> dict[str, str | float | None]:
         """What must be the same for a training to go on from a checkpoint."""
-        numbers = ("steps", "align", "ramp", "every", "smoothing", "floor", "macs_power")
+        numbers = ("steps", "align", "ramp", "every", "macs_power")
         return {"budget": str(self.budget), **{name: getattr(self, name) for name in numbers}}
 
     def describe(self) -> str:
@@ -140,7 +139,7 @@ class FunctionHS:
             self._draw_line()
         self._step += 1
         for fading in self._fading:
-            fading.step_(self.floor, last=self._step >= self.steps)
+            fading.step_(last=self._step >= self.steps)
 
     def norms(self) -> dict[str, Tensor]:
         """Return n_k of every channel, as they were measured last; of weights before that."""
@@ -173,7 +172,7 @@ class FunctionHS:
         """Measure every channel, and say which are doomed at what the network may cost by now."""
         for key, moment in self._moments.take().items():
             before = self._smoothed.get(key, moment)
-            self._smoothed[key] = self.smoothing * before + (1 - self.smoothing) * moment
+            self._smoothed[key] = SMOOTHING * before + (1 - SMOOTHING) * moment
         energies, _ = energies_from(self._smoothed, self.channels, named_tensors(self._model))
         scores = {name: energy / self._prices[name] for name, energy in energies.items()}
         for name, dead in self.dead().items():
@@ -185,7 +184,7 @@ class FunctionHS:
         left = max(1, min(self.ramp, self.steps - self._step))
         penalty = 0.0
         for fading in self._fading:
-            fading.doom(energies[fading.name].sqrt(), keep[fading.name], self.floor, left)
+            fading.doom(energies[fading.name].sqrt(), keep[fading.name], left)
             penalty += float(effective_width(fading.norms))
         self._done = torch.tensor(penalty, dtype=torch.float64)
 
@@ -219,7 +218,7 @@ class _Fading:
     def load(self, key: str, tensor: Tensor) -> None:
         setattr(self, key, tensor)
 
-    def doom(self, norms: Tensor, kept: Tensor, floor: float, steps: int) -> None:
+    def doom(self, norms: Tensor, kept: Tensor, steps: int) -> None:
         """Take over what was measured; whoever is not kept is doomed, to be dead in ``steps``."""
         self.norms = norms.masked_fill(self.dead, 0)
         stays = torch.zeros_like(self.dead)
@@ -229,13 +228,13 @@ class _Fading:
         if bool(self.doomed.any()):
             weakest = self.norms[stays].min() if bool(stays.any()) else norms.new_zeros(())
             self.line = torch.maximum(weakest, self.norms[self.doomed].max()).clamp(min=TINY)
-            self.speed = self.line * (1 - log(floor)) / steps
+            self.speed = self.line * (1 - log(FLOOR)) / steps
 
-    def step_(self, floor: float, *, last: bool) -> None:
+    def step_(self, *, last: bool) -> None:
         """Move the doomed one step, the last one to zero, and multiply their slices by the same factor."""
         if not bool((self.doomed | self.dead).any()):
             return
-        pressure = inf if last else self.speed * (1 - self.norms / self.line).clamp(min=floor)
+        pressure = inf if last else self.speed * (1 - self.norms / self.line).clamp(min=FLOOR)
         after = torch.where(self.doomed, (self.norms - pressure).clamp(min=0), self.norms)
         factor = torch.where(self.doomed, after / self.norms.clamp(min=TINY), 1.0).masked_fill(self.dead, 0)
         self.norms = after

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.errors import TrainingError
+from hoyer_export.select.budget import Budget
 from hoyer_export.sparsify.function_hs import FunctionHS
 from hoyer_export.sparsify.group_hs import GroupHS
 
@@ -59,7 +60,9 @@ REGULARISERS: dict[str, Callable[..., Regulariser]] = {
 """Name → what makes it of (channels, model) and options; recipes say ``-function`` by the norms."""
 
 
-def make_regulariser(name: str, channels: ChannelMap, model: nn.Module, options: Mapping[str, object]) -> Regulariser:
+def make_regulariser(
+    name: str, channels: ChannelMap, model: nn.Module, options: Mapping[str, Setting | Budget]
+) -> Regulariser:
     """Make the regulariser that a recipe names.
 
     Args:

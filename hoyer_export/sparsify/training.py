@@ -21,7 +21,7 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision, Precision
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
-from torch import nn
+from torch import Tensor, nn
 
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.cost import dense_macs
@@ -35,11 +35,19 @@ from hoyer_export.sparsify.regulariser import Regulariser
 from hoyer_export.sparsify.state import TrainState, macs_shares
 
 
+def make_optimizer(model: nn.Module, how: TrainSettings) -> torch.optim.Optimizer:
+    """Return a new optimizer of ``model`` as the settings say."""
+    if how.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), lr=how.lr, weight_decay=how.weight_decay)
+    return torch.optim.SGD(model.parameters(), lr=how.lr, momentum=how.momentum, weight_decay=how.weight_decay)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
     """Who is called while a phase trains; by default nobody.
 
     Args:
+        optimizer: makes that of the model, called once; its state is gone on with.
         evaluate: called after each epoch for the validation accuracy in %, or None.
         on_epoch: called after each epoch with all records of the phase, the newest last; also once, with those of the
             checkpoint, when a training goes on.
@@ -50,6 +58,7 @@ class Hooks:
             network, with whatever weights: called where a training that has shrunk goes on.
     """
 
+    optimizer: Callable[[nn.Module, TrainSettings], torch.optim.Optimizer] = make_optimizer
     evaluate: Callable[[nn.Module], float | None] = lambda model: None
     on_epoch: Callable[[tuple[EpochRecord, ...]], None] = lambda history: None
     progress: Callable[[StepProgress], None] = lambda step: None
@@ -88,7 +97,6 @@ def train(
     regulariser: Regulariser | None = None,
     channels: ChannelMap | None = None,
     teacher: nn.Module | None = None,
-    optimizer: torch.optim.Optimizer | None = None,
     hooks: Hooks = _NOBODY,
     checkpoint: Path | None = None,
 ) -> TrainingRecord:
@@ -107,7 +115,6 @@ def train(
         channels: for the MACs in the records; None: the regulariser's, if there is one.
         teacher: what the network also learns from where ``settings.distill_weight`` is above 0; images → logits. It is
             put into eval mode and on ``device``.
-        optimizer: of ``model``, to go on with; None: a new one as ``settings`` say.
         hooks: who is called meanwhile.
         checkpoint: written after each epoch, in a folder that exists. If the file is there already, training goes on
             from it; at the last epoch it only loads.
@@ -130,7 +137,7 @@ def train(
         raise TrainingError(
             f"expected a teacher if and only if distill_weight is above 0, it is {settings.distill_weight}"
         )
-    optimizer = make_optimizer(model, settings) if optimizer is None else optimizer
+    optimizer = hooks.optimizer(model, settings)
     if settings.epochs == 0:
         return TrainingRecord((), TrainState(model, optimizer, channels, regulariser))
     fabric = _fabric(torch.device(device), settings.precision)
@@ -157,8 +164,7 @@ def train(
                 raise TrainingError("shrink returned another network without a plan, so that no checkpoint can hold it")
             found = {"validation_accuracy": _percent(hooks.evaluate(state.model))}
             if state.channels is not None:
-                norms = None if state.regulariser is None else state.regulariser.norms()
-                shares = macs_shares(state.channels, state.model, whole_macs, norms)
+                shares = macs_shares(state.channels, state.model, whole_macs, _norms(state))
                 found |= {"effective_macs": shares.effective, "alive_macs": shares.alive}
             found["seconds"] = time.perf_counter() - started
             history = (*history, EpochRecord(**trained.model_dump() | found))
@@ -192,17 +198,16 @@ def evaluate_accuracy(model: nn.Module, batches: Batches) -> float:
     return 100 * int(correct) / seen
 
 
+def _norms(state: TrainState) -> dict[str, Tensor] | None:
+    """Return the norms that the regulariser acts on, if it acts on these channels."""
+    regulariser = state.regulariser
+    return None if regulariser is None or regulariser.channels is not state.channels else regulariser.norms()
+
+
 def _percent(accuracy: float | None) -> float | None:
     if accuracy is not None and not 0 <= accuracy <= 100:
         raise TrainingError(f"evaluate: expected an accuracy in %, 0 to 100, got {accuracy}")
     return None if accuracy is None else float(accuracy)
-
-
-def make_optimizer(model: nn.Module, how: TrainSettings) -> torch.optim.Optimizer:
-    """Return a new optimizer of ``model`` as the settings say."""
-    if how.optimizer == "adam":
-        return torch.optim.Adam(model.parameters(), lr=how.lr, weight_decay=how.weight_decay)
-    return torch.optim.SGD(model.parameters(), lr=how.lr, momentum=how.momentum, weight_decay=how.weight_decay)
 
 
 def _fabric(device: torch.device, precision: PrecisionName) -> Fabric:

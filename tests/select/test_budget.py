@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hoyer_export.channels.trace import trace_channels
-from hoyer_export.choices import METHODS
+from hoyer_export.choices import METHODS, WITHOUT_BUDGET
 from hoyer_export.errors import HoyerExportError
 from hoyer_export.select.budget import BYTES, MACS, PARAMS, Budget, Cost
 from hoyer_export.select.choose import Selection, select_channels
@@ -110,7 +110,7 @@ def test_what_is_no_budget_or_no_cost_is_refused() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_on_the_list_chooses(method: str) -> None:
-    request = {} if method == "dead" else {"macs": 0.5}
+    request = {} if method in WITHOUT_BUDGET else {"macs": 0.5}
     assert set(chosen(method=method, inputs=IMAGE, **request).keep) == {"a", "b"}
 
 
