@@ -85,7 +85,7 @@ class Phase(_Table):
     epochs: Annotated[int, Field(ge=0)]
     lr: Positive
     batch_size: Count = 128
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: NotNegative = 5e-4
     warmup: NotNegative = 0.0
@@ -106,23 +106,24 @@ class Dense(Phase):
     lr: Positive = 0.1
     weights: Name | None = None
 
-    @model_validator(mode="after")
-    def _starts_somewhere(self) -> "Dense":
-        if self.epochs == 0 and self.weights is None:
-            raise PydanticCustomError("rule", 'epochs = 0 needs weights = "FILE.safetensors" to start from')
-        return self
-
     @property
     def file(self) -> Path | None:
         """Where the weights to start from are; None where they are random."""
         return None if self.weights in (None, RANDOM) else Path(self.weights)
 
 
+_OF_NORMS: dict[Any, dict[str, Any]] = {
+    "weights": {"strength": 1e-3, "scale": "relative", "max_rate": None},
+    "function": {"ramp": 0.2, "macs_power": 1.0},
+}
+"""Norms → the keys of [sparse] that belong to them, with their defaults."""
+
+
 class Sparse(Phase):
     """[sparse]: ``norms`` says what Group-HS acts on, and with which of the keys below.
 
-    "weights": a penalty on all channels; with ``scale = "relative"`` its ``strength`` (1e-3 unless set) has the unit of
-    weight decay. "function": only channels that the budget in [cut] dooms fade, over ``ramp`` of the phase each; the
+    "weights": a penalty on all channels; with ``scale = "relative"`` its ``strength`` has the unit of weight
+    decay. "function": only channels that the budget in [cut] dooms fade, over ``ramp`` of the phase each; the
     line is drawn on what a channel brings over its MACs to the power ``macs_power``.
     """
 
@@ -136,17 +137,20 @@ class Sparse(Phase):
     ramp: Annotated[float, Field(ge=0, lt=1)] | None = None
     macs_power: NotNegative | None = None
 
-    @model_validator(mode="after")
-    def _keys_of_its_norms(self) -> "Sparse":
-        others = ("ramp", "macs_power") if self.norms == "weights" else ("strength", "scale", "max_rate")
-        for key in others:
-            if getattr(self, key) is not None:
-                raise PydanticCustomError(
-                    "rule",
-                    '{key} does not belong to norms = "{norms}"; leave it out',
-                    {"key": key, "norms": self.norms},
-                )
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_of_its_norms(cls, table: Any) -> Any:
+        """Give the keys of the chosen norms their defaults, and refuse those of the others."""
+        if not isinstance(table, dict):
+            return table
+        norms = table.get("norms", "weights")
+        for other, defaults in _OF_NORMS.items():
+            for key in defaults:
+                if other != norms and table.get(key) is not None:
+                    raise PydanticCustomError(
+                        "rule", '{key} does not belong to norms = "{norms}"; leave it out', {"key": key, "norms": norms}
+                    )
+        return _OF_NORMS.get(norms, {}) | {key: value for key, value in table.items() if value is not None}
 
     @property
     def to_budget(self) -> bool:
@@ -155,8 +159,7 @@ class Sparse(Phase):
 
     def options(self) -> dict[str, str | float]:
         """Return what is set of the regulariser's own keys."""
-        keys = ("strength", "scale", "max_rate", "ramp", "macs_power")
-        return {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
+        return {key: getattr(self, key) for key in _OF_NORMS[self.norms] if getattr(self, key) is not None}
 
 
 class Cut(_Table):
@@ -337,6 +340,13 @@ class Recipe(_Table):
                         )
                 tables[name] = given | decided
         return tables
+
+    @model_validator(mode="after")
+    def _starts_somewhere(self) -> "Recipe":
+        scratch = self.train is not None and self.distill.weight == 0  # there is nothing dense to learn from
+        if self.dense.epochs == 0 and self.dense.weights is None and not scratch:
+            raise PydanticCustomError("rule", 'dense: epochs = 0 needs weights = "FILE.safetensors" to start from', {})
+        return self
 
     @model_validator(mode="after")
     def _zeroes_to_a_budget(self) -> "Recipe":

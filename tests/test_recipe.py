@@ -63,6 +63,7 @@ def test_what_a_recipe_leaves_out_is_sgd_with_momentum_0_9(small: Path) -> None:
         assert (phase.optimizer, phase.momentum, phase.precision) == ("sgd", 0.9, "float32")
     assert (recipe.bench.threads, recipe.bench.batch_size, recipe.cut.align) == (1, 1, None)
     assert recipe.sparse.norms == "weights"
+    assert recipe.sparse.scale == "relative"
 
 
 def test_a_recipe_cannot_be_changed_after_it_was_read(small: Path) -> None:
@@ -140,7 +141,7 @@ def test_of_two_budgets_set_the_last_counts(small: Path) -> None:
         ("device=gpu", 'device: expected "cpu" or "cuda", got "gpu"'),
         ("dense.warmup=30", "dense: warmup must be shorter than epochs"),
         ("dense=3", "dense: expected a table, got 3"),
-        ("dense.optimizer=sdg", 'expected "sgd" or "adam", got "sdg"; did you mean "sgd"?'),
+        ("dense.optimizer=sdg", 'expected "sgd", "adam" or "adamw", got "sdg"; did you mean "sgd"?'),
         ("cut.macs=2", "cut.macs: expected a number of at most 1, got 2"),
         ("cut.macs=nan", "cut.macs: expected a finite number, got NaN"),
         ("cut.threshold=natral", 'cut.threshold: expected a number of at least 0, or "natural", got "natral"'),

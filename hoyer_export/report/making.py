@@ -21,7 +21,8 @@ class Making:
         dense_epochs: of the dense network; None where the recipe does not say (a report of somebody else's).
         weights: file that the dense network started from, if any, or "random".
         sparse_epochs: of the phase for Group-HS; None likewise.
-        strength: of Group-HS; None likewise.
+        strength: of Group-HS on weights; None likewise, and on function.
+        norms: what Group-HS acted on, "weights" or "function".
         finetune_epochs: of the slim network; None likewise.
         before: channels of all groups.
         after: those that stay.
@@ -31,6 +32,7 @@ class Making:
     weights: str | None
     sparse_epochs: int | None
     strength: float | None
+    norms: str
     finetune_epochs: int | None
     before: int
     after: int
@@ -65,6 +67,7 @@ def making(report: Report) -> Making:
         weights=weights if isinstance(weights, str) else None,
         sparse_epochs=_epochs(report, "sparse"),
         strength=float(strength) if isinstance(strength, (int, float)) else None,
+        norms=_key(report, "sparse", "norms") or "weights",
         finetune_epochs=_epochs(report, "finetune"),
         before=sum(group.dense for group in report.cut.widths),
         after=sum(group.slim for group in report.cut.widths),
@@ -84,7 +87,8 @@ def _epochs(report: Report, table: str) -> int | None:
 def changed_little(report: Report) -> bool:
     """Whether Group-HS took part and left next to all MACs at effective widths."""
     width = report.effective_macs
-    return making(report).group_hs and width is not None and width > LITTLE_EFFECT
+    made = making(report)
+    return made.group_hs and made.norms == "weights" and width is not None and width > LITTLE_EFFECT
 
 
 def little_effect_words(effective_width: float) -> str:
@@ -104,7 +108,8 @@ def how_it_was_made(report: Report) -> tuple[str, ...]:
     if made.finetune_epochs == 0:
         found.append("The slim network was not trained after the cut.")
     elif made.finetune_epochs is not None:
-        found.append(f"The slim network then trained for {_counted(made.finetune_epochs)}.")
+        together = ", in one schedule with the epochs before the cut" if report.recipe.get("train") else ""
+        found.append(f"The slim network then trained for {_counted(made.finetune_epochs)}{together}.")
     return tuple(sentence for sentence in found if sentence)
 
 
@@ -124,6 +129,11 @@ def _sparse_words(made: Making) -> str:
     epochs = "" if made.sparse_epochs is None else f" for {_counted(made.sparse_epochs)}"
     if made.strength == 0:
         return f"The network trained{epochs} with a Group-HS strength of 0, which is without Group-HS."
+    if made.norms == "function":
+        return (
+            f"The network trained with Group-HS on function{epochs}: the channels that bring least to what reads them, "
+            "for the MACs that they cost, faded there to exactly zero."
+        )
     strength = "" if made.strength is None else f" at strength {made.strength:g}"
     return f"The network trained with Group-HS{epochs}{strength}, which draws whole channels towards zero."
 
@@ -142,7 +152,8 @@ def _cut_words(report: Report, made: Making) -> str:
     if not made.cut:
         return f"Nothing was cut: all {exact(made.before)} channels of {groups} stay."
     blocks = f", {aligned_words(report.cut.align)}" if report.cut.align and report.cut.align > 1 else ""
-    chosen = _CHOSEN.get(_key(report, "cut", "method"), _CHOSEN["group-hs"])
+    method = "zero" if made.group_hs and made.norms == "function" else _key(report, "cut", "method")
+    chosen = _CHOSEN.get(method, _CHOSEN["group-hs"])
     first = (
         "Channels that never fire on the calibration images went first. " if _key(report, "cut", "dead_first") else ""
     )

@@ -53,7 +53,7 @@ def train_sparse(job: Job) -> PhaseRecord:
     seconds = _train(job, network, table, "sparse", regulariser)
     save_weights(network, job.folder.sparse_weights, job)
     effective = macs_shares(job.channels, network, norms=regulariser.norms()).effective
-    if table.strength != 0 and effective > LITTLE_EFFECT:
+    if table.strength and effective > LITTLE_EFFECT:
         job.progress.note(f"Group-HS changed little: {little_effect_words(effective)}")
     return PhaseRecord(seconds=seconds, effective_macs=effective)
 

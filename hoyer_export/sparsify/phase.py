@@ -11,7 +11,7 @@ from hoyer_export.record import Record
 
 PhaseName = Literal["dense", "sparse", "finetune"]
 PHASES: tuple[PhaseName, ...] = get_args(PhaseName)
-OptimizerName = Literal["sgd", "adam"]
+OptimizerName = Literal["sgd", "adam", "adamw"]
 PrecisionName = Literal["float32", "bfloat16"]
 NotNegative = Annotated[float, Field(ge=0)]
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -28,7 +28,7 @@ class TrainSettings:
         first_epoch: of the schedule that this phase is a part of.
         schedule_epochs: how many epochs that schedule has in all; None: the phase is a schedule of its own.
         lr: the largest learning rate.
-        optimizer: "sgd" or "adam", each with the weight decay added to the gradient.
+        optimizer: "sgd" or "adam", each with the weight decay added to the gradient, or "adamw".
         momentum: of SGD.
         weight_decay: on all parameters.
         warmup_epochs: for how long the learning rate rises linearly, before the cosine.

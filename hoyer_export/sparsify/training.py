@@ -1,8 +1,8 @@
 """One phase of training: a model and batches → the same model, trained, and one record an epoch.
 
-SGD with momentum (or Adam), half a cosine of learning rate over all steps, cross-entropy (mixed with what a teacher
-says, where there is one: ``epoch.task_loss``), and in the sparse phase the gradient of a regulariser, added after
-``backward``. Lightning Fabric's part is where and in which precision the model runs: device placement, bfloat16
+SGD with momentum (or Adam, AdamW), half a cosine of learning rate over all steps, cross-entropy (mixed with what a
+teacher says, where there is one: ``epoch.task_loss``), and in the sparse phase the gradient of a regulariser, added
+after ``backward``. Lightning Fabric's part is where and in which precision the model runs: device placement, bfloat16
 autocast, ``backward``. Schedule, checkpoints and random numbers are here.
 
 A training that was broken goes on from the checkpoint of its last whole epoch. What is random in an epoch depends on
@@ -39,6 +39,8 @@ def make_optimizer(model: nn.Module, how: TrainSettings) -> torch.optim.Optimize
     """Return a new optimizer of ``model`` as the settings say."""
     if how.optimizer == "adam":
         return torch.optim.Adam(model.parameters(), lr=how.lr, weight_decay=how.weight_decay)
+    if how.optimizer == "adamw":
+        return torch.optim.AdamW(model.parameters(), lr=how.lr, weight_decay=how.weight_decay)
     return torch.optim.SGD(model.parameters(), lr=how.lr, momentum=how.momentum, weight_decay=how.weight_decay)
 
 
