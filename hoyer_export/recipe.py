@@ -329,8 +329,12 @@ class Recipe(_Table):
         """Give [sparse] and [finetune] what [train] decides."""
         if not isinstance(tables, dict) or tables.get("train") is None:
             return tables
+        try:
+            train = Train.model_validate(tables["train"])
+        except ValidationError:  # said once more, with its place, when the table itself is validated
+            return tables
         tables = dict(tables)
-        for name, decided in Train.model_validate(tables["train"]).phases().items():
+        for name, decided in train.phases().items():
             given = tables.get(name, {})
             if isinstance(given, dict):
                 for key in given.keys() & decided:

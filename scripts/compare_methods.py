@@ -93,15 +93,14 @@ def run(recipe: Recipe, folder: Path) -> Result:
     folder.parent.mkdir(parents=True, exist_ok=True)
     report = run_recipe(recipe, folder, resume=True, progress=Silent())
     last = read_metrics(folder)[-1]
-    machine = environment_record()
     return {
         "validation_accuracy": last.validation_accuracy,
         "test_accuracy": report.slim.accuracy,
         "dense_test_accuracy": report.dense.accuracy,
-        "macs": report.slim.macs / report.dense.macs,
+        "macs": report.slim.file.macs / report.dense.file.macs,
         "train_seconds": sum(epoch.seconds or 0 for epoch in read_metrics(folder)),
         "recipe": dump_recipe(recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": None})})),
-        "torch": machine.torch,
+        "versions": environment_record().versions,
     }
 
 

@@ -3,6 +3,7 @@
 So a training that was interrupted after a whole epoch goes on with exactly the batches it would have seen.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,12 @@ class Split(ABC):
     @abstractmethod
     def __len__(self) -> int:
         """Return the number of images."""
+
+    def in_order_of(self, seed: int) -> "Split":
+        """Return the same images in the order, with the crops and flips, of another seed."""
+        other = copy.copy(self)
+        object.__setattr__(other, "seed", seed)  # a frozen dataclass, too
+        return other
 
     def batches(
         self,

@@ -1,7 +1,7 @@
 """What the stages of a run share: the recipe, the folder, and what is made from them when a stage asks for it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -71,7 +71,7 @@ class Job:
             image_size=table.image_size,
             workers=table.workers,
         )
-        data.train.seed = self.recipe.seed  # of the images' order
+        data = replace(data, train=data.train.in_order_of(self.recipe.seed))
         told = self.recipe.network
         if told.input not in (None, data.input_shape):
             raise DataError(
