@@ -26,9 +26,10 @@ if TYPE_CHECKING:
         TrainingError,
         VerificationFailed,
     )
-    from hoyer_export.select.budget import Budget
+    from hoyer_export.select.budget import BYTES, MACS, PARAMS, Budget
     from hoyer_export.select.choose import Selection, select_channels
     from hoyer_export.select.cut_and_refit import Shrunk, accuracy_drop, cut_and_refit, output_change
+    from hoyer_export.sparsify.function_hs import FunctionHS
     from hoyer_export.sparsify.group_hs import GroupHS
     from hoyer_export.store.slim_file import load_slim, save_slim
     from hoyer_export.store.widths_file import build_slim
@@ -43,10 +44,10 @@ if TYPE_CHECKING:
     from hoyer_export.surgery.zero import zero_
 
 __all__ = [
-    "BenchmarkRecord", "Budget", "CannotWrite", "ChannelGroup", "ChannelMap", "CutRefused", "DataError",
-    "DenseOutputs", "ExportRecord", "FileError", "Folding", "GroupHS", "HoyerExportError", "MacsRecord", "Member",
-    "NetworkError", "RecipeError", "Refit", "Selection", "SelfTest", "Shrunk", "SlimModel", "TrainingError",
-    "Unprunable", "Verdict", "VerificationFailed", "VerifyRecord", "accuracy_drop", "benchmark", "build_slim",
+    "BYTES", "BenchmarkRecord", "Budget", "CannotWrite", "ChannelGroup", "ChannelMap", "CutRefused", "DataError",
+    "DenseOutputs", "ExportRecord", "FileError", "Folding", "FunctionHS", "GroupHS", "HoyerExportError", "MACS",
+    "MacsRecord", "Member", "NetworkError", "PARAMS", "RecipeError", "Refit", "Selection", "SelfTest", "Shrunk",
+    "SlimModel", "TrainingError", "Unprunable", "Verdict", "VerificationFailed", "VerifyRecord", "accuracy_drop", "benchmark", "build_slim",
     "count_macs", "cut", "cut_and_refit", "export_onnx", "fold_constants", "gather_inputs", "load_slim",
     "output_change", "refit_", "remove_dead_blocks", "rules", "save_slim", "select_channels", "self_test",
     "slice_optimizer", "trace_channels", "verify_onnx", "zero_",
@@ -66,9 +67,10 @@ _HOME = {
             " VerificationFailed"
         ),
         "rules": "rules",
-        "select.budget": "Budget",
+        "select.budget": "BYTES Budget MACS PARAMS",
         "select.choose": "Selection select_channels",
         "select.cut_and_refit": "Shrunk accuracy_drop cut_and_refit output_change",
+        "sparsify.function_hs": "FunctionHS",
         "sparsify.group_hs": "GroupHS",
         "store.slim_file": "load_slim save_slim",
         "store.widths_file": "build_slim",
