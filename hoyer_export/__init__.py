@@ -44,11 +44,11 @@ if TYPE_CHECKING:
     from hoyer_export.surgery.zero import zero_
 
 __all__ = [
-    "BYTES", "BenchmarkRecord", "Budget", "CannotWrite", "ChannelGroup", "ChannelMap", "CutRefused", "DataError",
-    "DenseOutputs", "ExportRecord", "FileError", "Folding", "FunctionHS", "GroupHS", "HoyerExportError", "MACS",
-    "MacsRecord", "Member", "NetworkError", "PARAMS", "RecipeError", "Refit", "Selection", "SelfTest", "Shrunk",
-    "SlimModel", "TrainingError", "Unprunable", "Verdict", "VerificationFailed", "VerifyRecord", "accuracy_drop", "benchmark", "build_slim",
-    "count_macs", "cut", "cut_and_refit", "export_onnx", "fold_constants", "gather_inputs", "load_slim",
+    "BYTES", "MACS", "PARAMS", "BenchmarkRecord", "Budget", "CannotWrite", "ChannelGroup", "ChannelMap", "CutRefused",
+    "DataError", "DenseOutputs", "ExportRecord", "FileError", "Folding", "FunctionHS", "GroupHS", "HoyerExportError",
+    "MacsRecord", "Member", "NetworkError", "RecipeError", "Refit", "Selection", "SelfTest", "Shrunk", "SlimModel",
+    "TrainingError", "Unprunable", "Verdict", "VerificationFailed", "VerifyRecord", "accuracy_drop", "benchmark",
+    "build_slim", "count_macs", "cut", "cut_and_refit", "export_onnx", "fold_constants", "gather_inputs", "load_slim",
     "output_change", "refit_", "remove_dead_blocks", "rules", "save_slim", "select_channels", "self_test",
     "slice_optimizer", "trace_channels", "verify_onnx", "zero_",
 ]  # fmt: skip
