@@ -98,6 +98,7 @@ def run(recipe: Recipe, folder: Path) -> Result:
         "test_accuracy": report.slim.accuracy,
         "dense_test_accuracy": report.dense.accuracy,
         "macs": report.slim.file.macs / report.dense.file.macs,
+        "widths": {group.group: group.slim for group in report.cut.widths},
         "train_seconds": sum(epoch.seconds or 0 for epoch in read_metrics(folder)),
         "recipe": dump_recipe(recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": None})})),
         "versions": environment_record().versions,

@@ -16,7 +16,7 @@ def test_every_public_name_can_be_imported_and_is_documented() -> None:
 
 
 def test_the_list_is_what_the_package_offers() -> None:
-    assert sorted(hx.__all__) == hx.__all__
+    assert sorted(hx.__all__, key=lambda name: (not name.isupper(), name)) == hx.__all__  # constants first
     assert set(hx.__all__) == set(hx._HOME)
     for name, home in hx._HOME.items():
         module = importlib.import_module(f"hoyer_export.{home}")
