@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.cost import dense_macs, macs_of_keep
-from hoyer_export.channels.energy import InputMoments
 from hoyer_export.channels.rules import Rules
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.errors import HoyerExportError
@@ -21,9 +20,9 @@ from hoyer_export.modes import kept_modes
 from hoyer_export.select.align import Keep, aligned_keep, least_keep
 from hoyer_export.select.budget import MACS, Budget
 from hoyer_export.select.choose import meet
-from hoyer_export.select.function import function_scores, scores_from
+from hoyer_export.select.function import function_scores
 from hoyer_export.surgery.cut import cut
-from hoyer_export.surgery.extras.dead_channels import CalibrationInputs, as_batches
+from hoyer_export.surgery.extras.calibration import CalibrationInputs, as_batches
 from hoyer_export.surgery.extras.refit import DenseOutputs, Refit, refit_
 from hoyer_export.surgery.plan import PruningPlan
 from hoyer_export.surgery.step import SlimModel
@@ -136,8 +135,8 @@ class _Walk:
     @staticmethod
     def start(model: nn.Module, targets: DenseOutputs, align: int, rules: Rules | None) -> "_Walk":
         slim = SlimModel(copy.deepcopy(model).eval(), PruningPlan())
-        channels = trace_channels(slim.model, _example(targets), rules=rules)
-        scores, _ = function_scores(channels, slim.model, targets.inputs)
+        channels = trace_channels(slim.model, targets.example, rules=rules)
+        scores, _ = function_scores(channels, slim.model, targets.batches)
         keep = {group.name: torch.arange(group.width) for group in channels.groups}
         return _Walk(slim, channels, scores, keep, align, rules)
 
@@ -156,12 +155,10 @@ class _Walk:
         stay = aligned_keep(self.channels, self.scores, threshold, self.align)
         zeroed = replace(self.slim, model=copy.deepcopy(self.slim.model))
         zero_(zeroed.model, self.channels, stay)
-        slim = cut(zeroed, self.channels, stay, _example(targets))
-        channels = trace_channels(slim.model, _example(targets), rules=self.rules)
-        moments = InputMoments(channels, slim.model)
-        with moments:  # what readers read once they are refitted
-            refit = refit_(slim, targets)
-        scores, _ = scores_from(moments.take(), channels, slim.model)
+        slim = cut(zeroed, self.channels, stay, targets.example)
+        channels = trace_channels(slim.model, targets.example, rules=self.rules)
+        refit = refit_(slim, targets)
+        scores, _ = function_scores(channels, slim.model, targets.batches)
         keep = {name: kept[stay[name]] if name in stay else kept for name, kept in self.keep.items()}
         last, first = refit.slim, self.slim
         slim = replace(  # the largest errors of all steps so far
@@ -170,10 +167,6 @@ class _Walk:
             delivered_rel_error=max(first.delivered_rel_error or 0.0, last.delivered_rel_error or 0.0),
         )
         return _Walk(slim, channels, scores, keep, self.align, self.rules, refit)
-
-
-def _example(targets: DenseOutputs) -> tuple[Tensor, ...]:
-    return tuple(tensor[:2] for tensor in targets.inputs[0])
 
 
 def output_change(dense: nn.Module, batches: CalibrationInputs) -> Loss:

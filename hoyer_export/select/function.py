@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.cost import marginal_macs
-from hoyer_export.channels.energy import InputMoments, Moments, energy_shares
+from hoyer_export.channels.energy import InputMoments, energy_shares
 from hoyer_export.channels.norms import channel_norms
-from hoyer_export.surgery.extras.dead_channels import CalibrationInputs, run_each
+from hoyer_export.surgery.extras.calibration import CalibrationInputs, run_each
 from hoyer_export.tensors import named_tensors
 
 MACS_POWER = 1.0
@@ -33,19 +33,13 @@ def function_scores(
         Group name → float64 [width] on the CPU, and the names of the groups that were not measured.
 
     Raises:
-        DataError: there is no batch.
+        DataError: there is no batch, or one holds something else than finite numbers.
         NetworkError: the model does not run on a batch.
     """
     network = copy.deepcopy(model).eval()
-    moments = InputMoments(channels, network)
+    moments, tensors = InputMoments(channels, network), named_tensors(model)
     run_each(network, inputs, moments)
-    return scores_from(moments.take(), channels, model)
-
-
-def scores_from(moments: Moments, channels: ChannelMap, model: nn.Module) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Return the same from moments that were measured already."""
-    tensors = named_tensors(model)
-    energies = energy_shares(channels, tensors, moments)
+    energies = energy_shares(channels, tensors, moments.take())
     missing = tuple(group.name for group in channels.groups if group.name not in energies)
     if missing:
         norms = channel_norms(channels, tensors)

@@ -13,7 +13,8 @@ from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.norms import channel_norms
 from hoyer_export.errors import HoyerExportError
 from hoyer_export.select.function import function_scores
-from hoyer_export.surgery.extras.dead_channels import CalibrationInputs, as_batches, firing_channels
+from hoyer_export.surgery.extras.calibration import CalibrationInputs, as_batches
+from hoyer_export.surgery.extras.dead_channels import firing_channels
 from hoyer_export.tensors import named_tensors
 
 
@@ -52,7 +53,8 @@ def channel_scores(
         # A second to import, and only this method needs it.
         from hoyer_export.select.rival import group_importance
 
-        scores = group_importance(model, _first_image(inputs), channels)
+        first = next(iter(as_batches(inputs)))
+        scores = group_importance(model, tuple(tensor[:1] for tensor in first), channels)
     for name, score in scores.items():
         if not bool(score.isfinite().all()):
             raise HoyerExportError(f"the weights of channel group {name!r} are not finite: train the network again")
@@ -67,9 +69,3 @@ def _relative_norms(channels: ChannelMap, model: nn.Module) -> dict[str, Tensor]
             squares, total = norms.double().square().sum(), norms.double().sum()
             scores[name] = (norms.double() if squares == 0 else norms.double() * total / squares).cpu()
     return scores
-
-
-def _first_image(inputs: CalibrationInputs) -> tuple[Tensor, ...]:
-    for batch in as_batches(inputs):
-        return tuple(tensor[:1] for tensor in batch)
-    raise HoyerExportError("expected at least one batch of inputs, got none")
