@@ -9,7 +9,7 @@ from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.cost import marginal_macs
 from hoyer_export.channels.energy import InputMoments, energy_shares
 from hoyer_export.channels.norms import channel_norms
-from hoyer_export.surgery.extras.calibration import CalibrationInputs, run_each
+from hoyer_export.surgery.extras.calibration import CalibrationInputs, watch_each
 from hoyer_export.tensors import named_tensors
 
 MACS_POWER = 1.0
@@ -38,7 +38,7 @@ def function_scores(
     """
     network = copy.deepcopy(model).eval()
     moments, tensors = InputMoments(channels, network), named_tensors(model)
-    run_each(network, inputs, moments)
+    watch_each(network, inputs, moments)
     energies = energy_shares(channels, tensors, moments.take())
     missing = tuple(group.name for group in channels.groups if group.name not in energies)
     if missing:

@@ -1,6 +1,8 @@
 """Calibration images: what may be given as such, and a network that runs on them."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,26 +18,32 @@ _NAMED = 3
 """Bad images that an error names."""
 
 
-def run_each(model: nn.Module, inputs: CalibrationInputs, watched_by: TorchFunctionMode) -> None:
-    """Run a model as it is on every batch, moved to its device, inside a mode that watches.
+def run_each(model: nn.Module, inputs: CalibrationInputs, watched_by: TorchFunctionMode | None = None) -> Iterator[Any]:
+    """Yield what a model returns, as it is and without gradients, on every batch, moved to its device.
 
     Raises:
         DataError: as ``as_batches``.
         NetworkError: the model does not run on a batch.
     """
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-    with torch.no_grad():
-        for batch in as_batches(inputs):
-            tensors = tuple(tensor.to(device) for tensor in batch)
-            try:
-                with watched_by:
-                    model(*tensors)
-            except Exception as error:
-                shapes = ", ".join("×".join(map(str, tensor.shape)) for tensor in tensors)
-                raise NetworkError(
-                    f"the network does not run on a calibration batch of shape {shapes} ({one_line(error)}); give"
-                    " batches of what it is called with, without labels"
-                ) from error
+    for batch in as_batches(inputs):
+        tensors = tuple(tensor.to(device) for tensor in batch)
+        try:
+            with torch.no_grad(), watched_by or nullcontext():
+                outputs = model(*tensors)
+        except Exception as error:
+            shapes = ", ".join("×".join(map(str, tensor.shape)) for tensor in tensors)
+            raise NetworkError(
+                f"the network does not run on a calibration batch of shape {shapes} ({one_line(error)}); give"
+                " batches of what it is called with, without labels"
+            ) from error
+        yield outputs
+
+
+def watch_each(model: nn.Module, inputs: CalibrationInputs, watched_by: TorchFunctionMode) -> None:
+    """Run a model on every batch inside a mode that watches; errors as ``run_each``."""
+    for _ in run_each(model, inputs, watched_by):
+        pass
 
 
 def as_batches(inputs: CalibrationInputs) -> Iterator[tuple[Tensor, ...]]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hoyer_export.channels.channel_map import ChannelGroup, ChannelMap
 from hoyer_export.channels.reading import Key, LayerCall, Watch
-from hoyer_export.surgery.extras.calibration import CalibrationInputs, run_each
+from hoyer_export.surgery.extras.calibration import CalibrationInputs, watch_each
 from hoyer_export.tensors import tensors_in
 
 
@@ -39,7 +39,7 @@ def firing_channels(model: nn.Module, channels: ChannelMap, inputs: CalibrationI
     """
     network = copy.deepcopy(model).eval()
     read = _Read(network)
-    run_each(network, inputs, read.watch)
+    watch_each(network, inputs, read.watch)
     return {group.name: read.firing(group) for group in channels.groups}
 
 

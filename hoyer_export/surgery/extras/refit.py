@@ -10,7 +10,7 @@ batch is in memory, and one batch alone costs one run.
 """
 
 import copy
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import ceil, prod
@@ -27,7 +27,7 @@ from hoyer_export.errors import HoyerExportError
 from hoyer_export.modes import kept_modes
 from hoyer_export.random_state import seeded_generator
 from hoyer_export.surgery.edits import RefitEdit
-from hoyer_export.surgery.extras.calibration import CalibrationInputs, as_batches, run_each
+from hoyer_export.surgery.extras.calibration import CalibrationInputs, as_batches, run_each, watch_each
 from hoyer_export.surgery.extras.layer_matrix import at_places, kept_rows, matrix, patches, set_matrix_
 from hoyer_export.surgery.extras.least_squares import LeastSquares
 from hoyer_export.surgery.plan import kept_slices
@@ -66,7 +66,7 @@ class _FarEnough(BaseException):
 
 def _run_until(network: nn.Module, batch: tuple[Tensor, ...], watched_by: TorchFunctionMode) -> None:
     with suppress(_FarEnough):
-        run_each(network, [batch], watched_by)
+        watch_each(network, [batch], watched_by)
 
 
 @dataclass(frozen=True)
@@ -172,10 +172,10 @@ class _Scout:
         self._biases: dict[str, set[str]] = {}
         watch = Watch(network, after=self._after, other=self._other)
         self.names = watch.names
-        with network.register_forward_hook(lambda module, args, outputs: self._use(tensors_in(outputs), "")):
-            run_each(network, [example], watch)
+        for outputs in run_each(network, [example], watch):
+            self._use(tensors_in(outputs), "")
 
-    def _use(self, tensors: Iterator[Tensor] | list[Tensor], by: str) -> None:
+    def _use(self, tensors: Iterable[Tensor], by: str) -> None:
         for tensor in tensors:
             if source := self._made.get(tensor):
                 self._users.setdefault(source, set()).add(by)
@@ -345,7 +345,7 @@ def refit_(
     with kept_modes(slim.model):
         slim.model.eval()
         fitting = _Refitting(slim, targets, ridge)
-        run_each(slim.model, targets.batches[:1], Watch(slim.model, before=fitting.before))
+        watch_each(slim.model, targets.batches[:1], Watch(slim.model, before=fitting.before))
     fitting.name_unseen()
     refitted = tuple(fitting.refitted)
     edits = (edit for edit in slim.plan.edits if not isinstance(edit, RefitEdit))
