@@ -69,6 +69,8 @@ CONVOLUTIONS = {
 def test_combinations_of_kept_channels_are_restored(name: str) -> None:
     torch.manual_seed(0)
     dims, a, b = copy.deepcopy(CONVOLUTIONS[name])
+    for layer in (a, b):
+        layer.reset_parameters()  # the same ones every time
     images = torch.randn(48, 3, *[9 if dims < 3 else 5] * dims, dtype=torch.float64)
     if "groups" in name or name == "grouped":  # each group's second half of its own first half
         with torch.no_grad():
@@ -338,6 +340,16 @@ def test_what_is_no_batch_is_said_in_one_line(batches: object, said: str) -> Non
     with pytest.raises(hx.HoyerExportError, match=said) as caught:
         refit_(halved(model, IMAGES), model, batches)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
+
+
+def test_a_transposed_convolution_of_which_only_outputs_went_is_not_named() -> None:
+    torch.manual_seed(0)
+    model = networks.Net(
+        lambda n, x: n.fc(n.b(n.a(x)).relu().mean((2, 3))),
+        a=networks.conv(3, 8), b=nn.ConvTranspose2d(8, 6, 3, stride=2, output_padding=1), fc=nn.Linear(6, 5),
+    ).eval()  # fmt: skip
+    result = refit_(halved(model, IMAGES, "b"), model, IMAGES)
+    assert (result.refitted, result.left) == (("fc.weight",), {})
 
 
 class Remembers(nn.Module):

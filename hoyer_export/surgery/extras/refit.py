@@ -297,12 +297,11 @@ class _Refitting:
         tensor.data.copy_(constant)
 
     def name_unseen(self) -> None:
-        """Name the weights that read cut channels and that no convolution or linear layer was seen to read with."""
+        """Name the weights that were cut and with which no convolution or linear layer was seen to read."""
         seen = {name for name, _ in self.scout.calls}
-        for name, kept in self.plan.kept.items():
-            weight = name in self.tensors and self.tensors[name].ndim > 1
-            if weight and name not in self.refitted and (name not in seen or any(dim > 0 for dim in kept)):
-                self.left.setdefault(name, "no convolution or linear layer was seen to read with it")
+        for name in self.plan.kept.keys() - seen:
+            if name in self.tensors and self.tensors[name].ndim > 1:
+                self.left[name] = "no convolution or linear layer was seen to read with it"
 
 
 def refit_(
