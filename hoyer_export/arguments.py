@@ -56,6 +56,14 @@ def check_share(option: str, share: float | None) -> None:
         raise typer.BadParameter(f"expected a share above 0 and at most 1, got {share:g}", param_hint=option)
 
 
+def check_lost(option: str, lost: float | None, *, nothing: bool) -> None:
+    """Refuse what is no number that may be lost; whether that may be ``nothing``."""
+    if lost is not None and not (0 < lost < math.inf or (nothing and lost == 0)):
+        raise typer.BadParameter(
+            f"expected a number {'of at least' if nothing else 'above'} 0, got {lost:g}", param_hint=option
+        )
+
+
 def check_align(align: int | None) -> None:
     """Refuse what no runtime wants."""
     if align not in (None, *ALIGNMENTS):

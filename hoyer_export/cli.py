@@ -303,10 +303,10 @@ def cut(
         bool, typer.Option("--refit", help="Give what is left new weights, by least squares on images without labels.")
     ] = False,
     max_drop: Annotated[
-        float | None, typer.Option(min=0, metavar="POINTS", help="The most accuracy to lose; goes as far as it can.")
+        float | None, typer.Option(metavar="POINTS", help="The most accuracy to lose; goes as far as it can.")
     ] = None,
     max_change: Annotated[
-        float | None, typer.Option(min=0, metavar="SHARE", help="The most that outputs may change, without labels.")
+        float | None, typer.Option(metavar="SHARE", help="The most that outputs may change, without labels.")
     ] = None,
     step: Annotated[float, typer.Option(metavar="SHARE", help="Of the MACs that goes between two refits.")] = 0.05,
     align: Annotated[
@@ -333,8 +333,11 @@ def cut(
     mean: Annotated[str | None, typer.Option(metavar="M,M,M", help="Of each channel; else the data's own.")] = None,
     std: Annotated[str | None, typer.Option(metavar="S,S,S", help="Of each channel, together with --mean.")] = None,
     calibration: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Training images that show what is dead.")
-    ] = 5000,
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Training images that are looked at (5000 unless set; 1024 for --refit)."
+        ),
+    ] = None,
     min_seconds: Annotated[float, typer.Option(metavar="SECONDS", min=0, help="Of measuring latency; 0: none.")] = 5.0,
     seed: Annotated[
         int,
@@ -352,6 +355,9 @@ def cut(
     arguments.check_method(method, budgets, data, dead_first=dead_first, refit=refit)
     arguments.check_share("--macs", macs)
     arguments.check_share("--params", params)
+    arguments.check_share("--step", step)
+    arguments.check_lost("--max-drop", max_drop, nothing=True)
+    arguments.check_lost("--max-change", max_change, nothing=False)
     arguments.check_align(align)
     if data is None:
         arguments.refuse(context, {"data_root", "mean", "std", "calibration"}, "only together with --data")
@@ -372,7 +378,8 @@ def cut(
             "data": data and {"name": data, "root": root, "mean": means, "std": stds, "image_size": side},
             "cut": {"macs": macs, "params": params, "threshold": limit, "method": method, "align": align}
             | {"refit": refit, "max_drop": max_drop, "max_change": max_change, "step": step}
-            | {"dead_first": dead_first, "dead_blocks": dead_blocks, "gather": gather, "calibration": calibration},
+            | {"dead_first": dead_first, "dead_blocks": dead_blocks, "gather": gather}
+            | {"calibration": calibration},
             "bench": {"min_seconds": min_seconds},
         }
     )

@@ -1,4 +1,4 @@
-"""torch's global generators: kept for the caller, and seeded for one device.
+"""torch's global generators: kept for the caller, and seeded for one device; and generators of one's own.
 
 ``torch.manual_seed`` reaches the generator of every GPU, and ``torch.random.fork_rng`` keeps those that it is told to.
 What runs in between must neither change what the caller draws next, on whatever device, nor depend on it.
@@ -7,6 +7,7 @@ What runs in between must neither change what the caller draws next, on whatever
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 
@@ -24,3 +25,17 @@ def seed_generators(seed: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+
+
+def mixed_seed(*key: int) -> int:
+    """Return a seed of 32 bits that depends on ``key`` alone, and is unrelated for neighbouring keys.
+
+    torch's CPU generator looks at 32 bits of its seed only, so the whole key is mixed into them. A trailing 0 changes
+    nothing in a key.
+    """
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
+
+
+def seeded_generator(*key: int) -> torch.Generator:
+    """Return a CPU generator seeded with ``mixed_seed(*key)``."""
+    return torch.Generator().manual_seed(mixed_seed(*key))

@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -22,6 +23,9 @@ from hoyer_export.store.slim_file import load_slim
 
 NETWORK = """
 from torch import nn
+from torch.overrides import handle_torch_function, has_torch_function_unary
+
+import hoyer_export as hx
 
 def small(in_channels=1, classes=10):
     return nn.Sequential(
@@ -63,6 +67,27 @@ class Block(nn.Module):
 def two_blocks():
     ends = nn.Conv2d(1, 16, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)
     return nn.Sequential(ends[0], Block(), Block(), *ends[1:])
+
+def soften(x):
+    if has_torch_function_unary(x):
+        return handle_torch_function(soften, (x,), x)
+    return x / (1 + x.abs())
+
+def by_width(x):
+    if has_torch_function_unary(x):
+        return handle_torch_function(by_width, (x,), x)
+    return x / x.shape[1] if x.ndim > 3 else x
+
+RULES = {soften: hx.rules.elementwise, by_width: hx.rules.elementwise}  # the second is wrong: it depends on the width
+
+class Ruled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(1, 16, 3), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 16, 3)
+        self.fc = nn.Linear(16, 10)
+
+    def forward(self, x):
+        return self.fc(self.c(soften(self.b(by_width(self.a(x))))).relu().mean((2, 3)))
 
 def without_biases():
     return nn.Sequential(
@@ -334,7 +359,30 @@ def test_a_missed_budget_and_a_failed_verification_exit_3_and_keep_the_files(
     assert {path.name for path in (home / "cut").iterdir()} == FILES
 
 
+def test_rules_of_ones_own_and_what_the_self_test_refuted_hold_on_the_whole_way(call, home: Path) -> None:
+    asked = ("--refit", "--macs", "0.6", "--step", "0.2", "--align", "1", "--data", "digits", "--calibration", "64")
+    code, out, err = call(
+        *SMALL, "--network", "tiny:Ruled", "--rules", "tiny:RULES", *asked, "--out", "cut", "--json"
+    )  # fmt: skip
+    assert code == 0, err
+    assert "self-test: a is left whole (16 channels)" in err
+    cut = json.loads(out)["cut"]
+    widths = {it["group"]: it["slim"] for it in cut["widths"]}
+    assert set(widths) == {"b", "c"}
+    assert min(widths.values()) < 16
+    assert len(cut["refit"]["steps"]) >= 3
+    assert (
+        len(
+            load_slim(
+                home / "cut" / "slim.safetensors", into=build_network("tiny:Ruled", allow_import=["tiny"])
+            ).model.a.weight
+        )
+        == 16
+    )
+
+
 NAMED = ("cut", "--network", "lenet5", "--out", "out")
+REFIT = (*NAMED, "--data", "digits", "--refit")
 
 
 @pytest.mark.parametrize(
@@ -361,6 +409,12 @@ NAMED = ("cut", "--network", "lenet5", "--out", "out")
         ([*NAMED, "--macs", "0.5", "--data-root", "."], "only together with"),
         ([*NAMED, "--macs", "0.5", "--data", "digits", "--mean", "0.5"], "belong together"),
         ([*NAMED, "--macs", "0.5", "--data", "digits", "--mean", "a", "--std", "1"], "numbers with commas"),
+        ([*REFIT, "--macs", "0.5", "--step", "0"], "Invalid value for --step: expected a share above 0"),
+        ([*REFIT, "--macs", "0.5", "--step", "nan"], "Invalid value for --step: expected a share above 0"),
+        ([*REFIT, "--max-change", "0"], "Invalid value for --max-change: expected a number above 0, got 0"),
+        ([*REFIT, "--max-change", "inf"], "Invalid value for --max-change: expected a number above 0, got inf"),
+        ([*REFIT, "--max-drop", "-1"], "Invalid value for --max-drop: expected a number of at least 0, got -1"),
+        ([*REFIT, "--max-drop", "nan"], "Invalid value for --max-drop: expected a number of at least 0, got nan"),
         ([*NAMED, "--method", "dead"], "name a data set"),
         ([*NAMED, "--macs", "0.5", "--dead-first"], "name a data set"),
         ([*NAMED, "--method", "dead", "--data", "digits", "--macs", "0.5"], "leave it"),
@@ -404,6 +458,12 @@ OWN = (*SMALL, "--out", "out", "--macs", "0.5", "--align", "1")
         (["cut", "--network", "lenet5", *QUICK, "--macs", "0.5", "--out", "full"], "holds other files"),
         (["cut", "--network", "lenet5", *QUICK, "--macs", "0.5", "--out", "tiny.py"], "is a file"),
         ([*OWN, "--input", "1x8x8", "--network", "tiny:nothing_to_prune"], "can be pruned exactly"),
+        (
+            [*OWN, "--data", "digits", "--refit", "--gather", "6"],
+            "cut.gather: 6 reads the channels of 2, and cut.refit",
+        ),
+        ([*OWN, "--data", "images", "--data-root", "nan.npy", "--refit"], "image 3 and 1 more"),
+        ([*OWN, "--data", "images", "--data-root", "tiny.py", "--refit"], "expected a folder of pictures, or an .npy"),
         ([*OWN, "--input", "1x8x8", "--network", "tiny:two_outputs"], "returns a tuple, expected one tensor"),
         ([*OWN, "--input", "1x8x8", "--network", "tiny:logits_and_mask"], "returns a tuple, expected one tensor"),
     ],
@@ -413,6 +473,9 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     call, dense: nn.Module, home: Path, arguments: list[str], said: str
 ) -> None:
     full = others(home)
+    images = np.zeros((8, 1, 8, 8), np.float32)
+    images[[3, 5]] = np.nan
+    np.save(home / "nan.npy", images)
     code, out, err = call(*arguments)
     assert (code, out) == (1, "")
     lines = [line for line in err.splitlines() if not line.startswith(("[", "  "))]  # progress apart

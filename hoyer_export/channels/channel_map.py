@@ -29,7 +29,7 @@ class Member(TensorRecord):
             this group's.
         is_weight: the parameter is the weight of a convolution, linear layer or matrix product; these make up a
             channel's norm (biases and batch-norm parameters do not).
-        reads: the slices multiply the channel's activation in a contraction (a consumer's input slices).
+        reads: the slices multiply the channel's activation in a contraction (a reader's input slices).
     """
 
     parameter: str

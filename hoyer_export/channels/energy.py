@@ -13,24 +13,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from hoyer_export.channels.channel_map import ChannelMap
-from hoyer_export.tensors import named_tensors
+from hoyer_export.channels.reading import Key, LayerCall, Watch
 
 Moments = dict[tuple[str, int], Tensor]
 """(Weight, the dimension that reads) → E[a_i²] of every input index i of the call, [I]."""
 
-READING_DIM: dict[Callable[..., Any], int] = {
-    **dict.fromkeys((F.linear, F.conv1d, F.conv2d, F.conv3d), 1),
-    **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), 0),
-    **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm), 0),
-}
-"""Calls f(input, weight, ...) → the dimension of the weight that reads the input's channels."""
+_PRODUCTS: tuple[Callable[..., Any], ...] = (
+    torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm,
+)  # fmt: skip
 
 
-class InputMoments(TorchFunctionMode):
+class InputMoments(Watch):
     """Measures what readers read while a network runs: ``with moments: model(images)``, as often as one likes.
 
     It looks at the calls and not at modules, so functional ones count too, and shared weights add up. It needs
@@ -43,28 +38,28 @@ class InputMoments(TorchFunctionMode):
     """
 
     def __init__(self, channels: ChannelMap, model: nn.Module) -> None:
-        super().__init__()
-        readers = {m.parameter: m.dim for group in channels.groups for m in group.members if m.reads}
-        self._names = {id(tensor): name for name, tensor in named_tensors(model).items() if name in readers}
+        super().__init__(model, after=self._layer, other=self._product)
+        self._readers = {(m.parameter, m.dim) for group in channels.groups for m in group.members if m.reads}
         self._sums: dict[tuple[str, int], tuple[Tensor, int]] = {}
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        if func in READING_DIM:
-            self._look(READING_DIM[func], *args, **(kwargs or {}))
-        return output
+    def _layer(self, key: Key, call: LayerCall, output: Tensor) -> None:
+        self._look(key[0], call.reading_dim, call.spread(call.input).transpose(0, 1))
+
+    def _product(self, func: Any, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
+        if func in _PRODUCTS:
+            input, weight = (*args, *kwargs.values())[:2]
+            if weight.ndim == 2:
+                self._look(self.names.get(id(weight), ""), 0, input.movedim(-1, 0))
 
     @torch.no_grad()
-    def _look(self, dim: int, input: Tensor, weight: Tensor | None = None, *_: Any, **named: Any) -> None:
-        weight = weight if weight is not None else named.get("other", named.get("mat2"))
-        name = self._names.get(id(weight))
-        if name is None or weight is None or weight.ndim < 2:
-            return
-        axis = input.ndim - 1 if weight.ndim == 2 else input.ndim - weight.ndim + 1
-        rows = input.detach().movedim(axis, -1).reshape(-1, input.shape[axis])
-        squares = torch.linalg.vector_norm(rows, dim=0, dtype=torch.promote_types(input.dtype, torch.float32)).square()
-        total, count = self._sums.get((name, dim), (0, 0))
-        self._sums[name, dim] = (total + squares, count + len(rows))
+    def _look(self, name: str, dim: int, read: Tensor) -> None:
+        """Add what a weight reads, [I, ...]."""
+        if (name, dim) in self._readers:
+            rows = read.detach().reshape(len(read), -1)
+            wide = torch.promote_types(read.dtype, torch.float32)
+            squares = torch.linalg.vector_norm(rows, dim=1, dtype=wide).square()
+            total, count = self._sums.get((name, dim), (0, 0))
+            self._sums[name, dim] = (total + squares, count + rows.shape[1])
 
     def take(self) -> Moments:
         """Return the moments since the last time, and begin anew."""

@@ -1,7 +1,7 @@
 """A union-find over labels: integers that say whose channel an index is, and which of them live or die together.
 
 Every index of every parameter dimension that the network's arithmetic touches gets a label of its own. Operations
-*unite* labels (a residual sum, a consumer's input slice), *tie* the lengths of two axes, or *fix* labels with a reason
+*unite* labels (a residual sum, a reader's input slice), *tie* the lengths of two axes, or *fix* labels with a reason
 (the model's output, layer_norm). Label 0 belongs to no channel: the input image, a constant. What is united with it is
 fixed too. The components are the channels.
 """

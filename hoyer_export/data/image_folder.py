@@ -18,9 +18,10 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extensi
 from torchvision.transforms import v2
 
 from hoyer_export.data.image_file import read_image, why_unreadable
-from hoyer_export.data.splits import Split, hold_out, mixed_seed
+from hoyer_export.data.splits import Split, hold_out
 from hoyer_export.data.unlabelled import pictures
 from hoyer_export.errors import DataError, one_line
+from hoyer_export.random_state import mixed_seed
 
 _LAYOUT = "expected train/CLASS/*.jpg and test/CLASS/*.jpg (or val/) there"
 # Evaluation looks at the middle 224 of an image whose short side is 256, the custom since Krizhevsky et al. 2012.

@@ -69,7 +69,7 @@ def load_data(
     Args:
         name: ``digits`` (ships with scikit-learn), ``mnist``, ``fashion-mnist``, ``cifar10``, ``cifar10-16`` (the
             same images, 2×2 pixels averaged to one, for quick comparisons), ``imagefolder``, or ``images``: pictures
-            without labels, in a folder or as an array in an .npy or .npz file.
+            without labels, in a folder or as an array [N, C, H, W] or [N, H, W, C] in an .npy or .npz file.
         root: folder of the files; none is needed for ``digits``.
         validation: share of the training images that is held out, the same of every class; above 0, below 1.
         seed: decides which images are held out, and with the epoch their order and augmentation.

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hoyer_export.errors import DataError
+from hoyer_export.random_state import seeded_generator
 
 _NAMED = 3
 """Bad images that an error names; it counts the others."""
@@ -109,20 +110,6 @@ class DataSplits:
                 f"cannot read {count} of {self.name}: {', '.join(bad[:_NAMED])}{more}; replace what is damaged, or take"
                 " it out of the folder"
             )
-
-
-def mixed_seed(*key: int) -> int:
-    """Return a seed of 32 bits that depends on ``key`` alone, and is unrelated for neighbouring keys.
-
-    torch's CPU generator looks at 32 bits of its seed only, so the whole key is mixed into them. A trailing 0 changes
-    nothing in a key.
-    """
-    return int(np.random.SeedSequence(key).generate_state(1)[0])
-
-
-def seeded_generator(*key: int) -> torch.Generator:
-    """Return a CPU generator seeded with ``mixed_seed(*key)``."""
-    return torch.Generator().manual_seed(mixed_seed(*key))
 
 
 def batch_indices(count: int, batch_size: int, order: torch.Generator | None) -> list[Tensor]:

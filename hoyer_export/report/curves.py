@@ -74,7 +74,8 @@ def way_down(report: Report) -> Curve | None:
         for step in refit.steps
         if step.lost is not None
     )
-    return Curve(plot, f"{unit[:1].upper()}{unit[1:]} on validation images, at MACs of dense: {points}.")
+    images = "validation images" if refit.lost_by == "accuracy" else "held-out images, without labels"
+    return Curve(plot, f"{unit[:1].upper()}{unit[1:]} on {images}, at MACs of dense: {points}.")
 
 
 def phase_names(report: Report) -> dict[str, str]:

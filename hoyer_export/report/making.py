@@ -24,6 +24,7 @@ class Making:
         strength: of Group-HS on weights; None likewise, and on function.
         norms: what Group-HS acted on, "weights" or "function".
         finetune_epochs: of the slim network; None likewise.
+        method: that chose the channels; None likewise.
         before: channels of all groups.
         after: those that stay.
     """
@@ -34,6 +35,7 @@ class Making:
     strength: float | None
     norms: str
     finetune_epochs: int | None
+    method: str | None
     before: int
     after: int
 
@@ -41,6 +43,11 @@ class Making:
     def group_hs(self) -> bool:
         """Whether Group-HS took part."""
         return self.sparse_epochs != 0 and self.strength != 0
+
+    @property
+    def norms_tell(self) -> bool:
+        """Whether norms say which channels are alive: Group-HS pulled them apart, and no other score chose."""
+        return self.group_hs and self.method in (None, "group-hs", "magnitude")
 
     @property
     def cut(self) -> bool:
@@ -61,7 +68,7 @@ class Making:
 def making(report: Report) -> Making:
     """Return what the report's run did."""
     weights = _key(report, "dense", "weights")
-    strength = _key(report, "sparse", "strength")
+    strength, method = _key(report, "sparse", "strength"), _key(report, "cut", "method")
     return Making(
         dense_epochs=_epochs(report, "dense"),
         weights=weights if isinstance(weights, str) else None,
@@ -69,6 +76,7 @@ def making(report: Report) -> Making:
         strength=float(strength) if isinstance(strength, (int, float)) else None,
         norms=_key(report, "sparse", "norms") or "weights",
         finetune_epochs=_epochs(report, "finetune"),
+        method=method if isinstance(method, str) else None,
         before=sum(group.dense for group in report.cut.widths),
         after=sum(group.slim for group in report.cut.widths),
     )
@@ -141,7 +149,7 @@ def _sparse_words(made: Making) -> str:
 def _before_words(report: Report, made: Making) -> str:
     accuracy, width = report.verify.sparse_accuracy, report.effective_macs
     found = [] if accuracy is None else [f"{percent(accuracy)} test accuracy"]
-    if width is not None:
+    if width is not None and made.norms_tell:
         little = ": Group-HS made next to no channel weak" if changed_little(report) else ""
         found.append(f"{share(width)} of the MACs at effective widths{little}")
     return f"Before the cut: {', '.join(found)}." if found else ""
@@ -152,13 +160,15 @@ def _cut_words(report: Report, made: Making) -> str:
     if not made.cut:
         return f"Nothing was cut: all {exact(made.before)} channels of {groups} stay."
     blocks = f", {aligned_words(report.cut.align)}" if report.cut.align and report.cut.align > 1 else ""
-    method = "zero" if made.group_hs and made.norms == "function" else _key(report, "cut", "method")
+    method = "zero" if made.group_hs and made.norms == "function" else made.method or ""
     chosen = _CHOSEN.get(method, _CHOSEN["group-hs"])
+    taken = sum(step.within for step in report.cut.refit.steps) - 1 if report.cut.refit else 0  # the dense one is first
+    steps = f" in {_counted(taken, 'step')}, each refitted before the next was chosen" if taken > 0 else ""
     first = (
         "Channels that never fire on the calibration images went first. " if _key(report, "cut", "dead_first") else ""
     )
     return (
-        f"{first}{chosen} were zeroed and removed: {exact(made.before)} channels in {groups} became "
+        f"{first}{chosen} were zeroed and removed{steps}: {exact(made.before)} channels in {groups} became "
         f"{exact(made.after)}{blocks}."
     )
 
@@ -203,8 +213,8 @@ def aligned_words(align: int) -> str:
     return f"widths rounded up to whole blocks of {align}{' or to 8' if align == 16 else ''}"
 
 
-def _counted(epochs: int) -> str:
-    return f"{epochs:,} epoch{'' if epochs == 1 else 's'}"
+def _counted(count: int, what: str = "epoch") -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def stage_seconds(report: Report) -> tuple[tuple[str, float | None], ...]:

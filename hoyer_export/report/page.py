@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from hoyer_export.report.curves import phase_names, training_curves, way_down
-from hoyer_export.report.making import aligned_words
+from hoyer_export.report.making import aligned_words, making
 from hoyer_export.report.number_format import WRITTEN, count, milliseconds, percent, points, share, size, times
 from hoyer_export.report.plots import distributions_plot
 from hoyer_export.report.report import Report
@@ -58,7 +58,7 @@ class WidthRow:
 
     Args:
         group: the record.
-        kept: alive and kept.
+        kept: alive and kept; kept, where norms do not say which are alive.
         filled: kept beyond the alive ones, to fill a block.
         dropped: alive, but cut to meet the budget.
         ticks: places of the blocks' ends.
@@ -137,19 +137,21 @@ def _tile(
 
 def width_rows(report: Report) -> tuple[WidthRow, ...]:
     """Return every group's bar, in the network's order."""
-    return tuple(_width_row(group, report.cut.align or 1) for group in report.cut.widths)
+    told = making(report).norms_tell
+    align = report.cut.align or 1
+    return tuple(_width_row(group, group.alive if told else group.slim, align) for group in report.cut.widths)
 
 
-def _width_row(group: GroupWidth, align: int) -> WidthRow:
+def _width_row(group: GroupWidth, alive: int, align: int) -> WidthRow:
     def part(channels: int) -> float:
         return round(100 * min(channels, group.dense) / group.dense, 2)
 
     blocks = range(align, group.dense, align) if align > 1 and group.dense / align <= MOST_TICKS else range(0)
     return WidthRow(
         group=group,
-        kept=part(min(group.alive, group.slim)),
-        filled=part(max(group.slim - group.alive, 0)),
-        dropped=part(max(group.alive - group.slim, 0)),
+        kept=part(min(alive, group.slim)),
+        filled=part(max(group.slim - alive, 0)),
+        dropped=part(max(alive - group.slim, 0)),
         ticks=tuple(part(end) for end in blocks),
     )
 

@@ -167,8 +167,11 @@ def of_dense(report: Report, figure: str) -> float | None:
     return slim / dense if dense else None
 
 
-LOST = {"max_drop": "points of validation accuracy", "max_change": "mean relative change of the outputs"}
-"""What may be lost in a budget that is no share of a cost."""
+LOST = {
+    "max_drop": "points of accuracy on validation images",
+    "max_change": "mean relative change of the outputs on held-out images without labels",
+}
+"""What may be lost in a budget that is no share of a cost, and on which images that was judged."""
 
 
 def budget_words(report: Report) -> str:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import islice
-from math import ceil
+from math import ceil, prod
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.cost import dense_macs, macs_of_keep
 from hoyer_export.channels.norms import channel_norms
-from hoyer_export.channels.trace import trace_channels
+from hoyer_export.channels.trace import ExampleInputs, trace_channels
 from hoyer_export.choices import Method
 from hoyer_export.data.splits import Split
 from hoyer_export.report.number_format import points, share
@@ -37,6 +37,7 @@ from hoyer_export.surgery.extras.folding import Folding, fold_constants
 from hoyer_export.surgery.extras.gather import gather_inputs
 from hoyer_export.surgery.extras.refit import Refit, refit_
 from hoyer_export.surgery.plan import compose
+from hoyer_export.surgery.self_test import without_groups
 from hoyer_export.surgery.step import SlimModel, as_slim
 from hoyer_export.surgery.zero import zero_
 from hoyer_export.tensors import named_tensors, tensors_in
@@ -45,8 +46,8 @@ TRIES = 8
 """Selections before a budget counts as missed: each comes closer by what the one before was off."""
 LABELLED = 5000
 """Validation images on which a drop in accuracy is measured, at most."""
-BATCH = 250
-"""Calibration images at a time."""
+NUMBERS = 2**23
+"""Of the calibration images that are in memory at a time: 2,730 of 3×32×32, 55 of 3×224×224."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def cut_channels(job: Job) -> CutRecord:
     if blocks:
         channels = proved_channels(job, start.model)
     shows = job.has_data and (table.looks_at_images or not job.recipe.finetune.epochs)
-    images = _images(job.data.train, table.images, shuffle=True) if shows else []
+    images = _images(job, job.data.train, shuffle=True) if shows else []
     way = cut_in_steps if table.in_steps else _cut_to_budget
     found = way(job, network, start, channels, images)
     steps, slim, keep = found.steps, found.slim, found.keep
@@ -165,13 +166,19 @@ def cut_in_steps(job: Job, network: nn.Module, start: SlimModel, channels: Chann
     table = job.recipe.cut
     held_out = job.data.validation
     if table.max_drop is None:
-        measured, loss = "outputs", output_change(start.model, _images(held_out, table.images))
+        measured, loss = "outputs", output_change(start.model, _images(job, held_out))
     else:
         measured = "accuracy"
         if job.recipe.dense.file is not None:
             job.progress.note("validation images are training images: given weights may have seen them in training")
-        loss = accuracy_drop(start.model, islice(held_out.batches(BATCH), ceil(LABELLED / BATCH)))
-    dense = dense_macs(channels)
+        size = _batch_size(job)
+        loss = accuracy_drop(start.model, islice(held_out.batches(size), ceil(LABELLED / size)))
+    dense, proved = dense_macs(channels), {group.name for group in channels.groups}
+
+    def trace(model: nn.Module, example: ExampleInputs) -> ChannelMap:
+        traced = trace_channels(model, example, rules=job.rules)
+        refuted = [group.name for group in traced.groups if group.name not in proved]
+        return without_groups(traced, dict.fromkeys(refuted, "refuted by the self-test"))
 
     def told(point: Point) -> None:
         lost = points(-(point.loss or 0.0)) if measured == "accuracy" else f"outputs change by {point.loss:.4f}"
@@ -187,7 +194,7 @@ def cut_in_steps(job: Job, network: nn.Module, start: SlimModel, channels: Chann
         step=table.step,
         seed=job.recipe.seed,
         on_point=told,
-        rules=job.rules,
+        trace=trace,
     )
     slim = replace(found.slim, plan=compose(start.plan, found.slim.plan))
     steps = tuple(StepRecord(macs=it.macs / dense, lost=it.loss, within=it.within) for it in found.curve)
@@ -262,16 +269,22 @@ def _features(model: nn.Module, layer: str) -> int:
     return model.get_parameter(f"{layer}.weight").shape[1]
 
 
-def _images(split: Split, count: int, *, shuffle: bool = False) -> list[Tensor]:
-    """Return batches of ``count`` images, or of all there are, without augmentation."""
-    found = [images for images, _ in islice(split.batches(BATCH, shuffle=shuffle), ceil(count / BATCH))]
-    return [*found[:-1], found[-1][: count - BATCH * (len(found) - 1)]] if found else []
+def _batch_size(job: Job) -> int:
+    """Return how many calibration images go at a time; a refit of one batch takes one run of the network."""
+    return max(2, NUMBERS // prod(job.shape))
+
+
+def _images(job: Job, split: Split, *, shuffle: bool = False) -> list[Tensor]:
+    """Return as many images as calibrate, or all there are, in batches and without augmentation."""
+    size, count = _batch_size(job), job.recipe.cut.images
+    found = [images for images, _ in islice(split.batches(size, shuffle=shuffle), ceil(count / size))]
+    return [*found[:-1], found[-1][: count - size * (len(found) - 1)]] if found else []
 
 
 def _moved(job: Job, dense: nn.Module, zeroed: nn.Module, calibration: list[Tensor]) -> tuple[Moved, ...]:
     if not job.has_data:
         return (_difference("noise", dense, zeroed, [job.example]),)
-    held_out = _images(job.data.validation, job.recipe.cut.images)
+    held_out = _images(job, job.data.validation)
     return _difference("calibration", dense, zeroed, calibration), _difference("held-out", dense, zeroed, held_out)
 
 

@@ -86,9 +86,11 @@ def check(job: Job) -> CheckRecord:
 
     Raises:
         NetworkError: torch.onnx cannot export the network, or nobody could say whether its file meets the budget.
-        RecipeError: the narrowest network costs more than the recipe asks for.
+        RecipeError: the narrowest network costs more than the recipe asks for, or a layer is to be gathered whose
+            inputs a refit makes others.
     """
     started = time.perf_counter()
+    check_gather(job)
     if job.recipe.trains:  # what is exported at once need not be tried before
         check_export(job)
     return CheckRecord(least=check_budget(job), seconds=time.perf_counter() - started)
@@ -125,6 +127,18 @@ def macs_in_torch(network: nn.Module, example: Tensor) -> TorchMacs:
 def uncounted_words(uncounted: Mapping[str, int]) -> str:
     """Return what is not counted, e.g. ``2 × DeformConv, 1 × Loop``."""
     return ", ".join(f"{calls} × {name}" for name, calls in uncounted.items())
+
+
+def check_gather(job: Job) -> None:
+    """Refuse a refit beside a ``Gather`` in front of a layer that reads channels: what is left gets weights anew."""
+    table = job.recipe.cut
+    readers = {m.parameter: group.name for group in job.channels.groups for m in group.members if m.reads}
+    for layer in table.gather if table.refit else ():
+        if f"{layer}.weight" in readers:
+            raise RecipeError(
+                f"cut.gather: {layer} reads the channels of {readers[f'{layer}.weight']}, and cut.refit gives what is"
+                " left of them new weights; gather layers that read the network's input, or leave one of the two out"
+            )
 
 
 def check_budget(job: Job) -> float | None:

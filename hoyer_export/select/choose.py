@@ -17,7 +17,7 @@ from hoyer_export.errors import HoyerExportError
 from hoyer_export.select.align import Keep, aligned_keep
 from hoyer_export.select.budget import MACS, PARAMS, Budget
 from hoyer_export.select.scores import channel_scores
-from hoyer_export.surgery.extras.dead_channels import CalibrationInputs
+from hoyer_export.surgery.extras.calibration import CalibrationInputs
 from hoyer_export.tensors import TensorRecord
 
 _SHOWN = 20

@@ -5,25 +5,25 @@ what its channels do now. The way down is a curve of MACs and loss; a budget in 
 """
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from math import inf
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.cost import dense_macs, macs_of_keep
-from hoyer_export.channels.energy import InputMoments
-from hoyer_export.channels.rules import Rules
-from hoyer_export.channels.trace import trace_channels
-from hoyer_export.errors import HoyerExportError
+from hoyer_export.channels.trace import ExampleInputs, trace_channels
+from hoyer_export.errors import DataError, HoyerExportError, NetworkError
 from hoyer_export.modes import kept_modes
 from hoyer_export.select.align import Keep, aligned_keep, least_keep
 from hoyer_export.select.budget import MACS, Budget
 from hoyer_export.select.choose import meet
-from hoyer_export.select.function import function_scores, scores_from
+from hoyer_export.select.function import function_scores
 from hoyer_export.surgery.cut import cut
-from hoyer_export.surgery.extras.dead_channels import CalibrationInputs, as_batches
+from hoyer_export.surgery.extras.calibration import CalibrationInputs, as_batches, run_each
 from hoyer_export.surgery.extras.refit import DenseOutputs, Refit, refit_
 from hoyer_export.surgery.plan import PruningPlan
 from hoyer_export.surgery.step import SlimModel
@@ -32,6 +32,9 @@ from hoyer_export.tensors import TensorRecord, tensors_in
 
 Loss = Callable[[nn.Module], float]
 """What a smaller network has lost, e.g. ``accuracy_drop`` or ``output_change``; less is better."""
+
+Trace = Callable[[nn.Module, ExampleInputs], ChannelMap]
+"""Model and example inputs → its channels."""
 
 _FINEST = 8
 """A budget in accuracy is met to this part of a step."""
@@ -74,7 +77,7 @@ def cut_and_refit(
     step: float = 0.05,
     seed: int = 0,
     on_point: Callable[[Point], None] = lambda point: None,
-    rules: Rules | None = None,
+    trace: Trace = trace_channels,
 ) -> Shrunk:
     """Take channels out in steps, by function, and refit after each, without labels and without training.
 
@@ -88,18 +91,21 @@ def cut_and_refit(
         step: share of the dense MACs that goes at once.
         seed: of the places that layers are refitted at.
         on_point: is told every network that is tried.
-        rules: as for ``trace_channels``.
+        trace: finds the channels of the network and of every smaller one; what it calls unprunable stays whole. With
+            rules of your own, ``partial(hx.trace_channels, rules=...)``.
 
     Raises:
         HoyerExportError: there is nothing to stop at, a number is out of range, or the MACs cannot be reached.
         CutRefused, DataError, NetworkError: as ``cut`` and ``refit_``.
     """
-    if macs is None and (loss is None or at_most is None):
+    if (macs is None and at_most is None) or (at_most is not None and loss is None):
         raise HoyerExportError("give macs, the share to stop at, or loss and at_most, or all three")
+    if at_most is not None and not 0 <= at_most < inf:
+        raise HoyerExportError(f"at_most is what may be lost, 0 or more, got {at_most!r}")
     if not 0 < step <= 1:
         raise HoyerExportError(f"step is a share of the dense MACs, above 0 and at most 1, got {step!r}")
     targets = DenseOutputs(model, batches, seed=seed)
-    state = _Walk.start(model, targets, align, rules)
+    state = _Walk.start(model, targets, align, trace)
     dense = state.macs
     if macs is not None:  # said before any work
         meet(state.channels, state.scores, align, Budget(MACS, macs))
@@ -130,16 +136,16 @@ class _Walk:
     scores: dict[str, Tensor]
     keep: Keep
     align: int
-    rules: Rules | None = None
+    trace: Trace
     refit: Refit | None = None
 
     @staticmethod
-    def start(model: nn.Module, targets: DenseOutputs, align: int, rules: Rules | None) -> "_Walk":
+    def start(model: nn.Module, targets: DenseOutputs, align: int, trace: Trace) -> "_Walk":
         slim = SlimModel(copy.deepcopy(model).eval(), PruningPlan())
-        channels = trace_channels(slim.model, _example(targets), rules=rules)
-        scores, _ = function_scores(channels, slim.model, targets.inputs)
+        channels = trace(slim.model, targets.example)
+        scores, _ = function_scores(channels, slim.model, targets.batches)
         keep = {group.name: torch.arange(group.width) for group in channels.groups}
-        return _Walk(slim, channels, scores, keep, align, rules)
+        return _Walk(slim, channels, scores, keep, align, trace)
 
     @property
     def macs(self) -> int:
@@ -156,12 +162,10 @@ class _Walk:
         stay = aligned_keep(self.channels, self.scores, threshold, self.align)
         zeroed = replace(self.slim, model=copy.deepcopy(self.slim.model))
         zero_(zeroed.model, self.channels, stay)
-        slim = cut(zeroed, self.channels, stay, _example(targets))
-        channels = trace_channels(slim.model, _example(targets), rules=self.rules)
-        moments = InputMoments(channels, slim.model)
-        with moments:  # what readers read once they are refitted
-            refit = refit_(slim, targets)
-        scores, _ = scores_from(moments.take(), channels, slim.model)
+        slim = cut(zeroed, self.channels, stay, targets.example)
+        channels = self.trace(slim.model, targets.example)
+        refit = refit_(slim, targets)
+        scores, _ = function_scores(channels, slim.model, targets.batches)
         keep = {name: kept[stay[name]] if name in stay else kept for name, kept in self.keep.items()}
         last, first = refit.slim, self.slim
         slim = replace(  # the largest errors of all steps so far
@@ -169,27 +173,30 @@ class _Walk:
             max_rel_error=max(first.max_rel_error or 0.0, last.max_rel_error or 0.0),
             delivered_rel_error=max(first.delivered_rel_error or 0.0, last.delivered_rel_error or 0.0),
         )
-        return _Walk(slim, channels, scores, keep, self.align, self.rules, refit)
-
-
-def _example(targets: DenseOutputs) -> tuple[Tensor, ...]:
-    return tuple(tensor[:2] for tensor in targets.inputs[0])
+        return _Walk(slim, channels, scores, keep, self.align, self.trace, refit)
 
 
 def output_change(dense: nn.Module, batches: CalibrationInputs) -> Loss:
     """Return the loss of a network that is the mean over images of ‖y − y_dense‖ / ‖y_dense‖, without labels.
 
+    y: all outputs of an image. Where those of the dense network are all 0, an image counts as 0 if they still are, else
+    as 1.
+
     Args:
         dense: the network before the cut.
         batches: images that did not calibrate.
+
+    Raises:
+        DataError, NetworkError: there is no batch, or the network does not run on one; when the loss is asked for, too.
     """
-    held = [tuple(batch) for batch in as_batches(batches)]
-    expected = [_outputs(dense, batch) for batch in held]
+    held = list(as_batches(batches))
+    expected = list(_rows(dense, held))
 
     def loss(model: nn.Module) -> float:
-        changes = [
-            (_outputs(model, batch) - y).norm(dim=1) / y.norm(dim=1) for batch, y in zip(held, expected, strict=True)
-        ]
+        changes = []
+        for y, before in zip(_rows(model, held), expected, strict=True):
+            change, size = (y - before).norm(dim=1), before.norm(dim=1)
+            changes.append(torch.where(size > 0, change / size, (change != 0).double()))
         return float(torch.cat(changes).mean())
 
     return loss
@@ -199,22 +206,51 @@ def accuracy_drop(dense: nn.Module, labelled: Iterable[tuple[Tensor, Tensor]]) -
     """Return the loss of a network that is the points of top-1 accuracy which it lost against the dense one.
 
     Args:
-        dense: the network before the cut.
-        labelled: batches of images and classes, which neither calibrated nor trained the dense network.
+        dense: the network before the cut, which returns logits [N, classes].
+        labelled: batches of images and classes [N], which neither calibrated nor trained the dense network.
+
+    Raises:
+        DataError, NetworkError: there is no batch, or it is none of images and classes; the network does not run on
+            one, or returns something else than logits. When the loss is asked for, too.
     """
     held = list(labelled)
+    for batch in held:
+        if not isinstance(batch, tuple | list) or len(batch) != 2 or not all(isinstance(it, Tensor) for it in batch):
+            raise DataError("accuracy_drop needs batches (images [N, ...], classes [N]), got something else")
+        if batch[1].shape != batch[0].shape[:1]:
+            got = f"labels {list(batch[1].shape)} of images {list(batch[0].shape)}"
+            raise DataError(f"top-1 needs one class an image, got {got}; give output_change, which needs no labels")
 
     def accuracy(model: nn.Module) -> float:
-        right = sum(int((_outputs(model, (images,)).argmax(1) == targets).sum()) for images, targets in held)
+        right = 0
+        for outputs, (_, targets) in zip(_returned(model, [images for images, _ in held]), held, strict=True):
+            if not isinstance(outputs, Tensor) or outputs.ndim != 2:
+                got = list(outputs.shape) if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
+                raise NetworkError(
+                    f"top-1 needs logits [N, classes], the network returns {got}; give output_change, which takes all"
+                    " outputs, or a loss of your own"
+                )
+            right += int((outputs.argmax(1).cpu() == targets.cpu()).sum())
         return 100 * right / sum(len(targets) for _, targets in held)
 
     before = accuracy(dense)
     return lambda model: before - accuracy(model)
 
 
-def _outputs(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
-    """Return all outputs of a model in eval mode, one row an image."""
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    with torch.no_grad(), kept_modes(model):
-        outputs = model.eval()(*(tensor.to(device) for tensor in batch))
-    return torch.cat([tensor.flatten(1).cpu() for tensor in tensors_in(outputs)], 1)
+def _returned(model: nn.Module, batches: CalibrationInputs) -> Iterator[Any]:
+    """Yield what a model returns in eval mode."""
+    with kept_modes(model):
+        yield from run_each(model.eval(), batches)
+
+
+def _rows(model: nn.Module, batches: list[tuple[Tensor, ...]]) -> Iterator[Tensor]:
+    """Yield all outputs of a model in eval mode, one row an image, float64."""
+    for (images, *_), outputs in zip(batches, _returned(model, batches), strict=True):
+        tensors = [tensor.cpu().double() for tensor in tensors_in(outputs)]
+        if not tensors or any(tensor.shape[:1] != images.shape[:1] for tensor in tensors):
+            shapes = ", ".join(str(list(tensor.shape)) for tensor in tensors) or "none"
+            raise NetworkError(
+                f"output_change compares outputs [{len(images)}, ...] of {len(images)} images, the network returns"
+                f" {shapes}; give a loss of your own"
+            )
+        yield torch.cat([tensor.reshape(len(images), -1) for tensor in tensors], 1)

@@ -10,7 +10,7 @@ from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.cost import marginal_macs
 from hoyer_export.channels.energy import InputMoments, Moments, energy_shares
 from hoyer_export.channels.norms import channel_norms
-from hoyer_export.surgery.extras.dead_channels import CalibrationInputs, run_each
+from hoyer_export.surgery.extras.calibration import CalibrationInputs, watch_each
 from hoyer_export.tensors import named_tensors
 
 MACS_POWER = 1.0
@@ -34,18 +34,13 @@ def function_scores(
         Group name → float64 [width] on the CPU, and the names of the groups that were not measured.
 
     Raises:
-        DataError: there is no batch.
+        DataError: there is no batch, or one holds something else than finite numbers.
         NetworkError: the model does not run on a batch.
     """
     network = copy.deepcopy(model).eval()
     moments = InputMoments(channels, network)
-    run_each(network, inputs, moments)
-    return scores_from(moments.take(), channels, model)
-
-
-def scores_from(moments: Moments, channels: ChannelMap, model: nn.Module) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Return the same from moments that were measured already."""
-    energies, missing = energies_from(moments, channels, named_tensors(model))
+    watch_each(network, inputs, moments)
+    energies, missing = energies_from(moments.take(), channels, named_tensors(model))
     prices = channel_prices(channels)
     return {name: energy / prices[name] for name, energy in energies.items()}, missing
 

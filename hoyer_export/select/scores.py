@@ -16,7 +16,8 @@ from hoyer_export.channels.channel_map import ChannelGroup, ChannelMap
 from hoyer_export.channels.norms import channel_norms
 from hoyer_export.errors import HoyerExportError
 from hoyer_export.select.function import function_scores
-from hoyer_export.surgery.extras.dead_channels import CalibrationInputs, as_batches, firing_channels
+from hoyer_export.surgery.extras.calibration import CalibrationInputs, as_batches
+from hoyer_export.surgery.extras.dead_channels import firing_channels
 from hoyer_export.surgery.zero import live_channels
 from hoyer_export.tensors import named_tensors
 
@@ -58,7 +59,8 @@ def channel_scores(
         # A second to import, and only this method needs it.
         from hoyer_export.select.rival import group_importance
 
-        scores = group_importance(model, _first_image(inputs), channels)
+        first = next(iter(as_batches(inputs)))
+        scores = group_importance(model, tuple(tensor[:1] for tensor in first), channels)
     for name, score in scores.items():
         if not bool(score.isfinite().all()):
             raise HoyerExportError(f"the weights of channel group {name!r} are not finite: train the network again")
@@ -80,9 +82,3 @@ def _is_live(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> Tensor:
     live = torch.zeros(group.width, dtype=torch.bool)
     live[list(live_channels(group, torch.arange(group.width), tensors))] = True
     return live
-
-
-def _first_image(inputs: CalibrationInputs) -> tuple[Tensor, ...]:
-    for batch in as_batches(inputs):
-        return tuple(tensor[:1] for tensor in batch)
-    raise HoyerExportError("expected at least one batch of inputs, got none")

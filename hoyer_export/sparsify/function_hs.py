@@ -115,7 +115,7 @@ class FunctionHS:
 
         def begin(*_: object) -> None:
             if self._is_due:
-                self._moments.__enter__()  # type: ignore[no-untyped-call]
+                self._moments.__enter__()
 
         def end(*_: object) -> None:
             if self._is_due:

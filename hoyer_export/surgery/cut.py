@@ -1,7 +1,7 @@
 """Take channels out of a network, exactly or not at all.
 
 Before: every removed channel is exactly zero in every parameter that it owns a slice of, or it is unread: all of
-its consumer slices are zero. After: the slim network and the given one agree in float64 on the example inputs and on
+its reader slices are zero. After: the slim network and the given one agree in float64 on the example inputs and on
 noise. Where either fails the cut is refused, and the argument is as it was.
 """
 
@@ -35,7 +35,7 @@ def cut(
 
     Args:
         model: a model whose channels outside ``keep`` are exactly zero (see ``zero_``), or unread: all of their
-            consumer slices are zero. A ``SlimModel`` is cut further, and its plan goes on.
+            reader slices are zero. A ``SlimModel`` is cut further, and its plan goes on.
         channels: its channel map.
         keep: group name → sorted int64 indices of the channels that stay; a group that is not named stays whole.
         example_inputs: what the model is called with.

@@ -13,7 +13,7 @@ from hoyer_export.tensors import named_tensors
 def zero_(model: nn.Module, channels: ChannelMap, keep: Mapping[str, Tensor]) -> None:
     """Set every slice of every channel that is not in ``keep`` to zero, in place.
 
-    All members of a channel go: its filter, bias, batch-norm γ, β and running mean, and every consumer's slice. A
+    All members of a channel go: its filter, bias, batch-norm γ, β and running mean, and every reader's slice. A
     running variance becomes 1, so that nothing is ever divided by zero.
 
     Args:
@@ -39,7 +39,7 @@ def zero_(model: nn.Module, channels: ChannelMap, keep: Mapping[str, Tensor]) ->
 def live_channels(group: ChannelGroup, gone: Tensor, tensors: Mapping[str, Tensor]) -> dict[int, tuple[Member, int]]:
     """Return which channels cannot be taken out as they are: they are neither exactly zero nor unread.
 
-    A channel is *unread* where all of its consumer slices are zero, whatever its filter, γ and β are.
+    A channel is *unread* where all of its reader slices are zero, whatever its filter, γ and β are.
 
     Args:
         group: the channel group.

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from hoyer_export.data.splits import batch_indices, hold_out, mixed_seed, seeded_generator
+from hoyer_export.data.splits import batch_indices, hold_out
 from hoyer_export.errors import DataError
+from hoyer_export.random_state import mixed_seed, seeded_generator
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,13 @@ def told(report: Report) -> dict[str, str]:
     return {"card": before + rest[rest.index("Machine:") :], "page": page.partition("Recipe, as resolved")[0]}
 
 
+REFIT = {
+    **{"refitted": 19, "left": {}, "images": 1024, "wanted": 90, "lost_by": "accuracy"},
+    "steps": [
+        {"macs": macs, "lost": lost, "within": lost < 1}
+        for macs, lost in ((1.0, 0.0), (0.8, 0.2), (0.5, 0.5), (0.4, 2.0))
+    ],
+}
 CLAIMS: list[tuple[str, dict[str, Any], list[str], list[str]]] = [
     (
         "as it should be",
@@ -118,6 +125,28 @@ CLAIMS: list[tuple[str, dict[str, Any], list[str], list[str]]] = [
         {"export.budget.asked": {"threshold": 0.25}},
         ["channels below 0.25 of the natural threshold were to go"],
         ["budget met"],
+    ),
+    (
+        "a network that nobody regularised, cut in steps as far as accuracy allows",
+        {
+            "recipe.sparse.epochs": 0,
+            "recipe.cut": {"method": "function", "refit": True, "max_drop": 1.0},
+            "cut.refit": REFIT,
+            "export.budget": {"asked": {"max_drop": 1.0}, "met": True, "reached": {"max_drop": 0.5}},
+        },
+        [
+            "Before the cut: 88.61 % test accuracy.",
+            "were zeroed and removed in 2 steps, each refitted before the next was chosen: 448 channels",
+            "19 weights were refitted by least squares on 1,024 images without labels",
+            "at most 1 points of accuracy on validation images asked, 0.5 lost at 49.6 % of the dense MACs",
+        ],
+        ["alive, removed", "alive and kept", "46.3 %", "strongest of the weak"],
+    ),
+    (
+        "as far as the outputs allow",
+        {"export.budget": {"asked": {"max_change": 0.02}, "met": True, "reached": {"max_change": 0.01}}},
+        ["at most 0.02 mean relative change of the outputs on held-out images without labels asked, 0.01 lost"],
+        [],
     ),
     (
         "a missed budget",

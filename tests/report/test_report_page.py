@@ -8,6 +8,7 @@ import example_reports
 import pytest
 
 from hoyer_export.report import number_format as written
+from hoyer_export.report.making import making
 from hoyer_export.report.page import margin, render_page, tiles, width_rows
 from hoyer_export.report.report import Report
 from hoyer_export.report.summary import Step
@@ -139,10 +140,11 @@ def numbers_of(report: Report) -> list[str]:
                 found.append(f"{latency.blocked_convs.blocked} of {latency.blocked_convs.total}")
     if report.verify.sparse_accuracy is not None:
         found.append(written.percent(report.verify.sparse_accuracy))
-    if report.effective_macs is not None:
+    told = making(report).norms_tell
+    if report.effective_macs is not None and told:
         found.append(written.share(report.effective_macs))
     for width in report.cut.widths:
-        found += [str(width.dense), str(width.alive), str(width.slim)]
+        found += [str(width.dense), *([str(width.alive)] if told else []), str(width.slim)]
     found += [written.duration(seconds) for seconds in report.seconds.values() if seconds != 0]
     return [*found, *report.environment.versions.values()]
 

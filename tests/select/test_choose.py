@@ -155,7 +155,7 @@ def test_the_rival_ranks_by_its_own_scores_and_everything_else_is_equal() -> Non
         ({"threshold": True}, "natural"),
         ({"macs": 0.5, "method": "taylor"}, "one of group-hs, magnitude, function, dead, zero, got 'taylor'"),
         ({"macs": 0.5, "method": "magnitude"}, "'magnitude' needs inputs"),
-        ({"macs": 0.5, "method": "magnitude", "inputs": []}, "at least one batch of inputs"),
+        ({"macs": 0.5, "method": "magnitude", "inputs": []}, "got no batch"),
         ({"threshold": "natural", "method": "magnitude", "inputs": IMAGE}, "give magnitude a number"),
         ({"macs": 0.01}, r"cannot be met: with align = 16 the least that can be reached is 0\.\d+"),
     ],

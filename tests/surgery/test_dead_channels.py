@@ -168,11 +168,11 @@ def products_of_activations(n: networks.Net, x: Tensor) -> Tensor:
 
 
 UNSEEN = {
-    "a consumer that computes its weight": lambda: networks.Net(
+    "a reader that computes its weight": lambda: networks.Net(
         lambda n, x: n.fc(n.b(F.relu(n.a(x))).mean((2, 3))),
         a=networks.conv(3, 8), b=Standardised(8, 6, 3), fc=nn.Linear(6, 5),
     ),
-    "a consumer that is a matrix product": lambda: networks.Net(
+    "a reader that is a matrix product": lambda: networks.Net(
         lambda n, x: n.fc((F.relu(n.a(x)).mean((2, 3)) @ n.w.t()).relu()),
         a=networks.conv(3, 8), w=nn.Parameter(torch.randn(10, 8)), fc=nn.Linear(10, 5),
     ),

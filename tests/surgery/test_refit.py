@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 import hoyer_export as hx
 import hoyer_export.surgery.extras.refit as refit_module
-from hoyer_export.surgery.extras.refit import DenseOutputs, Refit, _LeastSquares, refit_
+from hoyer_export.surgery.extras.least_squares import LeastSquares
+from hoyer_export.surgery.extras.refit import DenseOutputs, Refit, refit_
 
 IMAGES = torch.randn(48, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -68,6 +69,8 @@ CONVOLUTIONS = {
 def test_combinations_of_kept_channels_are_restored(name: str) -> None:
     torch.manual_seed(0)
     dims, a, b = copy.deepcopy(CONVOLUTIONS[name])
+    for layer in (a, b):
+        layer.reset_parameters()  # the same ones every time
     images = torch.randn(48, 3, *[9 if dims < 3 else 5] * dims, dtype=torch.float64)
     if "groups" in name or name == "grouped":  # each group's second half of its own first half
         with torch.no_grad():
@@ -108,7 +111,8 @@ def shared() -> networks.Net:
 def test_a_layer_that_is_called_twice_gets_one_fit() -> None:
     model = shared()
     slim = halved(model, IMAGES.double())
-    assert {"b.weight", "fc.weight"} <= set(refit_(slim, model, IMAGES.double(), ridge=1e-14).refitted)
+    found = refit_(slim, model, IMAGES.double().split(20), ridge=1e-14)
+    assert {"b.weight", "fc.weight"} <= set(found.refitted)
     assert difference(model, slim.model, IMAGES.double().flip(2)) < 1e-6
 
 
@@ -193,7 +197,7 @@ def test_what_cannot_be_refitted_stays_and_is_named() -> None:
 
 
 def test_samples_are_held_only_while_they_are_fewer_than_unknowns(monkeypatch: pytest.MonkeyPatch) -> None:
-    fit = _LeastSquares(centred=True)
+    fit = LeastSquares(centred=True)
     x, y = torch.randn(60, 1, 9), torch.randn(60, 1, 4)
     for part in range(0, 60, 6):
         fit.add(x[part : part + 6], y[part : part + 6])
@@ -240,3 +244,139 @@ def test_inputs_that_do_not_vary_leave_the_weights_as_they_were(value: float) ->
     before = slim.model[2].weight.clone()
     hx.refit_(slim, model, torch.full((100, 3), value))
     torch.testing.assert_close(slim.model[2].weight, before, atol=1e-4, rtol=1e-4)
+
+
+def test_a_batch_norm_takes_no_constant_where_the_output_goes_elsewhere_too() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.bn = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 1, bias=False), nn.BatchNorm2d(6)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = self.b(self.a(x).relu())
+            return self.bn(y), y
+
+    torch.manual_seed(0)
+    model = Both().double().eval()
+    slim = halved(model, IMAGES.double())
+    refit_(slim, model, IMAGES.double())
+    assert torch.equal(slim.model.bn.running_mean, model.bn.running_mean)
+
+
+def tokens_first() -> networks.Net:
+    torch.manual_seed(0)
+    return networks.Net(
+        lambda n, x: n.fc(F.relu(n.b(n.a(x).flatten(2).permute(2, 0, 1))).mean(0)),
+        a=repeated_(nn.Conv2d(3, 8, 1)), b=nn.Linear(8, 6), fc=nn.Linear(6, 5),
+    )  # fmt: skip
+
+
+def windows() -> networks.Net:
+    def wiring(n: networks.Net, x: Tensor) -> Tensor:
+        rows = n.a(x).permute(2, 0, 1, 3).flatten(0, 1)  # [H · N, C, W]
+        return n.fc(F.relu(n.b(rows)).unflatten(0, (-1, len(x))).mean((0, 3)))
+
+    torch.manual_seed(0)
+    return networks.Net(wiring, a=repeated_(nn.Conv2d(3, 8, 1)), b=nn.Conv1d(8, 6, 3), fc=nn.Linear(6, 5))
+
+
+@pytest.mark.parametrize("made", [tokens_first, windows])
+def test_places_belong_to_the_same_image_in_both_networks_whatever_axis_the_batch_is(
+    made: Callable[[], networks.Net],
+) -> None:
+    model, images = made().double().eval(), IMAGES.double()
+    slim = halved(model, images)
+    refit_(slim, model, images.split(20), positions=5, ridge=1e-14)
+    assert difference(model, slim.model, images.flip(2)) < 1e-6
+
+
+def test_only_the_slim_record_says_what_was_cut() -> None:
+    model = networks.chain().eval()
+    slim = halved(model, IMAGES)
+    with pytest.raises(hx.HoyerExportError, match=r"a SlimModel \(slim, not slim.model\), got Net"):
+        refit_(slim.model, model, IMAGES)  # type: ignore[arg-type]
+
+
+def test_a_layer_behind_a_product_of_cut_channels_is_refitted() -> None:
+    torch.manual_seed(0)
+    model = networks.labelled_products().eval()
+    channels = hx.trace_channels(model, IMAGES[:2])
+    name = next(group.name for group in channels.groups if "q.weight" in {m.parameter for m in group.members})
+    slim = halved(model, IMAGES, name)
+    before = difference(model, slim.model, IMAGES.flip(2))
+    result = refit_(slim, model, IMAGES)
+    assert "c.weight" in result.refitted, "no weight of it was cut, but what it reads is another now"
+    assert difference(model, slim.model, IMAGES.flip(2)) < before
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_images_that_are_not_finite_are_named(wrong: float) -> None:
+    model = networks.chain().eval()
+    images = IMAGES.clone()
+    images[21, 0, 3, 3] = wrong
+    channels = hx.trace_channels(model, IMAGES[:2])
+    for call in (
+        lambda: refit_(halved(model, IMAGES), model, images.split(16)),
+        lambda: hx.select_channels(channels, model, macs=0.5, method="function", inputs=images.split(16)),
+    ):
+        with pytest.raises(hx.DataError, match=r"must be finite: batch 1, counted from 0, image 5$"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("batches", "said"),
+    [
+        (7, "got int"),
+        ("images", "got str"),
+        (None, "got NoneType"),
+        (["images"], "batch 0 holds str"),
+        ([torch.zeros(())], r"batch 0 holds a tensor \[\]"),
+        ([IMAGES, torch.zeros(0, 3, 12, 12)], r"batch 1 holds a tensor \[0, 3, 12, 12\]"),
+        ([IMAGES[:, 0]], "does not run on a calibration batch of shape 2×12×12"),
+    ],
+)
+def test_what_is_no_batch_is_said_in_one_line(batches: object, said: str) -> None:
+    model = networks.chain().eval()
+    with pytest.raises(hx.HoyerExportError, match=said) as caught:
+        refit_(halved(model, IMAGES), model, batches)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+def test_a_transposed_convolution_of_which_only_outputs_went_is_not_named() -> None:
+    torch.manual_seed(0)
+    model = networks.Net(
+        lambda n, x: n.fc(n.b(n.a(x)).relu().mean((2, 3))),
+        a=networks.conv(3, 8), b=nn.ConvTranspose2d(8, 6, 3, stride=2, output_padding=1), fc=nn.Linear(6, 5),
+    ).eval()  # fmt: skip
+    result = refit_(halved(model, IMAGES, "b"), model, IMAGES)
+    assert (result.refitted, result.left) == (("fc.weight",), {})
+
+
+class Remembers(nn.Module):
+    """A network that keeps a part of its forward in itself, as those with hooks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = repeated_(networks.conv(3, 8)), networks.conv(8, 8), networks.conv(8, 5)
+        self.largest = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.largest = max(self.largest, len(x))
+        self.kept = self.a(x)
+        y = self.b(self.kept.relu())
+        return self.c(y + self.kept).mean((2, 3))
+
+
+def test_batches_go_one_by_one_and_give_what_one_batch_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, images = Remembers().double().eval(), IMAGES.double()
+    slims = [halved(model, images, "a") for _ in range(3)]
+    refit_(slims[0], model, images, positions=10**6)
+    refit_(slims[1], model, images.split(20), positions=10**6)
+    monkeypatch.setattr(refit_module, "_HELD", 1)  # outputs of one layer at a time
+    refit_(slims[2], model, images.split(20), positions=10**6)
+    whole = slims[0].model.state_dict()
+    for slim in slims[1:]:
+        for name, tensor in slim.model.state_dict().items():
+            torch.testing.assert_close(tensor, whole[name], rtol=1e-6, atol=1e-8)
+    assert slims[1].model.largest == 20

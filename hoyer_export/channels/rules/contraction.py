@@ -1,7 +1,7 @@
-"""Convolutions, linear and recurrent layers: Σ over channels of (consumer slice · activation).
+"""Convolutions, linear and recurrent layers: Σ over channels of (reader slice · activation).
 
 They unite the channels of the input with the weight's input slices and hand on the weight's output channels. A
-removed channel leaves no trace, because its consumer slice is zero and its activation finite.
+removed channel leaves no trace, because its reader slice is zero and its activation finite.
 """
 
 from math import prod

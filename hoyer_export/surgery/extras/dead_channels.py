@@ -1,37 +1,27 @@
 """Channels of a trained network that never fire: exactly zero wherever they are read, on every calibration image.
 
-A consumer computes y = Σ_c w_c · a_c. Where a_c = 0 at every consumer of channel c, zeroing the channel adds the same
+A reader computes y = Σ_c w_c · a_c. Where a_c = 0 at every reader of channel c, zeroing the channel adds the same
 zeros: no output moves on these images, not by a bit. On other images it may: that has to be measured.
 
-Every convolution and linear layer is looked at while the model runs, by its weight. A group of which some consumer is
+Every convolution and linear layer is looked at while the model runs, by its weight. A group of which some reader is
 of another kind, or computes its weight first, cannot be seen: all of its channels count as firing.
 """
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from hoyer_export.channels.channel_map import ChannelGroup, ChannelMap
-from hoyer_export.errors import DataError, NetworkError, one_line
-from hoyer_export.tensors import named_tensors, tensors_in
-
-CalibrationInputs = Tensor | Iterable[Tensor | tuple[Tensor, ...]]
-"""One batch, or several; a network of several inputs takes a tuple of tensors a batch."""
-
-# Which dimension of the weight reads the input's channels.
-_CONSUMERS: dict[Callable[..., Any], int] = {
-    **dict.fromkeys((F.linear, F.conv1d, F.conv2d, F.conv3d), 1),
-    **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), 0),
-}
+from hoyer_export.channels.reading import Key, LayerCall, Watch
+from hoyer_export.surgery.extras.calibration import CalibrationInputs, watch_each
+from hoyer_export.tensors import tensors_in
 
 
 def firing_channels(model: nn.Module, channels: ChannelMap, inputs: CalibrationInputs) -> dict[str, Tensor]:
-    """Find the channels that some consumer gets as anything but zero on some calibration image.
+    """Find the channels that some reader gets as anything but zero on some calibration image.
 
     The model runs in eval mode on a copy; the model itself is not touched.
 
@@ -44,85 +34,42 @@ def firing_channels(model: nn.Module, channels: ChannelMap, inputs: CalibrationI
         Group name → bool [width]; True also where it cannot be seen.
 
     Raises:
-        DataError: there is no batch.
+        DataError: there is no batch, or one holds something else than finite numbers.
         NetworkError: the model does not run on a batch.
     """
     network = copy.deepcopy(model).eval()
-    consumers = _Consumers(network)
-    run_each(network, inputs, consumers)
-    return {group.name: consumers.firing(group) for group in channels.groups}
+    read = _Read(network)
+    watch_each(network, inputs, read.watch)
+    return {group.name: read.firing(group) for group in channels.groups}
 
 
-def run_each(model: nn.Module, inputs: CalibrationInputs, watched_by: TorchFunctionMode) -> None:
-    """Run a model as it is on every batch, moved to its device, inside a mode that watches.
-
-    Raises:
-        DataError: there is no batch.
-        NetworkError: the model does not run on a batch.
-    """
-    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-    seen = 0
-    with torch.no_grad():
-        for batch in as_batches(inputs):
-            tensors = tuple(tensor.to(device) for tensor in batch)
-            try:
-                with watched_by:
-                    model(*tensors)
-            except Exception as error:
-                shapes = ", ".join("×".join(map(str, tensor.shape)) for tensor in tensors)
-                raise NetworkError(
-                    f"the network does not run on a calibration batch of shape {shapes} ({one_line(error)}); give"
-                    " batches of what it is called with, without labels"
-                ) from error
-            seen += 1
-    if not seen:
-        raise DataError("expected calibration images, got no batch; give inputs=[images, ...]")
-
-
-def as_batches(inputs: CalibrationInputs) -> Iterable[tuple[Tensor, ...]]:
-    """Yield every batch as the arguments that the network is called with."""
-    for batch in [inputs] if isinstance(inputs, Tensor) else inputs:
-        yield batch if isinstance(batch, tuple) else (batch,)
-
-
-class _Consumers(TorchFunctionMode):
-    """Watches what every weight reads while the model runs.
+class _Read:
+    """What every weight reads while a network runs.
 
     Args:
         network: the model that will run.
     """
 
     def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self._names = {id(tensor): name for name, tensor in named_tensors(network).items()}
+        self.watch = Watch(network, after=self._layer, other=self._other)
         self._fired: dict[tuple[str, int], Tensor] = {}
         self._used_otherwise: set[str] = set()
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        output = func(*args, **kwargs)
-        named = (
-            self._look(_CONSUMERS[func], *args, **kwargs) if func in _CONSUMERS else tuple(tensors_in((args, kwargs)))
-        )
-        # Asking a weight for its shape or dtype reads nothing.
-        if any(True for _ in tensors_in(output)):
-            self._used_otherwise |= {self._names[id(tensor)] for tensor in named if id(tensor) in self._names}
-        return output
+    def _layer(self, key: Key, call: LayerCall, output: Tensor) -> None:
+        """Remember which of the weight's input slices meet anything but zero."""
+        fired = (call.spread(call.input) != 0).transpose(0, 1).flatten(1).any(1)  # [I]
+        if not call.transposed:  # every group of a grouped convolution has the same slices
+            fired = fired.view(-1, call.weight.shape[1]).any(0)  # [I / groups]
+        at = (key[0], call.reading_dim)
+        self._fired[at] = self._fired[at] | fired if at in self._fired else fired
+        self._use([call.input])
 
-    def _look(
-        self, dim: int, input: Tensor, weight: Tensor, bias: Tensor | None = None, *options: Any, **named_options: Any
-    ) -> tuple[Tensor, ...]:
-        """Remember which of the weight's input slices meet anything but zero; return what else the call used."""
-        name = self._names.get(id(weight))
-        if name is None or weight.ndim < 2:
-            return (input,)  # no member of a channel; what it was computed from was seen before
-        axis = input.ndim - 1 if weight.ndim == 2 else input.ndim - weight.ndim + 1
-        fired = (input != 0).movedim(axis, 0).flatten(1).any(1)  # [I]
-        if dim == 1:  # every group of a grouped convolution has the same slices
-            fired = fired.view(-1, weight.shape[1]).any(0)  # [I / groups]
-        before = self._fired.get((name, dim))
-        self._fired[name, dim] = fired if before is None else before | fired
-        return (input,)
+    def _other(self, func: Any, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
+        if any(True for _ in tensors_in(output)):  # asking a weight for its shape or dtype reads nothing
+            self._use(tensors_in((args, kwargs)))
+
+    def _use(self, tensors: Iterable[Tensor]) -> None:
+        self._used_otherwise |= {self.watch.names[id(it)] for it in tensors if id(it) in self.watch.names}
 
     def firing(self, group: ChannelGroup) -> Tensor:
         """Return bool [width]: which channels of a group fire, as far as can be seen."""
