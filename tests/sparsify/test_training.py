@@ -532,7 +532,7 @@ def test_labels_and_outputs_that_do_not_fit_are_named():
     ("options", "message"),
     [
         ({"warmup_epochs": 4.0}, r"^dense: expected a warm-up shorter than the 4 epochs in all, got 4 epochs$"),
-        ({"optimizer": "lion"}, r"\"sgd\" or \"adam\", got 'lion'"),
+        ({"optimizer": "lion"}, r"\"adam\" or \"adamw\", got 'lion'"),
         ({"precision": "bf16"}, r"\"float32\" or \"bfloat16\", got 'bf16'"),
         ({"phase": "warm-up"}, r"\"dense\" or \"sparse\" or \"finetune\", got 'warm-up'"),
         ({"lr": math.nan}, r"expected lr of 0 or more, got nan"),
