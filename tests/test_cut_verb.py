@@ -257,6 +257,24 @@ def test_dead_blocks_become_their_shortcuts_and_the_budget_is_the_whole_networks
     assert verify_onnx(home / "cut" / "slim.onnx", slim.model, torch.randn(4, 1, 8, 8)).passed
 
 
+def test_the_way_down_starts_where_the_dead_blocks_left_it(call, home: Path) -> None:
+    torch.manual_seed(0)
+    model = build_network("tiny:two_blocks", allow_import=["tiny"])
+    torch.nn.init.zeros_(model[1].conv2.weight)
+    torch.nn.init.zeros_(model[1].conv2.bias)
+    safetensors.torch.save_file(model.state_dict(), home / "dead.safetensors")
+    code, out, err = call(
+        *SMALL, "--network", "tiny:two_blocks", "--weights", "dead.safetensors", "--data", "digits", "--refit",
+        "--macs", "0.4", "--step", "0.1", "--align", "1", "--dead-blocks", "--out", "cut", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    found = json.loads(out)
+    steps, files = found["cut"]["refit"]["steps"], shipped(found)
+    assert steps[0]["macs"] == pytest.approx(0.51, abs=0.02)
+    assert steps[-1]["macs"] == pytest.approx(files["slim"]["macs"] / files["dense"]["macs"])
+    assert found["cut"]["refit"]["images"] == 1024, "as many as a refit takes unless it is told"
+
+
 def test_constants_are_folded_and_not_zeroed(call, dense: nn.Module, home: Path) -> None:
     model = build_network("lenet5")
     with torch.no_grad():

@@ -613,6 +613,15 @@ def test_a_stage_is_done_again_without_a_change_where_it_is_named(copied: Path, 
         run_recipe(recipe(home), copied, redo_from="fine", allow_import=["tiny_nets"], progress=Silent())
 
 
+def test_a_fine_tuning_of_no_epochs_is_lost_to_nobody(home: Path, tmp_path: Path) -> None:
+    out, options = tmp_path / "out", ("dense.epochs=1", "sparse.epochs=0", "finetune.epochs=0", "cut.align=1")
+    for macs, resume in (("0.8", False), ("0.6", True)):
+        found = recipe(home, *options, f"cut.macs={macs}")
+        run_recipe(found, out, resume=resume, allow_import=["tiny_nets"], progress=(said := Listening()))
+    assert said.said[0].startswith("cut.macs changed: check, cut, finetune, export")
+    assert read_report(out).slim.file.macs <= 0.6 * DENSE_MACS
+
+
 def test_another_budget_forgets_the_checkpoint_of_another_fine_tuning(run: Runner, tmp_path: Path, home: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(Stop):

@@ -88,7 +88,7 @@ def do_all(stages: Sequence[Stage[Record]], job: Job) -> None:
     def with_files(stage: Stage[Record]) -> None:
         for need in (by_name[name] for name in stage.needs):
             gone = [file for file in need.leaves(job) if not file.exists()]
-            if gone and need.trains:
+            if gone and _has_trained(need, read_log(job.folder)[need.name]):
                 raise FileError(
                     f"{gone[0]} is gone, and {need.name} would have to be trained again; put it back, or add"
                     f" --redo-from {need.name}"
@@ -139,7 +139,7 @@ def forget(stages: Sequence[Stage[Record]], job: Job, redo_from: str | None) -> 
     asked = [] if redo_from is None else named[named.index(redo_from) :]
     changed = list(dict.fromkeys(change for found in changes.values() for change in found))
     for stage in stale:
-        if stage.trains and stage.name in log and stage.name not in asked:
+        if stage.name in log and _has_trained(stage, log[stage.name]) and stage.name not in asked:
             changed = changes.get(stage.name) or changed
             more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
             raise RecipeError(
@@ -156,6 +156,11 @@ def forget(stages: Sequence[Stage[Record]], job: Job, redo_from: str | None) -> 
         f"{why}{' and '.join(filter(None, [', '.join(gone[:-1]), gone[-1]]))} "
         f"{'is' if len(gone) == 1 else 'are'} done again{rest}"
     )
+
+
+def _has_trained(stage: Stage[Record], entry: Entry) -> bool:
+    """Return whether a stage took time that nobody wants to lose; a phase of no epochs did not."""
+    return stage.trains and entry.read.get(f"{stage.name}.epochs") != 0
 
 
 def _changes(before: dict[str, JsonValue], after: dict[str, JsonValue]) -> Iterator[str]:
