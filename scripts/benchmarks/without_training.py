@@ -71,7 +71,7 @@ def compare(weights: Path, train: Tensor, test: list[tuple[Tensor, Tensor]], see
     for seed in seeds:
         chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:images]
         start = time.monotonic()
-        for key, model in cuts(dense, list(train[chosen].split(256)), seed):
+        for key, model in cuts(dense, [train[chosen]], seed):
             found.setdefault(key, []).append(accuracies(model, test))
             print(seed, *key, *(f"{value:.2f}" for value in found[key][-1]), f"{time.monotonic() - start:.0f} s")
     for (share, method), rows in found.items():
@@ -91,7 +91,10 @@ def cuts(dense: nn.Module, batches: list[Tensor], seed: int) -> Iterator[tuple[t
             slim = hx.cut(zeroed, channels, keep, batches[0][:2])
             yield (share, method), slim.model
             if method == "magnitude":
-                yield (share, "magnitude, batch norms re-estimated"), reestimated(slim.model, batches)
+                yield (
+                    (share, "magnitude, batch norms re-estimated"),
+                    reestimated(slim.model, list(batches[0].split(256))),
+                )
             else:
                 hx.refit_(slim, dense, batches, seed=seed)
                 yield (share, "function, refitted"), slim.model
@@ -134,7 +137,7 @@ def change(name: str, images: int, macs: float) -> None:
             if isinstance(module, nn.Conv2d | nn.Linear):
                 module.weight.mul_(torch.exp(0.5 * torch.randn(len(module.weight), *[1] * (module.weight.ndim - 1))))
     model = reestimated(model, list(x[:images].split(16)))
-    batches, held = list(x[:images].split(16)), list(x[images:].split(16))
+    batches, held = list(x[:images].split(64)), list(x[images:].split(16))
     loss = hx.output_change(model, held)
     channels = hx.trace_channels(model, x[:2])
     keep = hx.select_channels(channels, model, macs=macs, align=1, method="function", inputs=batches).keep
