@@ -116,9 +116,19 @@ def how_it_was_made(report: Report) -> tuple[str, ...]:
     if made.finetune_epochs == 0:
         found.append("The slim network was not trained after the cut.")
     elif made.finetune_epochs is not None:
-        together = ", in one schedule with the epochs before the cut" if report.recipe.get("train") else ""
+        together = _together_words(report, made) if report.recipe.get("train") else ""
         found.append(f"The slim network then trained for {_counted(made.finetune_epochs)}{together}.")
     return tuple(sentence for sentence in found if sentence)
+
+
+def _together_words(report: Report, made: Making) -> str:
+    """Return that both phases were one schedule, and what it saved that the slim network took a part of the epochs."""
+    epochs = (made.sparse_epochs or 0) + (made.finetune_epochs or 0)
+    saved = (made.finetune_epochs or 0) * (1 - report.slim.file.macs / max(report.dense.file.macs, 1)) / max(epochs, 1)
+    return (
+        f", in one schedule with the epochs before the cut; {share(saved)} of the multiply-accumulates that these"
+        f" {epochs:,} epochs take in the dense network were saved"
+    )
 
 
 def _dense_words(made: Making) -> str:
