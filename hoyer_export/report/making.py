@@ -214,7 +214,7 @@ _CHOSEN = {
     "magnitude": "The channels with the least magnitude (torch-pruning's score)",
     "function": "The channels that bring least to what reads them, for the MACs that they cost,",
     "dead": "The channels that never fire on the calibration images",
-    "zero": "The channels that are exactly zero, or that nothing reads",
+    "zero": "The channels that were exactly zero, or that nothing read,",
 }
 
 
