@@ -141,16 +141,16 @@ class Sparse(Phase):
     @classmethod
     def _keys_of_its_norms(cls, table: Any) -> Any:
         """Give the keys of the chosen norms their defaults, and refuse those of the others."""
-        if not isinstance(table, dict):
+        norms = table.get("norms", "weights") if isinstance(table, dict) else None
+        if not (isinstance(norms, str) and norms in _OF_NORMS):
             return table
-        norms = table.get("norms", "weights")
         for other, defaults in _OF_NORMS.items():
             for key in defaults:
                 if other != norms and table.get(key) is not None:
                     raise PydanticCustomError(
                         "rule", '{key} does not belong to norms = "{norms}"; leave it out', {"key": key, "norms": norms}
                     )
-        return _OF_NORMS.get(norms, {}) | {key: value for key, value in table.items() if value is not None}
+        return _OF_NORMS[norms] | {key: value for key, value in table.items() if value is not None}
 
     @property
     def to_budget(self) -> bool:
@@ -258,6 +258,12 @@ class Train(Phase):
     lr: Positive = 0.05
     cut_at: Annotated[float, Field(ge=0, lt=1)] = 0.25
 
+    @model_validator(mode="after")
+    def _trains_after_the_cut(self) -> "Train":
+        if self.phases()["finetune"]["epochs"] == 0:
+            raise PydanticCustomError("rule", "cut_at leaves no epoch after the cut; lower it, or raise epochs", {})
+        return self
+
     def phases(self) -> dict[str, dict[str, Any]]:
         """Return what it decides of either phase."""
         sparse = ceil(self.cut_at * self.epochs - 1e-9)
@@ -338,7 +344,7 @@ class Recipe(_Table):
             given = tables.get(name, {})
             if isinstance(given, dict):
                 for key in given.keys() & decided:
-                    if given[key] != decided[key]:
+                    if (type(given[key]), given[key]) != (type(decided[key]), decided[key]):
                         raise PydanticCustomError(
                             "rule", "{key} is decided by [train]; leave one of the two out", {"key": f"{name}.{key}"}
                         )
@@ -485,6 +491,9 @@ def _apply(override: str, tables: dict[str, Any]) -> tuple[str, ...]:
     table = tables.setdefault(section, {})
     if not isinstance(table, dict):
         raise RecipeError(f"`overrides` {override}: {section} is {_show(table)} in the recipe, not a table")
+    if (section, name) == ("sparse", "norms"):
+        for key in (key for norms, keys in _OF_NORMS.items() if norms != value for key in keys):
+            table.pop(key, None)
     if section == "cut" and name in BUDGETS:
         for other in BUDGETS:
             table.pop(other, None)

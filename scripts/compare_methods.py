@@ -55,6 +55,9 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="train nothing, print what there is")
     parser.add_argument("--test", action="store_true", help="test accuracy instead of validation accuracy")
     given = parser.parse_args()
+    for method in given.methods:
+        if method.partition(",")[0] not in METHODS:
+            parser.error(f"--methods {method}: expected one of {', '.join(METHODS)}")
     given.results.mkdir(parents=True, exist_ok=True)
     found: dict[tuple[int, float, str, int], Result] = {}
     # Seed by seed, so that the table is whole for the first ones early.

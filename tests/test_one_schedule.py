@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hoyer_export.errors import RecipeError
+from hoyer_export.errors import FileError, RecipeError
 from hoyer_export.recipe import dump_recipe, load_recipe
 from hoyer_export.report.making import how_it_was_made
 from hoyer_export.report.report import Report
@@ -90,6 +90,7 @@ def test_a_recipe_with_one_schedule_reads_back_the_same_and_can_be_changed(recip
     again.write_text(dump_recipe(load_recipe(recipe)))
     assert load_recipe(again) == load_recipe(recipe)
     assert load_recipe(again, ["train.epochs=8"]).finetune.epochs == 4
+    assert load_recipe(again, ["sparse.norms=weights", "sparse.strength=2e-3"]).sparse.strength == 2e-3
 
 
 @pytest.mark.parametrize(
@@ -99,6 +100,9 @@ def test_a_recipe_with_one_schedule_reads_back_the_same_and_can_be_changed(recip
         ("sparse.epochs=3", r"sparse.epochs is decided by \[train\]"),
         ("train.cut_at=1", "train.cut_at: expected a number below 1"),
         ("train.epochs=0", "train.epochs: expected"),
+        ("train.cut_at=0.9", "cut_at leaves no epoch after the cut"),
+        ("sparse.norms=functoin", 'did you mean "function"'),
+        ("sparse.norms=['function']", "sparse.norms: expected"),
         ("train.epochs=x", "train.epochs: expected a whole number"),
         ("sparse.strength=1", 'strength does not belong to norms = "function"'),
         ("cut.method=magnitude", 'norms = "function" decides in [sparse] what goes'),
@@ -147,6 +151,17 @@ def test_the_momenta_go_on_through_the_cut(recipe: Path, tmp_path: Path, monkeyp
         weights.append((out / "slim.safetensors").read_bytes())
     assert (tmp_path / "0" / "sparse.safetensors").read_bytes() == (tmp_path / "1" / "sparse.safetensors").read_bytes()
     assert weights[0] != weights[1]
+
+
+def test_a_finished_run_is_cut_again_with_the_same_momenta(recipe: Path, tmp_path: Path) -> None:
+    run(recipe, out := tmp_path / "run")
+    before = (out / "slim.safetensors").read_bytes()
+    again = load_recipe(recipe)
+    run_recipe(again, out, redo_from="cut", allow_import=["small_net"], progress=Silent())
+    assert (out / "slim.safetensors").read_bytes() == before
+    (out / "checkpoint" / "sparse.safetensors").unlink()
+    with pytest.raises(FileError, match=r"the momenta; put it back, or add --redo-from sparse"):
+        run_recipe(again, out, redo_from="cut", allow_import=["small_net"], progress=Silent())
 
 
 def test_another_budget_on_resume_is_another_sparse_phase(recipe: Path, tmp_path: Path) -> None:

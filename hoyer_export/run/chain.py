@@ -19,7 +19,7 @@ from hoyer_export.run.progress import Progress
 from hoyer_export.run.reporting import write_run_report
 from hoyer_export.run.ship import BENCH, EXPORT, VERIFY
 from hoyer_export.run.stage import Stage, do, do_all, drop, forget, has_files, is_done, record_of
-from hoyer_export.run.train import DENSE, FINETUNE, SPARSE, phase_checkpoint
+from hoyer_export.run.train import DENSE, FINETUNE, SPARSE, goes_on, phase_checkpoint
 from hoyer_export.run_folder import RunFolder, claimed, opened, whole_folder, write_whole
 from hoyer_export.sparsify.checkpoint import epochs_done
 
@@ -91,7 +91,7 @@ def run_recipe(
         with torch_threads(job.recipe.threads):
             _begin(job, before)
             do_all(STAGES, job)
-        _clear_checkpoints(folder)
+        _clear_checkpoints(folder, job.recipe)
     return read_report(out)
 
 
@@ -112,15 +112,17 @@ def cut_network(recipe: Recipe, out: Path, *, allow_import: Sequence[str] = (), 
         with torch_threads(recipe.threads):
             _begin(job, {})
             do_all(STAGES, job)
-        _clear_checkpoints(folder)
+        _clear_checkpoints(folder, recipe)
         return read_report(folder.path)
 
 
-def _clear_checkpoints(folder: RunFolder) -> None:
-    """Remove what only an unfinished run needs."""
+def _clear_checkpoints(folder: RunFolder, recipe: Recipe) -> None:
+    """Remove what only an unfinished run needs; the momenta at the cut stay, for ``--redo-from cut``."""
+    momenta = phase_checkpoint(folder, "sparse") if goes_on(recipe) else None
     for file in folder.checkpoint.glob("*"):
-        file.unlink()
-    if folder.checkpoint.is_dir():
+        if file != momenta:
+            file.unlink()
+    if folder.checkpoint.is_dir() and momenta is None:
         folder.checkpoint.rmdir()
 
 

@@ -77,7 +77,8 @@ def cut_channels(job: Job) -> CutRecord:
     table, started, network = job.recipe.cut, time.perf_counter(), job.sparse()
     asked = " ".join(f"{key} = {value}" for key, value in table.asked().items())
     refit = ", refit" if table.refit else ""
-    job.progress.headline(f"cut: {table.method}{refit}, {asked}{', ' if asked else ''}align = {table.alignment}")
+    method = "what has faded" if job.recipe.sparse.to_budget else table.method
+    job.progress.headline(f"cut: {method}{refit}, {asked}{', ' if asked else ''}align = {table.alignment}")
     start = remove_dead_blocks(network, job.example) if table.dead_blocks else as_slim(network)
     blocks = tuple(edit.module for edit in start.plan.edits)
     channels = job.channels

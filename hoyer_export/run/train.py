@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from hoyer_export.data.splits import batch_indices
-from hoyer_export.recipe import Phase
+from hoyer_export.errors import FileError
+from hoyer_export.recipe import Phase, Recipe
 from hoyer_export.report.making import LITTLE_EFFECT, little_effect_words
 from hoyer_export.report.metrics import read_metrics
 from hoyer_export.report.stage_records import PhaseRecord
@@ -102,13 +103,20 @@ def save_weights(model: nn.Module, path: Path, job: Job) -> None:
 
 def _going_on(job: Job, slim: SlimModel, settings: TrainSettings) -> torch.optim.Optimizer:
     """Return the slim network's optimizer: it goes on where the sparse phase's stood, if they are one schedule."""
-    checkpoint = phase_checkpoint(job.folder, "sparse")
-    if job.recipe.train is None or not job.recipe.sparse.epochs or not checkpoint.exists():
+    if not goes_on(job.recipe):
         return make_optimizer(slim.model, settings)
+    checkpoint = phase_checkpoint(job.folder, "sparse")
+    if not checkpoint.exists():
+        raise FileError(f"{checkpoint} is gone, and with it the momenta; put it back, or add --redo-from sparse")
     network = job.sparse()
     optimizer = make_optimizer(network, settings)
     load_momenta(checkpoint, optimizer)
     return slice_optimizer(optimizer, network, slim)
+
+
+def goes_on(recipe: Recipe) -> bool:
+    """Return whether fine-tuning goes on with the momenta of the sparse phase."""
+    return recipe.train is not None and recipe.sparse.epochs > 0
 
 
 def _settings(job: Job, table: Phase, phase: PhaseName) -> TrainSettings:

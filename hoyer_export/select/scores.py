@@ -44,7 +44,8 @@ def channel_scores(
     if method == "group-hs":
         scores = _relative_norms(channels, model)
     elif method == "zero":
-        scores = {group.name: _is_live(group, named_tensors(model)).double() for group in channels.groups}
+        tensors = named_tensors(model)
+        scores = {group.name: _is_live(group, tensors).double() for group in channels.groups}
     elif inputs is None:
         raise HoyerExportError(
             f"method = {method!r} needs inputs: one or more batches of what the network is called with"

@@ -16,13 +16,13 @@ in the place of the natural threshold Σn²/Σn, so that the pressure ends at th
 lets channels at the line arrive; c_g = η · s · Σn/K with a strength s that makes it R steps from the line to zero.
 Filters keep their scale. What is zero stays zero: nothing reads it, and to take it out changes nothing.
 
-Within a step the readers' total energies are constants, so the factor on the slices is the factor on n_k. Channels of a
-group that no measured reader reads, or whose activations meet other than in readers, fade in all their parameters, by
-n_k² = ‖W_k‖² / Σ‖W_i‖².
+Within a step the readers' total energies are constants, so the factor on the slices is the factor on n_k. Channels
+whose activations meet other than in readers fade in all their parameters and running means. Where no reader of a group
+could be measured, n_k² = ‖W_k‖² / Σ‖W_i‖². Weights that do not require a gradient fade like the others.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from math import inf, log
 
 import torch
@@ -95,7 +95,7 @@ class FunctionHS:
         self._prices = {group.name: prices[group.name] for group in channels.groups}
         self._model = model
         self._step = 0
-        self._done = torch.zeros((), dtype=torch.float64)
+        self._done: Tensor | None = None
 
     @property
     def settings(self) -> dict[str, str | float | None]:
@@ -113,24 +113,26 @@ class FunctionHS:
         if model is not self._model:
             raise NetworkError("this Group-HS acts on another model: make one for the model that trains")
 
+        entered = ExitStack()
+
         def begin(*_: object) -> None:
             if self._is_due:
-                self._moments.__enter__()
+                entered.enter_context(self._moments)
 
         def end(*_: object) -> None:
-            if self._is_due:
-                self._moments.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            entered.close()
 
         hooks = model.register_forward_pre_hook(begin), model.register_forward_hook(end, always_call=True)
         try:
             yield
         finally:
+            entered.close()  # a forward that was broken off by Ctrl-C calls no hook
             for hook in hooks:
                 hook.remove()
 
     def add_gradient_(self) -> Tensor:
         """Add nothing, all is done after the step; return Σ_g G_H(g) on the norms of function."""
-        return self._done
+        return self._on_device(0.0) if self._done is None else self._done
 
     @torch.no_grad()
     def after_step_(self, lr: float) -> None:
@@ -150,7 +152,7 @@ class FunctionHS:
         state = {f"moments/{name}/{dim}": tensor for (name, dim), tensor in self._smoothed.items()}
         for number, fading in enumerate(self._fading):
             state |= {f"{number}/{key}": tensor for key, tensor in fading.state_dict().items()}
-        return state | {"step": torch.tensor(self._step), "penalty": self._done}
+        return state | {"step": torch.tensor(self._step), "penalty": self.add_gradient_()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what ``state_dict`` returned."""
@@ -162,7 +164,12 @@ class FunctionHS:
                 self._smoothed[name, int(dim)] = tensor.to(device)
             elif kind.isdecimal():
                 self._fading[int(kind)].load(rest, tensor)
-        self._step, self._done = int(state["step"]), state["penalty"]
+        self._step, self._done = int(state["step"]), self._on_device(float(state["penalty"]))
+
+    def _on_device(self, number: float) -> Tensor:
+        """Return a number where the weights are, so that nothing waits for it in every step."""
+        like = next(self._model.parameters())
+        return torch.tensor(number, dtype=torch.float32, device=like.device)
 
     @property
     def _is_due(self) -> bool:
@@ -186,7 +193,7 @@ class FunctionHS:
         for fading in self._fading:
             fading.doom(energies[fading.name].sqrt(), keep[fading.name], left)
             penalty += float(effective_width(fading.norms))
-        self._done = torch.tensor(penalty, dtype=torch.float64)
+        self._done = self._on_device(penalty)
 
     def dead(self) -> dict[str, Tensor]:
         """Return which channels are exactly zero to all that reads them: group name → bool [width]."""
@@ -198,14 +205,13 @@ class _Fading:
 
     def __init__(self, group: ChannelGroup, model: nn.Module) -> None:
         readers = [member for member in group.members if member.reads]
-        parameters = dict(model.named_parameters(remove_duplicate=False))
         self.name = group.name
+        self._tensors = named_tensors(model)
         self._members: list[Member] = [
             member
             for member in (readers if group.only_read and readers else group.members)
-            if member.parameter in parameters
+            if not member.parameter.endswith("running_var")  # which nothing is zero by
         ]
-        self._parameters = parameters
         self.norms = torch.ones(group.width, dtype=torch.float64)
         self.doomed = torch.zeros(group.width, dtype=torch.bool)
         self.dead = torch.zeros(group.width, dtype=torch.bool)
@@ -241,7 +247,7 @@ class _Fading:
         self.dead |= self.doomed & (after == 0)
         self.doomed &= ~self.dead
         for member in self._members:
-            tensor = self._parameters[member.parameter]
+            tensor = self._tensors[member.parameter]
             along = torch.cat([factor, factor.new_ones(1)])[member.owner]  # owner -1: the last, 1
             shape = [-1 if dim == member.dim else 1 for dim in range(tensor.ndim)]
             tensor.mul_(along.to(tensor).view(shape))

@@ -38,7 +38,10 @@ class Regulariser(Protocol):
         """Return a context in which the model makes the steps of an epoch: for hooks on its activations."""
 
     def add_gradient_(self) -> Tensor:
-        """Add to ``.grad``, between ``backward()`` and the optimizer's step, and return the penalty's value, 0-d."""
+        """Add to ``.grad``, between ``backward()`` and the optimizer's step; return the penalty's value, 0-d.
+
+        It is where the weights are, so that no step waits for a device.
+        """
 
     def after_step_(self, lr: float) -> None:
         """Change the weights themselves, after the optimizer's step with this learning rate."""

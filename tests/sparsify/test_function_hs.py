@@ -6,6 +6,7 @@ import networks
 import pytest
 import torch
 from torch import nn
+from torch.overrides import _get_current_function_mode_stack
 
 import hoyer_export as hx
 from hoyer_export.channels.channel_map import ChannelMap
@@ -219,6 +220,46 @@ def test_networks_of_other_kinds_end_at_the_budget(make) -> None:
     keep = hx.select_channels(channels, model, method="zero").keep
     assert macs_of_keep(channels, keep) <= 0.6 * dense_macs(channels)
     assert hx.cut(model, channels, keep, images[:2]).max_rel_error < 1e-9
+
+
+def test_a_norm_without_gamma_between_channels_that_meet_dies_too() -> None:
+    """Its running mean is all that is left of a channel there, and every step fills it again."""
+
+    class Normalised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.norm = nn.Conv2d(3, 12, 3, bias=False), nn.BatchNorm2d(12, affine=False)
+            self.b, self.fc = nn.Conv2d(12, 8, 3), nn.Linear(8, 3)
+
+        def forward(self, x):
+            y = torch.relu(self.norm(self.a(x)))
+            y = y / (y.pow(2).sum(1, keepdim=True) + 1).sqrt()
+            return self.fc(self.b(y).mean((2, 3)))
+
+    torch.manual_seed(0)
+    model, images = Normalised(), torch.randn(8, 3, 8, 8)
+    channels = hx.trace_channels(model.eval(), images[:2])
+    model.train()
+    regulariser = FunctionHS(channels, model, Budget(MACS, 0.6), STEPS, align=1, every=5)
+    with regulariser.observe(model):
+        for _ in range(STEPS + 3):
+            model(images)
+            regulariser.after_step_(0.1)
+    keep = hx.select_channels(channels, model.eval(), method="zero").keep
+    assert macs_of_keep(channels, keep) <= 0.6 * dense_macs(channels)
+    assert hx.cut(model, channels, keep, images[:2]).max_rel_error < 1e-9
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_a_forward_that_is_broken_off_leaves_nothing_on(error: type[BaseException]) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    model, _, regulariser = made()
+    model[2].register_forward_hook(fail)
+    with pytest.raises(error), regulariser.observe(model):
+        model(next(iter(batches(0)))[0])
+    assert _get_current_function_mode_stack() == []
 
 
 @pytest.mark.parametrize(
