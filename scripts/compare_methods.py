@@ -103,9 +103,16 @@ def run(recipe: Recipe, folder: Path) -> Result:
         "macs": report.slim.file.macs / report.dense.file.macs,
         "widths": {group.group: group.slim for group in report.cut.widths},
         "train_seconds": sum(epoch.seconds or 0 for epoch in read_metrics(folder)),
-        "recipe": dump_recipe(recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": None})})),
+        "recipe": dump_recipe(_without_paths(recipe)),
         "versions": environment_record().versions,
     }
+
+
+def _without_paths(recipe: Recipe) -> Recipe:
+    """Return the recipe with nothing of this machine in it: no root, and of the weights the file's name."""
+    data, weights = recipe.data, recipe.dense.weights
+    named = recipe.dense.model_copy(update={"weights": None if weights is None else Path(weights).name})
+    return recipe.model_copy(update={"data": data and data.model_copy(update={"root": None}), "dense": named})
 
 
 def print_table(
