@@ -251,7 +251,8 @@ class Train(Phase):
     """[train]: sparse phase and fine-tuning in one schedule, one warm-up and one cosine, with the cut at ``cut_at``.
 
     It decides what [sparse] and [finetune] have in common: their epochs (those before ``cut_at`` of all, rounded up,
-    are sparse), rates, batches and precision. Momenta go on through the cut.
+    are sparse), rates, batches and precision. With norms = "function" what goes is zero at ``cut_at`` itself, and cut
+    when that epoch is over. Momenta go on through the cut.
     """
 
     epochs: Count

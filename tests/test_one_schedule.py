@@ -170,6 +170,19 @@ def test_another_budget_on_resume_is_another_sparse_phase(recipe: Path, tmp_path
         run(recipe, tmp_path / "run", "cut.macs=0.4", resume=True)
 
 
+def test_what_goes_is_zero_inside_an_epoch_if_that_is_where_the_share_ends(recipe: Path, tmp_path: Path) -> None:
+    headlines: list[str] = []
+
+    class Listening(Silent):
+        def headline(self, text: str) -> None:
+            headlines.append(text)
+
+    report = run(recipe, tmp_path / "run", "train.cut_at=0.3", progress=Listening())
+    steps = -(-1150 // 128)
+    assert any(f"2 epochs, Group-HS on function, to macs = 0.5 in {round(1.2 * steps)} steps" in it for it in headlines)
+    assert report.budget.met
+
+
 def test_from_scratch_in_one_run(recipe: Path, tmp_path: Path) -> None:
     report = run(recipe, tmp_path / "run", "dense.epochs=0")
     assert report.budget.met

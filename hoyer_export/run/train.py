@@ -76,9 +76,10 @@ def _regulariser(job: Job, network: nn.Module) -> Regulariser:
     if not table.to_budget:
         return make_regulariser(table.regulariser, job.channels, network, table.options())
     ((key, asked),) = cut.asked().items()
-    steps = table.epochs * _steps(job, table)
+    whole = job.recipe.train  # a schedule's share of cut_at may end inside an epoch
+    steps = round((whole.cut_at * whole.epochs if whole else table.epochs) * _steps(job, table))
     budget = Budget(COSTS[key], float(asked))
-    options: dict[str, Setting | Budget] = {"budget": budget, "steps": steps, "align": cut.alignment}
+    options: dict[str, Setting | Budget] = {"budget": budget, "steps": max(1, steps), "align": cut.alignment}
     options |= table.options()
     return make_regulariser(f"{table.regulariser}-function", job.channels, network, options)
 
