@@ -1,6 +1,6 @@
 """Methods × budgets × epochs × seeds of one recipe: every run once, kept as a small file, and a table of differences.
 
-    python scripts/compare_methods.py RECIPE --set data.root=DATA --set dense.weights=FILE
+    python scripts/compare_methods.py RECIPE --set data.root=DATA
         [--methods group-hs function magnitude] [--budgets 0.5 0.3 0.15] [--epochs 10 30] [--seeds 0 1 2]
         [--results results] [--runs build/compare] [--table] [--test]
 
