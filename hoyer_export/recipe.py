@@ -123,7 +123,7 @@ class Sparse(Phase):
     """[sparse]: ``norms`` says what Group-HS acts on, and with which of the keys below.
 
     "weights": a penalty on all channels; with ``scale = "relative"`` its ``strength`` has the unit of weight
-    decay. "function": only channels that the budget in [cut] dooms fade, over ``ramp`` of the phase each; the
+    decay. "function": only channels that the budget in [cut] dooms fade, over ``ramp`` of the way there each; the
     line is drawn on what a channel brings over its MACs to the power ``macs_power``.
     """
 

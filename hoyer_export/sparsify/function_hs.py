@@ -91,11 +91,11 @@ class FunctionHS:
         self._moments = InputMoments(channels, model)
         self._smoothed: Moments = {}
         self._fading = [_Fading(group, model) for group in channels.groups]
-        prices = channel_prices(channels, macs_power)
-        self._prices = {group.name: prices[group.name] for group in channels.groups}
+        self._prices = channel_prices(channels, macs_power)
         self._model = model
         self._step = 0
-        self._done: Tensor | None = None
+        self._effective = 0.0
+        self._penalty: Tensor | None = None
 
     @property
     def settings(self) -> dict[str, str | float | None]:
@@ -132,7 +132,10 @@ class FunctionHS:
 
     def add_gradient_(self) -> Tensor:
         """Add nothing, all is done after the step; return Σ_g G_H(g) on the norms of function."""
-        return self._on_device(0.0) if self._done is None else self._done
+        if self._penalty is None:  # made once a line, where the weights are, so that no step waits for a device
+            device = next(self._model.parameters()).device
+            self._penalty = torch.tensor(self._effective, dtype=torch.float32, device=device)
+        return self._penalty
 
     @torch.no_grad()
     def after_step_(self, lr: float) -> None:
@@ -152,7 +155,10 @@ class FunctionHS:
         state = {f"moments/{name}/{dim}": tensor for (name, dim), tensor in self._smoothed.items()}
         for number, fading in enumerate(self._fading):
             state |= {f"{number}/{key}": tensor for key, tensor in fading.state_dict().items()}
-        return state | {"step": torch.tensor(self._step), "penalty": self.add_gradient_()}
+        return state | {
+            "step": torch.tensor(self._step),
+            "effective": torch.tensor(self._effective, dtype=torch.float64),
+        }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what ``state_dict`` returned."""
@@ -164,12 +170,7 @@ class FunctionHS:
                 self._smoothed[name, int(dim)] = tensor.to(device)
             elif kind.isdecimal():
                 self._fading[int(kind)].load(rest, tensor)
-        self._step, self._done = int(state["step"]), self._on_device(float(state["penalty"]))
-
-    def _on_device(self, number: float) -> Tensor:
-        """Return a number where the weights are, so that nothing waits for it in every step."""
-        like = next(self._model.parameters())
-        return torch.tensor(number, dtype=torch.float32, device=like.device)
+        self._step, self._effective, self._penalty = int(state["step"]), float(state["effective"]), None
 
     @property
     def _is_due(self) -> bool:
@@ -189,11 +190,10 @@ class FunctionHS:
         now = Budget(self.budget.cost, at_most=max(asked, whole - (whole - asked) * done))
         keep = aligned_keep(self.channels, scores, meet(self.channels, scores, self.align, now), self.align)
         left = max(1, min(self.ramp, self.steps - self._step))
-        penalty = 0.0
         for fading in self._fading:
             fading.doom(energies[fading.name].sqrt(), keep[fading.name], left)
-            penalty += float(effective_width(fading.norms))
-        self._done = self._on_device(penalty)
+        self._effective = sum(float(effective_width(fading.norms)) for fading in self._fading)
+        self._penalty = None
 
     def dead(self) -> dict[str, Tensor]:
         """Return which channels are exactly zero to all that reads them: group name → bool [width]."""

@@ -20,14 +20,6 @@ from hoyer_export.sparsify.training import Hooks, train
 STEPS = 40
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def network() -> tuple[nn.Module, ChannelMap]:
     torch.manual_seed(0)
     model = nn.Sequential(

@@ -28,14 +28,6 @@ class Break(Exception):
     """Stands for a power cut."""
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def dense() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(

@@ -52,14 +52,6 @@ class Views(Tiny):
         return self.fc(x.view(len(x), -1))
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def tiny(dropout: float = 0.2) -> Tiny:
     torch.manual_seed(0)
     return Tiny(dropout)
