@@ -129,6 +129,7 @@ def test_the_phases_rates_are_one_warm_up_and_one_cosine() -> None:
 def test_a_run_ends_at_the_budget_and_broken_anywhere_it_goes_on_to_the_same_bits(recipe: Path, tmp_path: Path) -> None:
     whole = run(recipe, tmp_path / "whole")
     assert whole.budget.met
+    assert all(group.alive == group.slim < group.dense for group in whole.cut.widths)  # align = 1
     assert any("in one schedule" in words and "were saved" in words for words in how_it_was_made(whole))
     assert 0.4 < whole.slim.file.macs / whole.dense.file.macs <= 0.5
     for number, (phase, epoch) in enumerate([("sparse", 0), ("finetune", 0)]):

@@ -96,7 +96,7 @@ def cut_channels(job: Job) -> CutRecord:
     job.folder.checkpoint.mkdir(exist_ok=True)
     write_slim(slim, cut_weights(job.folder), job)
     write_whole(job.folder.widths, json.dumps({name: keep[name].tolist() for name in sorted(keep)}) + "\n")
-    norms = channel_norms(channels, named_tensors(start.model))
+    alive = _alive(job, channels, start.model)
     return CutRecord(
         dtype="float64",
         max_rel_error=max(step.max_rel_error or 0.0 for step in steps),
@@ -107,7 +107,7 @@ def cut_channels(job: Job) -> CutRecord:
             GroupWidth(
                 group=group.name,
                 dense=group.width,
-                alive=int(alive_channels(norms[group.name]).sum()),
+                alive=alive[group.name],
                 slim=len(keep[group.name]),
             )
             for group in channels.groups
@@ -119,6 +119,14 @@ def cut_channels(job: Job) -> CutRecord:
         warning=found.warning,
         seconds=time.perf_counter() - started,
     )
+
+
+def _alive(job: Job, channels: ChannelMap, model: nn.Module) -> dict[str, int]:
+    """Return how many channels of each group are alive: not faded to zero, where the sparse phase decided by that."""
+    if job.recipe.sparse.to_budget:
+        return {name: len(it) for name, it in select_channels(channels, model, method="zero").keep.items()}
+    norms = channel_norms(channels, named_tensors(model))
+    return {name: int(alive_channels(it).sum()) for name, it in norms.items()}
 
 
 def _cut_to_budget(job: Job, network: nn.Module, start: SlimModel, channels: ChannelMap, images: list[Tensor]) -> _Cut:
