@@ -169,7 +169,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Do the whole chain: train, cut, fine-tune, export, verify, measure, report."""
-    from hoyer_export.recipe import load_recipe
+    from hoyer_export.recipe.reading import load_recipe
     from hoyer_export.run_folder import check_free
 
     resolved = load_recipe(recipe, overrides)
@@ -248,7 +248,7 @@ def inspect(
     arguments.check_share("--macs", macs)
     arguments.check_align(align)
     shape = None if input_shape is None else arguments.shape(input_shape)
-    from hoyer_export.recipe import load_recipe, make_recipe
+    from hoyer_export.recipe.reading import load_recipe, make_recipe
 
     if recipe is not None:
         options = {"cut.macs": macs, "cut.align": align, "network.rules": rules}
@@ -367,7 +367,7 @@ def cut(
         raise typer.BadParameter("--mean and --std belong together", param_hint="--mean")
     means = None if mean is None else arguments.numbers("--mean", mean)
     stds = None if std is None else arguments.numbers("--std", std)
-    from hoyer_export.recipe import make_recipe
+    from hoyer_export.recipe.reading import make_recipe
     from hoyer_export.run_folder import check_free
 
     side = shape[1] if shape is not None and data in ("imagefolder", "images") else None
@@ -467,7 +467,7 @@ def bench(
 
 def _untrained(network: dict[str, Any], seed: int, weights: Path | None = None) -> dict[str, Any]:
     """Return the tables of a recipe that trains nothing."""
-    from hoyer_export.recipe import RANDOM
+    from hoyer_export.recipe.tables import RANDOM
 
     nothing = {"epochs": 0}
     dense = nothing | {"weights": RANDOM if weights is None else str(weights)}

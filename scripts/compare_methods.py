@@ -24,7 +24,8 @@ from scipy.stats import t as student
 
 from hoyer_export.environment import environment_record
 from hoyer_export.errors import HoyerExportError
-from hoyer_export.recipe import Recipe, dump_recipe, load_recipe
+from hoyer_export.recipe.reading import dump_recipe, load_recipe
+from hoyer_export.recipe.tables import Recipe
 from hoyer_export.report.metrics import read_metrics
 from hoyer_export.run.chain import run_recipe
 from hoyer_export.run.progress import Silent

@@ -10,7 +10,15 @@ HOME = Path(hoyer_export.__file__).parent
 BODY, PARAMETERS = 60, 10
 BAGS = [f"{kind}[str, {of}]" for kind in ("dict", "Mapping") for of in ("Any", "object")]
 AS_WRITTEN = {  # they read or write the command line, TOML or JSON
-    *("arguments.py", "cli.py", "recipe.py", "report/summary.py", "report/version_1.py", "run/channel_file.py"),
+    *(
+        "arguments.py",
+        "cli.py",
+        "recipe/reading.py",
+        "recipe/tables.py",
+        "report/summary.py",
+        "report/version_1.py",
+        "run/channel_file.py",
+    ),
     "surgery/plan.py",
 }
 

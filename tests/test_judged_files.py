@@ -13,7 +13,7 @@ from torch import nn
 
 from hoyer_export.deploy.macs import MacsRecord, count_macs
 from hoyer_export.errors import NetworkError
-from hoyer_export.recipe import load_recipe
+from hoyer_export.recipe.reading import load_recipe
 from hoyer_export.run import cut as cutting
 from hoyer_export.run import inputs, inspecting, ship
 from hoyer_export.run.chain import run_recipe, verify_run

@@ -15,7 +15,7 @@ from hoyer_export.deploy.export import export_onnx
 from hoyer_export.deploy.verify import verify_onnx
 from hoyer_export.errors import DataError
 from hoyer_export.modes import kept_modes
-from hoyer_export.recipe import make_recipe
+from hoyer_export.recipe.reading import make_recipe
 from hoyer_export.run.inputs import check_output
 from hoyer_export.run.job import Job
 from hoyer_export.run.progress import Silent

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hoyer_export.errors import FileError, RecipeError
-from hoyer_export.recipe import dump_recipe, load_recipe
+from hoyer_export.recipe.reading import dump_recipe, load_recipe
 from hoyer_export.report.making import how_it_was_made
 from hoyer_export.report.report import Report
 from hoyer_export.run.chain import run_recipe

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hoyer_export.errors import RecipeError
-from hoyer_export.recipe import dump_recipe, left_open, load_recipe, reopened, resolved
+from hoyer_export.recipe.reading import dump_recipe, left_open, load_recipe, reopened, resolved
 
 SMALL = """
 [network]

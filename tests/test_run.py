@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 from hoyer_export.deploy.macs import count_macs
 from hoyer_export.errors import DataError, FileError, HoyerExportError, NetworkError, RecipeError
-from hoyer_export.recipe import Recipe, load_recipe
+from hoyer_export.recipe.reading import load_recipe
+from hoyer_export.recipe.tables import Recipe
 from hoyer_export.report.files import read_report
 from hoyer_export.report.stage_records import BudgetRecord
 from hoyer_export.run import inputs, train

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hoyer_export.errors import FileError, RecipeError
-from hoyer_export.recipe import load_recipe
+from hoyer_export.recipe.reading import load_recipe
 from hoyer_export.record import Record
 from hoyer_export.run.job import Job
 from hoyer_export.run.log import read_found, read_log

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from hoyer_export.recipe import RANDOM
+from hoyer_export.recipe.tables import RANDOM
 from hoyer_export.report.number_format import exact, percent, share, small
 from hoyer_export.report.report import Report
 from hoyer_export.report.stage_records import CutRecord

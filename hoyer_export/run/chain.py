@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from hoyer_export.errors import FileError, RecipeError
-from hoyer_export.recipe import Recipe, dump_recipe, load_recipe, reopened
+from hoyer_export.recipe.reading import dump_recipe, load_recipe, reopened
+from hoyer_export.recipe.tables import Recipe
 from hoyer_export.record import Record
 from hoyer_export.report.files import read_report
 from hoyer_export.report.report import Report

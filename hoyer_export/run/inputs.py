@@ -18,7 +18,7 @@ from hoyer_export.deploy.macs import count_macs
 from hoyer_export.deploy.weight_sizes import TorchMacs, torch_macs
 from hoyer_export.errors import DataError, NetworkError, RecipeError
 from hoyer_export.modes import kept_modes
-from hoyer_export.recipe import left_open, resolved
+from hoyer_export.recipe.reading import left_open, resolved
 from hoyer_export.report.number_format import share
 from hoyer_export.report.stage_records import CheckRecord, Images, InputsRecord
 from hoyer_export.run.channel_file import write_channels

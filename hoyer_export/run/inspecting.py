@@ -12,7 +12,7 @@ from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.cost import dense_macs, macs_of_keep, params_of_keep
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.errors import NetworkError
-from hoyer_export.recipe import Recipe
+from hoyer_export.recipe.tables import Recipe
 from hoyer_export.run.inputs import macs_in_torch
 from hoyer_export.run.job import Job
 from hoyer_export.run.progress import Silent

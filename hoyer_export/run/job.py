@@ -14,7 +14,7 @@ from hoyer_export.data import DataSplits, load_data
 from hoyer_export.environment import EnvironmentRecord, environment_record
 from hoyer_export.errors import DataError, NetworkError
 from hoyer_export.networks import build_network, default_input_shape, is_function_name
-from hoyer_export.recipe import Recipe
+from hoyer_export.recipe.tables import Recipe
 from hoyer_export.rules import load_rules
 from hoyer_export.run.channel_file import read_channels
 from hoyer_export.run.progress import Progress

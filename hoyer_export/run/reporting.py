@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from hoyer_export.lock import only_writer
-from hoyer_export.recipe import Recipe, load_recipe
+from hoyer_export.recipe.reading import load_recipe
+from hoyer_export.recipe.tables import Recipe
 from hoyer_export.report import stage_records as records
 from hoyer_export.report.files import read_report, write_report
 from hoyer_export.report.metrics import read_metrics

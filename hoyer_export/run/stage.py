@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 from pydantic import JsonValue
 
 from hoyer_export.errors import FileError, RecipeError
-from hoyer_export.recipe import Recipe
+from hoyer_export.recipe.tables import Recipe
 from hoyer_export.record import Record
 from hoyer_export.run.job import Job
 from hoyer_export.run.log import Entry, is_found, read_found, read_log, write_log

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hoyer_export.data.splits import batch_indices
 from hoyer_export.errors import FileError
-from hoyer_export.recipe import Phase, Recipe
+from hoyer_export.recipe.tables import Phase, Recipe
 from hoyer_export.report.making import LITTLE_EFFECT, little_effect_words
 from hoyer_export.report.metrics import read_metrics
 from hoyer_export.report.stage_records import PhaseRecord

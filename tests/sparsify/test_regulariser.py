@@ -11,7 +11,7 @@ from torch import nn
 
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.errors import FileError, NetworkError, TrainingError
-from hoyer_export.recipe import Sparse
+from hoyer_export.recipe.tables import Sparse
 from hoyer_export.sparsify.group_hs import GroupHS
 from hoyer_export.sparsify.phase import TrainSettings
 from hoyer_export.sparsify.regulariser import REGULARISERS, Regulariser, make_regulariser

@@ -1,0 +1,407 @@
+"""What a recipe may say: one frozen record a table, each key with its type, its default and what it means.
+
+The texts under the keys are the documentation: ``docs/recipe.md`` and the comments that ``init`` writes are made of
+them. Values are not converted (``epochs = "3"`` is a string, and wrong), and nothing unknown is ignored.
+"""
+
+from math import ceil
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from hoyer_export.choices import WITHOUT_BUDGET, Alignment, Method, Norms
+
+BUDGETS = ("macs", "params", "threshold", "max_drop", "max_change")
+"""The keys of [cut] of which exactly one is set."""
+RANDOM = "random"
+"""In the place of a file with weights: nothing is loaded. MACs and sizes are right then, outputs mean nothing."""
+
+PATHS = (("data", "root"), ("dense", "weights"))
+"""The keys that are a file's or a folder's."""
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(min_length=1)]
+# A TOML array arrives as a list, which a strict tuple refuses.
+PerChannel = Annotated[tuple[float, ...], Field(strict=False, min_length=1)]
+Deviations = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
+BatchSizes = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class Network(_Table):
+    """The network that is trained and cut."""
+
+    name: Name
+    """``cifar_resnet20``, ``lenet5``, ...; ``torchvision:NAME``, ``timm:NAME``; ``package.module:function`` of your
+    own, which needs ``--allow-import`` on the command line."""
+    rules: Name | None = None
+    """``package.module:RULES``: tracing rules of your own."""
+    in_channels: Count | None = None
+    """Channels of an image; unset: those of the data."""
+    classes: Count | None = None
+    """How many classes it tells apart; unset: those of the data."""
+    input: Annotated[tuple[Count, Count, Count], Field(strict=False)] | None = None
+    """Channels, height and width of an image; unset: those of the data."""
+
+
+class Data(_Table):
+    """The images that it learns from, is chosen by, and is judged on."""
+
+    name: Name
+    """``digits``, ``mnist``, ``fashion-mnist``, ``cifar10``, ``cifar10-16`` (averaged to 16×16), ``imagefolder``, or
+    ``images`` (without labels)."""
+    root: Name | None = None
+    """The folder with the files, relative to the recipe; ``digits`` needs none."""
+    validation: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    """The share of the training images that is held out; every choice is made on it."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    """Decides which images are held out; unset: the recipe's ``seed``."""
+    mean: PerChannel | None = None
+    """Subtracted from the pixels, which are 0 to 1; one number a channel; unset: the data set's own."""
+    std: Deviations | None = None
+    """What the rest is divided by; stands beside ``mean``."""
+    augment: bool | None = None
+    """Whether training images are shifted and flipped; unset: as is usual for the data set."""
+    image_size: Count | None = None
+    """Height and width that ``imagefolder`` and ``images`` are brought to; unset: 224."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that read image files; 0: the main one does."""
+
+    @model_validator(mode="after")
+    def _mean_beside_std(self) -> "Data":
+        if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
+            raise PydanticCustomError("rule", "mean and std belong together, one number a channel each")
+        return self
+
+
+class Phase(_Table):
+    """What the phases of training have in common."""
+
+    epochs: Annotated[int, Field(ge=0)]
+    """Passes over the training images; 0: the phase is left out."""
+    lr: Positive
+    """The highest learning rate; it falls to 0 by half a cosine."""
+    batch_size: Count = 128
+    """Images a step; a last batch that is smaller is left out."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """Weight decay is coupled in ``sgd`` and ``adam``, decoupled in ``adamw``."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of ``sgd``; the first moment's decay of ``adam`` and ``adamw``."""
+    weight_decay: NotNegative = 5e-4
+    """Of all weights alike."""
+    warmup: NotNegative = 0.0
+    """Epochs in which the learning rate rises in a straight line to ``lr``."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The share of a label that is spread over all classes."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """``bfloat16``: autocast; weights stay float32."""
+
+    @model_validator(mode="after")
+    def _warm_before_the_end(self) -> "Phase":
+        if self.warmup >= self.epochs > 0:
+            raise PydanticCustomError("rule", "warmup must be shorter than epochs")
+        return self
+
+
+class Dense(Phase):
+    """Training of the dense network, before anything is pruned."""
+
+    epochs: Annotated[int, Field(ge=0)] = 30
+    lr: Positive = 0.1
+    weights: Name | None = None
+    """A file with the weights to start from, relative to the recipe; ``random``: none, and outputs mean nothing."""
+
+    @property
+    def file(self) -> Path | None:
+        """Where the weights to start from are; None where they are random."""
+        return None if self.weights in (None, RANDOM) else Path(self.weights)
+
+
+OF_NORMS: dict[Any, dict[str, Any]] = {
+    "weights": {"strength": 1e-3, "scale": "relative", "max_rate": None},
+    "function": {"ramp": 0.2, "macs_power": 1.0},
+}
+"""Norms → the keys of [sparse] that belong to them, with their defaults."""
+
+
+class Sparse(Phase):
+    """Training with a regulariser that makes channels zero."""
+
+    epochs: Annotated[int, Field(ge=0)] = 30
+    lr: Positive = 0.05
+    regulariser: Literal["group-hs"] = "group-hs"
+    """Group-HS, the Hoyer-square measure of a group's channels."""
+    norms: Norms = "weights"
+    """What a channel's norm is made of. ``weights``: a penalty on all channels. ``function``: what it brings to its
+    readers; only channels that the budget in [cut] dooms fade, until they are exactly zero."""
+    strength: NotNegative | None = None
+    """Of the penalty, with ``norms = "weights"``; 1e-3 unless set."""
+    scale: Literal["relative", "paper"] | None = None
+    """With ``norms = "weights"``. ``relative`` (unless set): ``strength`` has the unit of weight decay. ``paper``: as
+    DeepHoyer's code has it."""
+    max_rate: Positive | None = None
+    """With ``norms = "weights"``: bound on a channel's relative rate, in the unit of weight decay; unset: none."""
+    ramp: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """With ``norms = "function"``: how long a channel fades, as a share of the steps before the cut; 0.2 unless set."""
+    macs_power: NotNegative | None = None
+    """With ``norms = "function"``: the line is drawn on what a channel brings over its MACs to this power; 1 unless
+    set."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_of_its_norms(cls, table: Any) -> Any:
+        """Give the keys of the chosen norms their defaults, and refuse those of the others."""
+        norms = table.get("norms", "weights") if isinstance(table, dict) else None
+        if not (isinstance(norms, str) and norms in OF_NORMS):
+            return table
+        for other, defaults in OF_NORMS.items():
+            for key in defaults:
+                if other != norms and table.get(key) is not None:
+                    raise PydanticCustomError(
+                        "rule", '{key} does not belong to norms = "{norms}"; leave it out', {"key": key, "norms": norms}
+                    )
+        return OF_NORMS[norms] | {key: value for key, value in table.items() if value is not None}
+
+    @property
+    def to_budget(self) -> bool:
+        """Whether this phase decides what goes: afterwards it is exactly zero."""
+        return self.norms == "function" and self.epochs > 0
+
+    def options(self) -> dict[str, str | float]:
+        """Return what is set of the regulariser's own keys."""
+        return {key: getattr(self, key) for key in OF_NORMS[self.norms] if getattr(self, key) is not None}
+
+
+class Cut(_Table):
+    """What goes: exactly one of ``macs``, ``params``, ``threshold``, ``max_drop`` and ``max_change``, or a method that
+    needs no budget."""
+
+    macs: Share | None = None
+    """The share of the dense network's MACs that may stay, counted on the exported graph."""
+    params: Share | None = None
+    """The share of its parameters that may stay."""
+    threshold: Literal["natural"] | NotNegative | None = None
+    """Channels whose score lies below it go; ``natural``: the threshold of Group-HS."""
+    align: Alignment | None = None
+    """Widths are rounded up to a multiple of it that the runtime is fast at; unset: 16, and 1 for a method without
+    budget."""
+    method: Method = "group-hs"
+    """How channels are scored. ``group-hs``, ``magnitude``: by their norms. ``function``: by what they bring to their
+    readers. ``dead``: what never fires goes, and nothing else. ``zero``: what is zero already."""
+    max_drop: NotNegative | None = None
+    """Points of validation accuracy that may be lost; needs ``method = "function"`` and ``refit = true``."""
+    max_change: Positive | None = None
+    """The mean relative change of the outputs that is allowed; needs the same, and no labels."""
+    refit: bool = False
+    """Whether what reads the channels that went gets new weights, by least squares on unlabelled images."""
+    step: Share = 0.05
+    """With ``refit`` and ``method = "function"``: the share of the MACs after which channels are chosen again."""
+    dead_first: bool = False
+    """Whether what never fires goes before any other method chooses."""
+    dead_blocks: bool = False
+    """Whether residual blocks whose branch is exactly zero become their shortcuts."""
+    fold: bool = True
+    """Whether what a zeroed channel leaves behind as a constant moves into the layers that read it."""
+    gather: Annotated[tuple[Name, ...], Field(strict=False)] = ()
+    """Linear layers that then read only the input features on which their weights are not zero."""
+    calibration: Count | None = None
+    """How many training images are looked at without their labels; unset: 5000, and 1024 for a refit."""
+
+    @model_validator(mode="after")
+    def _exactly_one_budget(self) -> "Cut":
+        given = [key for key in BUDGETS if getattr(self, key) is not None]
+        if self.method in WITHOUT_BUDGET and given:
+            raise PydanticCustomError(
+                "rule",
+                'method = "{method}" takes no {key}: it removes {what}, nothing else',
+                {"method": self.method, "key": given[0], "what": WITHOUT_BUDGET[self.method]},
+            )
+        if self.method not in WITHOUT_BUDGET and len(given) != 1:
+            raise PydanticCustomError(
+                "rule",
+                "needs exactly one of macs, params, threshold, max_drop and max_change, got {given}",
+                {"given": " and ".join(given) or "none"},
+            )
+        if not self.in_steps and (self.max_drop is not None or self.max_change is not None):
+            raise PydanticCustomError(
+                "rule", '{key} needs method = "function" and refit = true, which go down in steps', {"key": given[0]}
+            )
+        return self
+
+    @property
+    def in_steps(self) -> bool:
+        """Whether channels go in steps, each refitted, and are chosen again after each."""
+        return self.refit and self.method == "function" and self.params is None and self.threshold is None
+
+    @property
+    def images(self) -> int:
+        """How many calibration images are looked at."""
+        return self.calibration or (1024 if self.refit else 5000)
+
+    @property
+    def alignment(self) -> int:
+        """The multiple in force."""
+        return self.align or (1 if self.method in WITHOUT_BUDGET else 16)
+
+    @property
+    def looks_at_images(self) -> bool:
+        """Whether the choice hangs on calibration images."""
+        return self.method in ("dead", "function") or self.dead_first or self.refit
+
+    def asked(self) -> dict[str, float | str]:
+        """Return the one budget that is set, e.g. ``{"macs": 0.5}``."""
+        return {key: getattr(self, key) for key in BUDGETS if getattr(self, key) is not None}
+
+
+class Finetune(Phase):
+    """Training of the slim network."""
+
+    epochs: Annotated[int, Field(ge=0)] = 15
+    lr: Positive = 0.05
+
+
+class Train(Phase):
+    """Sparse phase and fine-tuning in one schedule: one warm-up, one cosine, and momenta that go on through the cut.
+
+    It decides what [sparse] and [finetune] have in common. With it, and no ``dense.epochs``, a network can be trained
+    from scratch.
+    """
+
+    epochs: Count
+    lr: Positive = 0.05
+    cut_at: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    """The share of the epochs before the cut, rounded up; 0: the cut comes first. With ``norms = "function"`` what goes
+    is zero at ``cut_at`` itself, and cut when that epoch is over."""
+
+    @model_validator(mode="after")
+    def _trains_after_the_cut(self) -> "Train":
+        if self.phases()["finetune"]["epochs"] == 0:
+            raise PydanticCustomError("rule", "cut_at leaves no epoch after the cut; lower it, or raise epochs", {})
+        return self
+
+    def phases(self) -> dict[str, dict[str, Any]]:
+        """Return what it decides of either phase."""
+        sparse = ceil(self.cut_at * self.epochs - 1e-9)
+        shared = {key: getattr(self, key) for key in Phase.model_fields} | {"warmup": 0.0}
+        return {"sparse": shared | {"epochs": sparse}, "finetune": shared | {"epochs": self.epochs - sparse}}
+
+
+class Distill(_Table):
+    """The sparse phase and fine-tuning also learn from the dense network's outputs.
+
+    loss = (1 − weight) · cross-entropy + weight · temperature² · KL(dense ‖ student), both softened by the temperature.
+    """
+
+    weight: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """0: they do not."""
+    temperature: Positive = 4.0
+    """What both outputs are divided by."""
+
+
+class Export(_Table):
+    """The ONNX file."""
+
+    opset: Annotated[int, Field(ge=18, le=20)] = 20
+    """The version of ONNX's operators."""
+
+
+class Verify(_Table):
+    """Comparing the ONNX file with the network."""
+
+    batches: BatchSizes = (1, 2, 3, 8)
+    """The batch sizes that onnxruntime and torch are compared at."""
+
+
+class Bench(_Table):
+    """Measuring latency in onnxruntime, the dense file beside the slim one."""
+
+    threads: Count = 1
+    """Threads of onnxruntime."""
+    batch_size: Count = 1
+    """Images a run."""
+    min_seconds: NotNegative = 5.0
+    """How long it is measured, in seconds; 0: not at all."""
+
+
+class Recipe(_Table):
+    """A whole recipe: what the file leaves out has its default; ``resolved`` fills in those of machine and data."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Of first weights, order and augmentation of the images."""
+    threads: Count | None = None
+    """torch's own on a CPU; unset: one a core. With 1, a run can be repeated to the last bit on the same machine with
+    the same versions, and a small network trains faster on a shared machine."""
+    device: Literal["cpu", "cuda"] | None = None
+    """Where training runs; unset: on a GPU if torch sees one."""
+    network: Network
+    data: Data | None = None
+    dense: Dense = Dense()
+    train: Train | None = None
+    sparse: Sparse = Sparse()
+    cut: Cut
+    finetune: Finetune = Finetune()
+    distill: Distill = Distill()
+    export: Export = Export()
+    verify: Verify = Verify()
+    bench: Bench = Bench()
+
+    @property
+    def trains(self) -> bool:
+        """Whether any phase has an epoch."""
+        return any(phase.epochs for phase in (self.dense, self.sparse, self.finetune))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_one_schedule(cls, tables: Any) -> Any:
+        """Give [sparse] and [finetune] what [train] decides."""
+        if not isinstance(tables, dict) or tables.get("train") is None:
+            return tables
+        try:
+            train = Train.model_validate(tables["train"])
+        except ValidationError:  # said once more, with its place, when the table itself is validated
+            return tables
+        tables = dict(tables)
+        for name, decided in train.phases().items():
+            given = tables.get(name, {})
+            if isinstance(given, dict):
+                for key in given.keys() & decided:
+                    if (type(given[key]), given[key]) != (type(decided[key]), decided[key]):
+                        raise PydanticCustomError(
+                            "rule", "{key} is decided by [train]; leave one of the two out", {"key": f"{name}.{key}"}
+                        )
+                tables[name] = given | decided
+        return tables
+
+    @model_validator(mode="after")
+    def _starts_somewhere(self) -> "Recipe":
+        scratch = self.train is not None and self.distill.weight == 0  # there is nothing dense to learn from
+        if self.dense.epochs == 0 and self.dense.weights is None and not scratch:
+            raise PydanticCustomError("rule", 'dense: epochs = 0 needs weights = "FILE.safetensors" to start from', {})
+        return self
+
+    @model_validator(mode="after")
+    def _zeroes_to_a_budget(self) -> "Recipe":
+        if self.sparse.to_budget and (self.cut.method != "group-hs" or not (self.cut.macs or self.cut.params)):
+            raise PydanticCustomError(
+                "rule",
+                'norms = "function" decides in [sparse] what goes: [cut] needs macs or params, and no method',
+                {},
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_data_where_it_needs_them(self) -> "Recipe":
+        if self.data is None and (self.trains or self.cut.looks_at_images):
+            what = "training" if self.trains else "what channels do"
+            raise PydanticCustomError("rule", "the table [data] is needed: {what} needs images", {"what": what})
+        return self
