@@ -15,6 +15,9 @@ from hoyer_export.errors import FileError, one_line
 from hoyer_export.record import Record
 from hoyer_export.run_folder import write_whole
 
+METADATA_KEY = "hoyer_export"
+"""Of a slim file, see ``store/slim_file.py``."""
+
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Record | str, key: str) -> None:
     """Write tensors and what they are: the same ones leave the same bytes.

@@ -179,10 +179,10 @@ def test_a_damaged_file_is_one_clear_line(tmp_path: Path, name: str, damage: str
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([torch.zeros(1)], "got an object of type list"),
+        ([1.0], "got an object of type list"),
         ({}, "got an empty dict"),
         ({"a": 1}, "'a' holds an object of type int"),
-        ({"state_dict": {}}, "got an empty dict"),
+        ({"state_dict": {}}, "'state_dict' holds an empty dict"),
         (torch.zeros(3), "got an object of type Tensor"),
         ({"a": torch.eye(3).to_sparse()}, "'a' is a sparse tensor"),
         ({"a": torch.zeros(3, device="meta")}, "'a' is a meta tensor"),

@@ -20,9 +20,8 @@ from hoyer_export.record import Record, read_record
 from hoyer_export.surgery.plan import PruningPlan, with_plan
 from hoyer_export.surgery.step import SlimModel
 from hoyer_export.tensors import named_tensors
-from hoyer_export.tensors_file import read_tensors, write_tensors
+from hoyer_export.tensors_file import METADATA_KEY, read_tensors, write_tensors
 
-METADATA_KEY = "hoyer_export"
 _Format = Literal["hoyer-export-slim/1"]
 (FORMAT,) = get_args(_Format)
 MAX_SIZE = 100_000
