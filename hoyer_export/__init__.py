@@ -42,15 +42,16 @@ if TYPE_CHECKING:
     from hoyer_export.surgery.self_test import SelfTest, Verdict, self_test
     from hoyer_export.surgery.step import SlimModel
     from hoyer_export.surgery.zero import zero_
+    from hoyer_export.weights import LoadedWeights, load_weights
 
 __all__ = [
     "BYTES", "MACS", "PARAMS", "BenchmarkRecord", "Budget", "CannotWrite", "ChannelGroup", "ChannelMap", "CutRefused",
     "DataError", "DenseOutputs", "ExportRecord", "FileError", "Folding", "FunctionHS", "GroupHS", "HoyerExportError",
-    "MacsRecord", "Member", "NetworkError", "RecipeError", "Refit", "Selection", "SelfTest", "Shrunk", "SlimModel",
-    "TrainingError", "Unprunable", "Verdict", "VerificationFailed", "VerifyRecord", "accuracy_drop", "benchmark",
-    "build_slim", "count_macs", "cut", "cut_and_refit", "export_onnx", "fold_constants", "gather_inputs", "load_slim",
-    "output_change", "refit_", "remove_dead_blocks", "rules", "save_slim", "select_channels", "self_test",
-    "slice_optimizer", "trace_channels", "verify_onnx", "zero_",
+    "LoadedWeights", "MacsRecord", "Member", "NetworkError", "RecipeError", "Refit", "Selection", "SelfTest", "Shrunk",
+    "SlimModel", "TrainingError", "Unprunable", "Verdict", "VerificationFailed", "VerifyRecord", "accuracy_drop",
+    "benchmark", "build_slim", "count_macs", "cut", "cut_and_refit", "export_onnx", "fold_constants", "gather_inputs",
+    "load_slim", "load_weights", "output_change", "refit_", "remove_dead_blocks", "rules", "save_slim",
+    "select_channels", "self_test", "slice_optimizer", "trace_channels", "verify_onnx", "zero_",
 ]  # fmt: skip
 
 _HOME = {
@@ -83,6 +84,7 @@ _HOME = {
         "surgery.self_test": "SelfTest Verdict self_test",
         "surgery.step": "SlimModel",
         "surgery.zero": "zero_",
+        "weights": "LoadedWeights load_weights",
     }.items()
     for name in names.split()
 }

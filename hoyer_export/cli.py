@@ -283,6 +283,9 @@ def cut(
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Absent or empty.")],
     weights: Annotated[Path | None, typer.Option(metavar="FILE", help=".safetensors, or .pth; else random.")] = None,
+    weights_key: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Where in it they are, e.g. model_ema; else where all names fit.")
+    ] = None,
     input_shape: InputShape = None,
     classes: Classes = None,
     macs: Annotated[float | None, typer.Option(metavar="SHARE", help="Of the dense MACs, that may stay.")] = None,
@@ -363,6 +366,8 @@ def cut(
         arguments.refuse(context, {"data_root", "mean", "std", "calibration"}, "only together with --data")
     shape = None if input_shape is None else arguments.shape(input_shape)
     limit = None if threshold is None else arguments.threshold(threshold)
+    if weights is None:
+        arguments.refuse(context, {"weights_key"}, "only together with --weights")
     if (mean is None) != (std is None):
         raise typer.BadParameter("--mean and --std belong together", param_hint="--mean")
     means = None if mean is None else arguments.numbers("--mean", mean)
@@ -373,7 +378,7 @@ def cut(
     side = shape[1] if shape is not None and data in ("imagefolder", "images") else None
     root = None if data_root is None else str(data_root)
     recipe = make_recipe(
-        _untrained({"name": network, "classes": classes, "input": shape, "rules": rules}, seed, weights)
+        _untrained({"name": network, "classes": classes, "input": shape, "rules": rules}, seed, weights, weights_key)
         | {
             "data": data and {"name": data, "root": root, "mean": means, "std": stds, "image_size": side},
             "cut": {"macs": macs, "params": params, "threshold": limit, "method": method, "align": align}
@@ -465,12 +470,14 @@ def bench(
     _print_json(asdict(found)) if as_json else print_benchmark(found)
 
 
-def _untrained(network: dict[str, Any], seed: int, weights: Path | None = None) -> dict[str, Any]:
+def _untrained(
+    network: dict[str, Any], seed: int, weights: Path | None = None, weights_key: str | None = None
+) -> dict[str, Any]:
     """Return the tables of a recipe that trains nothing."""
     from hoyer_export.recipe.tables import RANDOM
 
     nothing = {"epochs": 0}
-    dense = nothing | {"weights": RANDOM if weights is None else str(weights)}
+    dense = nothing | {"weights": RANDOM if weights is None else str(weights), "weights_key": weights_key}
     return {"seed": seed, "network": network, "dense": dense, "sparse": nothing, "finetune": nothing}
 
 

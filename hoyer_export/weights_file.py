@@ -58,7 +58,7 @@ def read_file(path: Path) -> FileContent:
     except pickle.UnpicklingError as error:
         # torch's own message advises to load the file with its code running.
         raise FileError(
-            f"{path} is no state dict: it is damaged, or holds what only code could read, and code from a file is never "
+            f"{path} is no state dict: it is damaged, or holds what only code reads, and code from a file is never "
             f"run; {_SAVE}"
         ) from error
     except Exception as error:  # a damaged file makes zipfile, pickle, struct, torch, ... fail in their own ways
@@ -70,12 +70,16 @@ def read_file(path: Path) -> FileContent:
 
 def _read_safetensors(path: Path) -> FileContent:
     with safe_open(path, framework="pt") as file:
-        if METADATA_KEY in (file.metadata() or {}):
+        about = file.metadata() or {}
+        if METADATA_KEY in about:
             raise FileError(
                 f"{path} holds a slim network, cut already; load it with hx.load_slim({str(path)!r}), or give the "
                 "weights of a dense network, as in the dense.safetensors of its run"
             )
-    return FileContent(safetensors.torch.load_file(path))
+    tensors = safetensors.torch.load_file(path)
+    # save_model writes tied weights once, and there which name stands for which.
+    tied = {name: tensors[kept] for name, kept in about.items() if kept in tensors and name not in tensors}
+    return FileContent(tensors | tied)
 
 
 def _read_torch(path: Path) -> FileContent:

@@ -38,7 +38,7 @@ from hoyer_export.data import Split, load_data
 from hoyer_export.errors import FileError, HoyerExportError, NetworkError
 from hoyer_export.networks import BasicBlock, build_network
 from hoyer_export.run_folder import whole_file
-from hoyer_export.weights import assign_weights, read_weights
+from hoyer_export.weights import assign_weights, find_weights
 
 # What the checkpoints were trained with (trainer.py of that repository).
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -163,7 +163,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if not options.out.parent.is_dir():
             raise FileError(f"cannot write {options.out}: there is no folder {options.out.parent}; make it first")
-        weights = read_weights(options.checkpoint)
+        # Deeper ones have its names too, and more.
+        shallow = build_network("cifar_resnet20").state_dict()
+        named = {name: tensor for name, tensor in shallow.items() if ".shortcut." not in name}
+        weights = find_weights(options.checkpoint, named).tensors
         data = load_data("cifar10", root=options.data, mean=MEAN, std=STD)
         batches = islice(data.train.batches(BATCH_SIZE, shuffle=True, augment=True), STATISTICS_BATCHES)
         model = convert(weights, (images for images, _ in batches), source=str(options.checkpoint))

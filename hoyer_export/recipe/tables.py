@@ -120,6 +120,18 @@ class Dense(Phase):
     lr: Positive = 0.1
     weights: Name | None = None
     """A file with the weights to start from, relative to the recipe; ``random``: none, and outputs mean nothing."""
+    weights_key: Name | None = None
+    """Where in that file they are, e.g. ``model_ema``; unset: where all names fit, and rather raw than averaged."""
+    new_head: bool | None = None
+    """Whether a last layer that the file has with another number of outputs, or not at all, starts at random."""
+
+    @model_validator(mode="after")
+    def _keys_of_a_file(self) -> "Dense":
+        if (self.weights_key is not None or self.new_head) and self.file is None:
+            raise PydanticCustomError("rule", "weights_key and new_head are about a file of weights; set weights")
+        if self.new_head and not self.epochs:
+            raise PydanticCustomError("rule", "new_head starts a layer at random; set epochs, which train it")
+        return self
 
     @property
     def file(self) -> Path | None:

@@ -41,7 +41,9 @@ def look_at_inputs(job: Job) -> InputsRecord:
     if job.device.type == "cuda" and not torch.cuda.is_available():
         raise RecipeError('device = "cuda", but torch sees no GPU; leave the key out, or set it to "cpu"')
     data = job.data if job.has_data else None
-    network = job.given()
+    network, weights = job.given()
+    if weights is not None:
+        job.progress.note(weights.describe())
     if data is not None and recipe.trains and data.classes is None:
         raise DataError(f"training needs labels, and {data.name} has none; name a data set with classes")
     if recipe.cut.max_drop is not None and not job.has_labels:
@@ -215,6 +217,6 @@ INPUTS = Stage(
     name="inputs",
     record=InputsRecord,
     run=look_at_inputs,
-    reads=("seed", "threads", "device", "network", "data", "dense.weights"),
+    reads=("seed", "threads", "device", "network", "data", "dense.weights", "dense.weights_key", "dense.new_head"),
 )
 CHECK = Stage(name="check", record=CheckRecord, run=check, reads=("cut", "export"), needs=("inputs",))

@@ -21,7 +21,7 @@ from hoyer_export.run.progress import Progress
 from hoyer_export.run_folder import RunFolder
 from hoyer_export.store.slim_file import load_slim
 from hoyer_export.surgery.step import SlimModel
-from hoyer_export.weights import load_weights
+from hoyer_export.weights import LoadedWeights, load_weights
 
 
 @dataclass
@@ -154,9 +154,13 @@ class Job:
         name, packages = self.recipe.network.name, self.allow_import
         return build_network(name, in_channels=self.in_channels, classes=self.classes, allow_import=packages)
 
-    def given(self) -> nn.Module:
-        """Return the dense network that training starts from: with the recipe's weights where it names a file."""
-        return self._with(self.recipe.dense.file)
+    def given(self) -> tuple[nn.Module, LoadedWeights | None]:
+        """Return the dense network that training starts from, and the recipe's weights in it where it names a file."""
+        network, table = self.network(), self.recipe.dense
+        if table.file is None:
+            return network, None
+        found = load_weights(network, table.file, key=table.weights_key, new_head=bool(table.new_head))
+        return network, found
 
     def dense(self) -> nn.Module:
         """Return the trained dense network."""
@@ -170,10 +174,9 @@ class Job:
         """Return the slim network: of slim.safetensors, or of another file with a plan."""
         return load_slim(path or self.folder.slim_weights, into=self.network())
 
-    def _with(self, weights: Path | None) -> nn.Module:
+    def _with(self, weights: Path) -> nn.Module:
         network = self.network()
-        if weights is not None:
-            load_weights(network, weights)
+        load_weights(network, weights)
         return network
 
 

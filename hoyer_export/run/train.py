@@ -33,7 +33,7 @@ EVALUATION_BATCH = 500
 def train_dense(job: Job) -> PhaseRecord:
     """Train the dense network, and write dense.safetensors."""
     table = job.recipe.dense
-    network, seconds = job.given(), 0.0
+    network, seconds = job.given()[0], 0.0
     _forget_lines(job, "dense")
     if table.epochs:
         job.progress.headline(f"dense: {_epochs(table)}" + (f" from {table.weights}" if table.weights else ""))
