@@ -129,13 +129,13 @@ def find_weights(
     places = [place for at, tensors in _containers(file.content) for place in _places(path, at, tensors, expected)]
     if not places:
         raise FileError(f"{path} holds no weights: {_what_else(file.content)}")
-    if key is not None:
-        known = list(dict.fromkeys(place.place for place in places))
-        places = [it for it in places if f"{it.place}.".startswith(f"{key.strip('.')}.")]
-        if not places:
-            raise FileError(f"{path} has no weights under {key!r}; expected {_listed(known)}")
     if new_head:
         places = [_without_head(place, expected) for place in places]
+    if key is not None:
+        known = dict.fromkeys(it.place if _fits(it, expected) else it.key for it in places)
+        places = [it for it in places if f"{it.place}.".startswith(f"{key.strip('.')}.")]
+        if not places:
+            raise FileError(f"{path} has no weights under {key!r}; {_expected_keys([it for it in known if it])}")
     fitting = [place for place in places if _fits(place, expected)]
     fitting.sort(key=lambda place: _AVERAGED.search(place.place) is not None)  # what is not averaged comes first
     # Two ways to the same tensors are one place.
@@ -154,11 +154,13 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
 def _containers(content: object) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Yield every dict or list with tensors, and the key under which it is; what an optimizer remembers is none."""
     level: list[tuple[str, object]] = [("", content)]
+    seen: set[int] = set()  # a file may hold a dict that holds itself
     for _ in range(_DEPTH):
         within: list[tuple[str, object]] = []
         for key, part in level:
-            if not isinstance(part, Mapping | list | tuple) or _is_optimizer(part):
+            if not isinstance(part, Mapping | list | tuple) or _is_optimizer(part) or id(part) in seen:
                 continue
+            seen.add(id(part))
             items = part.items() if isinstance(part, Mapping) else enumerate(part)
             named = {str(name): value for name, value in items}
             if tensors := {name: value for name, value in named.items() if isinstance(value, Tensor)}:
@@ -208,9 +210,10 @@ def _misfits(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> I
         given = weights.get(name)
         if given is None:
             if not name.endswith(_COUNTERS):
-                yield f": {name!r} is missing; {count}"
+                yield f": {name!r} is missing; {_way_out(name, weights, expected, count)}"
         elif given.shape != tensor.shape:
-            yield f": {name!r} should be {_shape(tensor)}, got {_shape(given)}; {_way_out(name, weights, expected)}"
+            way_out = _way_out(name, weights, expected, "check the network's name, in_channels and classes")
+            yield f": {name!r} should be {_shape(tensor)}, got {_shape(given)}; {way_out}"
         elif _numbers(given) != _numbers(tensor):
             kinds = f"should hold {_numbers(tensor)} numbers, got {_numbers(given)} ones ({given.dtype})"
             yield f": {name!r} {kinds}; save them as the network holds them"
@@ -219,13 +222,12 @@ def _misfits(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> I
             yield f", which has no {name!r}; {count}"
 
 
-def _way_out(name: str, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+def _way_out(name: str, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], otherwise: str) -> str:
+    """Return what to do about a name that does not fit: ``otherwise`` where more differs than the head."""
     if name not in _other_head(weights, expected):
-        return "check the network's name, in_channels and classes"
-    return (
-        f"all but the head fits: give it `classes={len(weights[name])}` (network.classes), or keep the rest and train "
-        "a head anew (dense.new_head = true in a recipe)"
-    )
+        return otherwise
+    as_file = f"build it with {len(weights[name])} classes (network.classes, --classes), or " if name in weights else ""
+    return f"all but the head fits: {as_file}keep the rest and train a head anew (dense.new_head = true in a recipe)"
 
 
 def _other_head(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> set[str]:
@@ -256,7 +258,7 @@ def _without_head(place: LoadedWeights, expected: Mapping[str, Tensor]) -> Loade
     if not head:
         return place
     kept = {name: tensor for name, tensor in place.tensors.items() if name in expected and name not in head}
-    unused = (*place.unused, *(name for name in place.tensors if name not in kept))
+    unused = (*place.unused, *(name for name in place.tensors if name not in expected))
     return replace(place, tensors=kept, unused=unused, new_head=tuple(sorted(head)))
 
 
@@ -290,6 +292,10 @@ def _what_else(content: object) -> str:
 
 def _is_optimizer(part: object) -> bool:
     return isinstance(part, Mapping) and "param_groups" in part
+
+
+def _expected_keys(keys: list[str]) -> str:
+    return f"expected {_listed(keys)}" if keys else "leave the key out: the file holds nothing else"
 
 
 def _layer(name: str) -> str:

@@ -1,5 +1,6 @@
 """``hoyer-export cut``: a network and its weights in, verified files out; nothing at all where an input is wrong."""
 
+import argparse
 import json
 import sys
 from dataclasses import replace
@@ -160,6 +161,30 @@ def test_a_network_of_ones_own_is_cut_to_its_budget_and_verified(
     assert {name: len(kept) for name, kept in keep.items()} == {
         it["group"]: it["slim"] for it in found["cut"]["widths"]
     }
+
+
+def test_a_checkpoint_says_which_of_its_weights_were_taken_and_a_key_takes_others(
+    call, dense: nn.Module, home: Path
+) -> None:
+    averaged = {f"module.{name}": 2 * tensor for name, tensor in dense.state_dict().items()}
+    torch.save({"model": dense.state_dict(), "model_ema": averaged, "args": argparse.Namespace()}, "both.pth")
+    asked = (*SMALL, "--input", "1x8x8", "--macs", "1", "--align", "1", "--weights", "both.pth")
+    for more, factor, said in (
+        (
+            (),
+            1,
+            "key 'model'; 'model_ema.module' would fit too (--weights-key, dense.weights_key); left out: 'argparse.",
+        ),
+        (("--weights-key", "model_ema"), 2, "key 'model_ema', prefix 'module.'; left out: 'argparse.Namespace'"),
+    ):
+        code, _, err = call(*asked, *more, "--out", f"cut{factor}")
+        assert code == 0, err
+        assert said in " ".join(err.split())
+        written = safetensors.torch.load_file(home / f"cut{factor}" / "dense.safetensors")
+        assert torch.equal(written["0.weight"], factor * dense[0].weight)
+    code, _, err = call(*SMALL, "--input", "1x8x8", "--macs", "1", "--weights-key", "model", "--out", "cut")
+    assert code == 2
+    assert "only together with --weights" in err
 
 
 def test_people_get_a_table_and_are_told_what_to_do_next(call, dense: nn.Module) -> None:

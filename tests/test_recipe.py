@@ -124,6 +124,11 @@ def test_of_two_budgets_set_the_last_counts(small: Path) -> None:
     assert load_recipe(small, ["cut.params=0.4", "cut.threshold=0.3"]).cut.asked() == {"threshold": 0.3}
 
 
+def test_a_new_head_is_trained(small: Path) -> None:
+    with pytest.raises(RecipeError, match="dense: new_head starts a layer at random; set epochs, which train it"):
+        load_recipe(small, ["dense.weights=w.pth", "dense.new_head=true", "dense.epochs=0"])
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
@@ -138,6 +143,8 @@ def test_of_two_budgets_set_the_last_counts(small: Path) -> None:
         ("dense.epochs=3.5", "dense.epochs: expected a whole number, got 3.5"),
         ('dense.epochs="3"', 'dense.epochs: expected a whole number, got "3"'),
         ("dense.epochs=0", "dense: epochs = 0 needs weights"),
+        ("dense.weights_key=model_ema", "dense: weights_key and new_head are about a file of weights; set weights"),
+        ("dense.new_head=true", "dense: weights_key and new_head are about a file of weights; set weights"),
         ("device=gpu", 'device: expected "cpu" or "cuda", got "gpu"'),
         ("dense.warmup=30", "dense: warmup must be shorter than epochs"),
         ("dense=3", "dense: expected a table, got 3"),

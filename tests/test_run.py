@@ -509,6 +509,21 @@ def test_dense_weights_are_where_training_starts_and_the_report_says_so(
     assert str(tmp_path) not in (out / "report.json").read_text()
 
 
+def test_a_new_head_starts_at_random_and_the_trunk_does_not(finished: Path, run: Runner, tmp_path: Path) -> None:
+    weights = load_file(finished / "dense.safetensors")
+    other = {name: torch.ones(7, *it.shape[1:]) if name.startswith("8.") else it for name, it in weights.items()}
+    torch.save({"state_dict": other}, tmp_path / "seven.pth")
+    told = [f"dense.weights={tmp_path / 'seven.pth'}", "dense.epochs=1"]
+    with pytest.raises(NetworkError, match=r"got 7×16; all but the head fits: .*dense\.new_head = true"):
+        run(tmp_path / "out", *told)
+    with pytest.raises(Stop):
+        run(tmp_path / "out", *told, "dense.new_head=true", "dense.lr=1e-9", progress=StopAfter(headline="sparse"))
+    trained = load_file(tmp_path / "out" / "dense.safetensors")
+    assert trained["8.weight"].shape == weights["8.weight"].shape
+    assert torch.allclose(trained["0.weight"], weights["0.weight"])
+    assert not torch.allclose(trained["8.weight"], weights["8.weight"])
+
+
 @pytest.mark.parametrize("override", ["cut.params=0.5", "cut.threshold=0.95"])
 def test_params_and_thresholds_cut_too(override: str, finished: Path, run: Runner, tmp_path: Path) -> None:
     out = tmp_path / "out"
