@@ -55,7 +55,7 @@ def read_file(path: Path) -> FileContent:
         return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     except FileError:
         raise
-    except pickle.UnpicklingError as error:
+    except (pickle.UnpicklingError, ValueError) as error:  # the second from a pickle that is none
         # torch's own message advises to load the file with its code running.
         raise FileError(
             f"{path} is no state dict: it is damaged, or holds what only code reads, and code from a file is never "

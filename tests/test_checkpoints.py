@@ -91,8 +91,8 @@ def lightning() -> dict[str, object]:
     }
 
 
-KEYS = "state_dict model model_state_dict net ema state_dict_ema model_ema params weights".split()
-PREFIXES = "module. _orig_mod. model. net. backbone. module._orig_mod. _orig_mod.module. a.b.c.".split()
+KEYS = ["state_dict", "model", "model_state_dict", "net", "ema", "state_dict_ema", "model_ema", "params", "weights"]
+PREFIXES = ["module.", "_orig_mod.", "model.", "net.", "backbone.", "module._orig_mod.", "_orig_mod.module.", "a.b.c."]
 WRITTEN: dict[str, tuple[Callable[[], object], str, str]] = {
     **{key: (lambda key=key: {"epoch": 3, key: state()}, key, "") for key in KEYS},
     **{prefix: (lambda prefix=prefix: behind(prefix, state()), "", prefix) for prefix in PREFIXES},
