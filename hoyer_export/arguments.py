@@ -6,11 +6,14 @@ import math
 import re
 from collections.abc import Collection, Mapping
 from contextlib import suppress
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import typer
 
 from hoyer_export.choices import ALIGNMENTS, DATA_SETS, METHODS, NETWORKS, WITHOUT_BUDGET
+from hoyer_export.errors import DataError
 
 SEED = 2**63 - 1  # the largest that torch's generators take
 CLASSES = 100_000  # more than any data set has, and few enough for a layer to be made
@@ -38,6 +41,25 @@ def threshold(text: str) -> float | str:
             f'expected a number of at least 0, or "natural", got {text!r}', param_hint="--threshold"
         )
     return number
+
+
+def data(text: str, root: Path | None) -> tuple[str, str | None]:
+    """Return the name of a data set and the folder of its files; a folder alone is a data set called ``imagefolder``.
+
+    Raises:
+        DataError: it is neither a data set nor a folder.
+    """
+    if text in DATA_SETS:
+        return text, None if root is None else str(root)
+    if not Path(text).is_dir():
+        close = get_close_matches(text, DATA_SETS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(DATA_SETS)}, or a folder's path"
+        raise DataError(f"`data` {text} is no data set and no folder; {hint}")
+    if root is not None:
+        raise typer.BadParameter(
+            f"only together with the name of a data set; {text} is a folder", param_hint="--data-root"
+        )
+    return "imagefolder", text
 
 
 def numbers(option: str, text: str) -> tuple[float, ...]:

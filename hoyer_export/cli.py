@@ -89,6 +89,12 @@ OwnRules = Annotated[
 Overrides = Annotated[
     list[str], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Set one key of the recipe; may be repeated.")
 ]
+Network = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", help="torchvision:resnet18, package.module:function, ...", autocompletion=arguments.networks
+    ),
+]
 InputShape = Annotated[str | None, typer.Option("--input", metavar="CxHxW", help="Shape of one image: 3x224x224.")]
 Classes = Annotated[
     int | None, typer.Option(metavar="N", min=1, max=arguments.CLASSES, help="Outputs of the network; else its own.")
@@ -207,6 +213,47 @@ def _where_it_stands(out: Path) -> str:
         return f" in {out}"
 
 
+@app.command(cls=_Verb, epilog=_epilog("hoyer-export init --network cifar_resnet20 --data photos/ --out recipe.toml"))
+def init(
+    network: Network,
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME|DIR",
+            help="A data set, or a folder with train/CLASS/*.jpg and val/CLASS/*.jpg.",
+            autocompletion=arguments.data_sets,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The recipe; a file that is there stays.")],
+    weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help=".safetensors, or .pth; else trained from scratch.")
+    ] = None,
+    macs: Annotated[float, typer.Option(metavar="SHARE", help="Of the dense MACs, that may stay.")] = 0.5,
+    data_root: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the files of a NAME are.")] = None,
+    classes: Classes = None,
+    rules: OwnRules = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there already.")] = False,
+    allow_import: AllowImport = [],  # noqa: B006
+    as_json: Json = False,
+) -> None:
+    """Look at a network and a data set, and write a commented recipe for them."""
+    arguments.check_share("--macs", macs)
+    name, root = arguments.data(data, data_root)
+    from hoyer_export.recipe.reading import make_recipe
+
+    start = {"epochs": 0, "weights": str(weights)} if weights is not None else None
+    asked = make_recipe(
+        {"network": {"name": network, "classes": classes, "rules": rules}, "data": {"name": name, "root": root}}
+        | {"dense": start, "cut": {"macs": macs}}
+    )
+    _loading("torch")
+    from hoyer_export.console import print_proposal
+    from hoyer_export.run.proposing import propose_recipe
+
+    found = propose_recipe(asked, out, overwrite=overwrite, allow_import=allow_import)
+    _print_json(asdict(found)) if as_json else print_proposal(found)
+
+
 @app.command(cls=_Verb, epilog=_epilog("hoyer-export inspect --network torchvision:resnet50 --macs 0.5 --prove"))
 def inspect(
     context: typer.Context,
@@ -273,14 +320,7 @@ def inspect(
 )
 def cut(
     context: typer.Context,
-    network: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="torchvision:resnet18, package.module:function, ...",
-            autocompletion=arguments.networks,
-        ),
-    ],
+    network: Network,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Absent or empty.")],
     weights: Annotated[Path | None, typer.Option(metavar="FILE", help=".safetensors, or .pth; else random.")] = None,
     weights_key: Annotated[

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hoyer_export.report.report import Report
     from hoyer_export.report.stage_records import CutRecord, ExportsRecord, FileVerification, Moved, VerifiedRecord
     from hoyer_export.run.inspecting import GroupCost, Inspection
+    from hoyer_export.run.proposing import Proposal
     from hoyer_export.surgery.self_test import Verdict
 
 PLAIN_WIDTH = 120  # of a table that no terminal limits
@@ -100,6 +101,12 @@ def _agreement_words(cut: "CutRecord") -> str:
         f", with its shifts in float32 to {small(rounded)}" if rounded and rounded > (cut.max_rel_error or 0) else ""
     )
     return f"zeroed and slim network agree to {small(cut.max_rel_error)} (relative, {cut.dtype}){shifts}"
+
+
+def print_proposal(found: "Proposal") -> None:
+    """Print what was found, and the command that comes next, each on a line of its own."""
+    for line in (*found.found, f"written: {found.recipe}", f"next: {found.next}"):
+        _console().print(_plain(line), soft_wrap=True)
 
 
 def print_inspection(found: "Inspection", *, everything: bool = False) -> None:

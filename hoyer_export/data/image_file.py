@@ -27,9 +27,20 @@ def read_image(path: Path | str) -> Image.Image:
         with Image.open(path) as image:
             return _read(image)
     except Exception as error:  # each image format fails in its own way
-        raise DataError(
-            f"cannot read the image {path} ({one_line(error)}); replace it or take it out of the folder"
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def size_of(path: Path | str) -> tuple[int, int]:
+    """Return width and height of an image as they are stored, without decoding it; DataError as for ``read_image``."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path | str, error: Exception) -> DataError:
+    return DataError(f"cannot read the image {path} ({one_line(error)}); replace it or take it out of the folder")
 
 
 def why_unreadable(path: Path | str) -> str | None:

@@ -3,11 +3,11 @@
 import json
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from hoyer_export.recipe.keys import table_class
 from hoyer_export.recipe.tables import Recipe
 
 
@@ -42,19 +42,13 @@ def _explain(detail: ErrorDetails, path: tuple[str, ...]) -> str:
 
 
 def _known_words() -> set[str]:
-    tables = {name: _table_class(name) for name in Recipe.model_fields}
+    tables = {name: table_class(name) for name in Recipe.model_fields}
     return set(tables) | {key for table in tables.values() if table is not None for key in table.model_fields}
-
-
-def _table_class(name: str) -> type[BaseModel] | None:
-    annotation = Recipe.model_fields[name].annotation
-    kinds = (annotation, *get_args(annotation))  # a table that may be left out is a union
-    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
 def _unknown_key(path: tuple[str, ...]) -> str:
     section = ".".join(path[:-1])
-    table = _table_class(path[0]) if len(path) > 1 and path[0] in Recipe.model_fields else Recipe
+    table = table_class(path[0]) if len(path) > 1 and path[0] in Recipe.model_fields else Recipe
     valid = list(table.model_fields) if table is not None else []
     close = get_close_matches(path[-1], valid, n=1, cutoff=0.6)
     where = f"[{section}] has" if section else "a recipe has"

@@ -47,11 +47,12 @@ class Network(_Table):
     rules: Name | None = None
     """``package.module:RULES``: tracing rules of your own."""
     in_channels: Count | None = None
-    """Channels of an image; unset: those of the data."""
+    """Channels of an image; unset: those of the data, and a function of your own is not told."""
     classes: Count | None = None
-    """How many classes it tells apart; unset: those of the data."""
+    """How many outputs it has, at least one a class; unset: the classes of the data, and a function of your own is not
+    told."""
     input: Annotated[tuple[Count, Count, Count], Field(strict=False)] | None = None
-    """Channels, height and width of an image; unset: those of the data."""
+    """Channels, height and width of an image; unset: those of the data, without any what the network is meant for."""
 
 
 class Data(_Table):
@@ -63,7 +64,8 @@ class Data(_Table):
     root: Name | None = None
     """The folder with the files, relative to the recipe; ``digits`` needs none."""
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.15
-    """The share of the training images that is held out; every choice is made on it."""
+    """The share of the training images that is held out; every choice is made on it. Not used where an ``imagefolder``
+    has both ``val`` and ``test``."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     """Decides which images are held out; unset: the recipe's ``seed``."""
     mean: PerChannel | None = None
@@ -71,11 +73,13 @@ class Data(_Table):
     std: Deviations | None = None
     """What the rest is divided by; stands beside ``mean``."""
     augment: bool | None = None
-    """Whether training images are shifted and flipped; unset: as is usual for the data set."""
+    """Whether training images are changed at random: a window shifted by up to an eighth of the side, for ``cifar10``
+    and ``cifar10-16`` mirrored or not; for ``imagefolder`` a part of the image of any size, mirrored or not. Unset:
+    for these three alone."""
     image_size: Count | None = None
     """Height and width that ``imagefolder`` and ``images`` are brought to; unset: 224."""
     workers: Annotated[int, Field(ge=0)] = 0
-    """Processes that read image files; 0: the main one does."""
+    """Processes that read the image files of a folder; 0: the main one does."""
 
     @model_validator(mode="after")
     def _mean_beside_std(self) -> "Data":
@@ -88,23 +92,23 @@ class Phase(_Table):
     """What the phases of training have in common."""
 
     epochs: Annotated[int, Field(ge=0)]
-    """Passes over the training images; 0: the phase is left out."""
+    """Passes over the training images."""
     lr: Positive
     """The highest learning rate; it falls to 0 by half a cosine."""
     batch_size: Count = 128
-    """Images a step; a last batch that is smaller is left out."""
+    """Images a step; the last batch of an epoch has what is left, and is left out if that is a single image."""
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     """Weight decay is coupled in ``sgd`` and ``adam``, decoupled in ``adamw``."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Of ``sgd``; the first moment's decay of ``adam`` and ``adamw``."""
+    """Of ``sgd``; the others have torch's own betas, 0.9 and 0.999."""
     weight_decay: NotNegative = 5e-4
-    """Of all weights alike."""
+    """Of all parameters alike, those of batch norms and biases too."""
     warmup: NotNegative = 0.0
     """Epochs in which the learning rate rises in a straight line to ``lr``."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """The share of a label that is spread over all classes."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """``bfloat16``: autocast; weights stay float32."""
+    """Of the forward pass in training; ``bfloat16``: autocast, the weights stay float32."""
 
     @model_validator(mode="after")
     def _warm_before_the_end(self) -> "Phase":
@@ -119,7 +123,8 @@ class Dense(Phase):
     epochs: Annotated[int, Field(ge=0)] = 30
     lr: Positive = 0.1
     weights: Name | None = None
-    """A file with the weights to start from, relative to the recipe; ``random``: none, and outputs mean nothing."""
+    """A file with the weights to start from, relative to the recipe; unset or ``random``: drawn by the seed. With
+    ``epochs = 0`` one of the two is needed, except where [train] begins from scratch."""
     weights_key: Name | None = None
     """Where in that file they are, e.g. ``model_ema``; unset: where all names fit, and rather raw than averaged."""
     new_head: bool | None = None
@@ -157,7 +162,7 @@ class Sparse(Phase):
     """What a channel's norm is made of. ``weights``: a penalty on all channels. ``function``: what it brings to its
     readers; only channels that the budget in [cut] dooms fade, until they are exactly zero."""
     strength: NotNegative | None = None
-    """Of the penalty, with ``norms = "weights"``; 1e-3 unless set."""
+    """Of the penalty, with ``norms = "weights"``; 1e-3 unless set, and 2 to 4 times the weight decay is strong."""
     scale: Literal["relative", "paper"] | None = None
     """With ``norms = "weights"``. ``relative`` (unless set): ``strength`` has the unit of weight decay. ``paper``: as
     DeepHoyer's code has it."""
@@ -199,17 +204,18 @@ class Cut(_Table):
     needs no budget."""
 
     macs: Share | None = None
-    """The share of the dense network's MACs that may stay, counted on the exported graph."""
+    """The share of the dense network's MACs that may stay, after alignment, counted on the exported graph."""
     params: Share | None = None
     """The share of its parameters that may stay."""
     threshold: Literal["natural"] | NotNegative | None = None
-    """Channels whose score lies below it go; ``natural``: the threshold of Group-HS."""
+    """Channels whose score lies below it go; ``natural``: 1, the threshold of Group-HS, for that method alone."""
     align: Alignment | None = None
-    """Widths are rounded up to a multiple of it that the runtime is fast at; unset: 16, and 1 for a method without
-    budget."""
+    """Widths are rounded up to a multiple of it that the runtime is fast at (16 also allows 8), never above the dense
+    width; unset: 16, and 1 for a method without budget."""
     method: Method = "group-hs"
-    """How channels are scored. ``group-hs``, ``magnitude``: by their norms. ``function``: by what they bring to their
-    readers. ``dead``: what never fires goes, and nothing else. ``zero``: what is zero already."""
+    """How channels are scored. ``group-hs``: by the norms of their weights. ``magnitude``: as torch-pruning scores
+    them. ``function``: by what they bring to their readers, over their MACs. ``dead``: what never fires goes, and
+    nothing else. ``zero``: what is zero already, or read by nobody."""
     max_drop: NotNegative | None = None
     """Points of validation accuracy that may be lost; needs ``method = "function"`` and ``refit = true``."""
     max_change: Positive | None = None
@@ -217,7 +223,8 @@ class Cut(_Table):
     refit: bool = False
     """Whether what reads the channels that went gets new weights, by least squares on unlabelled images."""
     step: Share = 0.05
-    """With ``refit`` and ``method = "function"``: the share of the MACs after which channels are chosen again."""
+    """With ``refit``, ``method = "function"`` and a budget other than ``params`` or ``threshold``: the share of the
+    MACs after which channels are chosen again."""
     dead_first: bool = False
     """Whether what never fires goes before any other method chooses."""
     dead_blocks: bool = False
@@ -227,7 +234,7 @@ class Cut(_Table):
     gather: Annotated[tuple[Name, ...], Field(strict=False)] = ()
     """Linear layers that then read only the input features on which their weights are not zero."""
     calibration: Count | None = None
-    """How many training images are looked at without their labels; unset: 5000, and 1024 for a refit."""
+    """How many training images are looked at without their labels, at most; unset: 5000, and 1024 for a refit."""
 
     @model_validator(mode="after")
     def _exactly_one_budget(self) -> "Cut":
@@ -315,7 +322,7 @@ class Distill(_Table):
     """
 
     weight: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """0: they do not."""
+    """The dense network's share of the loss; 0: they do not learn from it."""
     temperature: Positive = 4.0
     """What both outputs are divided by."""
 
@@ -349,10 +356,10 @@ class Recipe(_Table):
     """A whole recipe: what the file leaves out has its default; ``resolved`` fills in those of machine and data."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Of first weights, order and augmentation of the images."""
+    """Of the first weights, dropout, the images' order and augmentation, and of which are held out or calibrate."""
     threads: Count | None = None
-    """torch's own on a CPU; unset: one a core. With 1, a run can be repeated to the last bit on the same machine with
-    the same versions, and a small network trains faster on a shared machine."""
+    """Of torch on a CPU; unset: its own choice, one a core. With 1, a run can be repeated to the last bit on the same
+    machine with the same versions, and a small network trains faster on a shared machine."""
     device: Literal["cpu", "cuda"] | None = None
     """Where training runs; unset: on a GPU if torch sees one."""
     network: Network

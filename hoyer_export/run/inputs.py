@@ -44,8 +44,8 @@ def look_at_inputs(job: Job) -> InputsRecord:
     network, weights = job.given()
     if weights is not None:
         job.progress.note(weights.describe())
-    if data is not None and recipe.trains and data.classes is None:
-        raise DataError(f"training needs labels, and {data.name} has none; name a data set with classes")
+    if data is not None and recipe.trains:
+        check_labels(data)
     if recipe.cut.max_drop is not None and not job.has_labels:
         raise DataError("cut.max_drop is measured on labelled images, got none; give max_change, which needs no labels")
     if data is not None and data.classes is not None:
@@ -81,6 +81,12 @@ def look_at_inputs(job: Job) -> InputsRecord:
         validation=None if recipe.dense.file is None else "may have been seen in training",
         settled=tuple(settled),
     )
+
+
+def check_labels(data: DataSplits) -> None:
+    """Refuse to train on images without labels; DataError."""
+    if data.classes is None:
+        raise DataError(f"training needs labels, and {data.name} has none; name a data set with classes")
 
 
 def check(job: Job) -> CheckRecord:
