@@ -97,7 +97,7 @@ def propose_recipe(asked: Recipe, path: Path, *, overwrite: bool = False, allow_
         f" {prefixed(dense_macs(job.channels))} MACs; takes the images, and proved prunable",
         f"budget: macs = {asked.cut.macs:g} can be reached; with align = {job.recipe.cut.alignment} the narrowest"
         f" network keeps {share(least)}",
-        _training_words(job, network),
+        _training_words(job),
     )
     run = shlex.join(["hoyer-export", "run", str(path), "--out", str(_free_folder(path))])
     for package in allow_import:
@@ -111,42 +111,56 @@ def propose_recipe(asked: Recipe, path: Path, *, overwrite: bool = False, allow_
 
 
 def _that_fits(asked: Recipe, allow_import: Sequence[str]) -> Job:
-    """Return a job whose images the network takes, as small as they are on disk if it takes them so."""
+    """Return a job whose images the network takes: as small as they are on disk, or as its weights know them best."""
     tables = asked.model_dump(exclude_unset=True)
+    fitting: list[Job] = []
     sides = _sides(asked, allow_import)
     for side in sides:
         sized = {"image_size": side} if asked.data and asked.data.name == "imagefolder" else {}
-        recipe = make_recipe(tables | {"data": tables["data"] | sized})
-        job = Job(recipe, RunFolder(Path()), Silent(), allow_import)  # nothing is written
+        job = _looking(make_recipe(tables | {"data": tables["data"] | sized}), allow_import)
         check_labels(job.data)
         try:
-            check_output(recipe.network.name, job.given(), job.example, job.data)
+            check_output(asked.network.name, job.given(), job.example, job.data)
         except NetworkError:
-            if side == sides[-1]:
+            if side == sides[-1] and not fitting:
                 raise
             continue
-        break
-    return job
+        fitting.append(job)
+    return fitting[0] if asked.dense.file is None or len(fitting) == 1 else max(fitting, key=_right)
+
+
+def _looking(recipe: Recipe, allow_import: Sequence[str]) -> Job:
+    """Return a job that looks at what a recipe names, and writes nothing."""
+    return Job(recipe, RunFolder(Path()), Silent(), allow_import)
+
+
+def _right(job: Job) -> float:
+    """Return how many % of some validation images the given weights classify as they should."""
+    return evaluate_accuracy(job.given(), islice(job.data.validation.batches(64), LOOKED_AT // 64))
 
 
 def _sides(asked: Recipe, allow_import: Sequence[str]) -> list[int]:
-    """Return the sides that images may be brought to, the best first.
+    """Return the sides that images may be brought to, the smallest first.
 
     Small images stay small, but half of what the network is meant for is the least: behind all its strides nothing
-    would be left of them. Weights have been trained on what the network is meant for.
+    would be left of them.
     """
     meant = default_input_shape(asked.network.name)
     usual = meant[1] if meant else SIDE
-    if asked.data is None or asked.data.name != "imagefolder" or (meant and asked.dense.file):
-        return [usual]
+    typical = _side_on_disk(_looking(asked, allow_import).data) or usual
+    return sorted({min(max(typical, usual // 2 if meant else 1), usual), usual})
+
+
+def _side_on_disk(data: DataSplits) -> int | None:
+    """Return the median of the images' short sides, in pixels; None where they are no files of their own."""
+    if data.name != "imagefolder":
+        return None
     from hoyer_export.data.image_file import size_of
     from hoyer_export.data.image_folder import FolderSplit  # torchvision takes a second to import
 
-    split = Job(asked, RunFolder(Path()), Silent(), allow_import).data.train
-    assert isinstance(split, FolderSplit)
-    paths = [path for path, _ in split.samples[:: ceil(len(split) / LOOKED_AT)]]
-    typical = int(statistics.median(min(size_of(path)) for path in paths))
-    return sorted({min(max(typical, usual // 2 if meant else 1), usual), usual})
+    assert isinstance(data.train, FolderSplit)
+    samples = data.train.samples
+    return int(statistics.median(min(size_of(path)) for path, _ in samples[:: ceil(len(samples) / LOOKED_AT)]))
 
 
 def _filled(job: Job, network: nn.Module) -> Recipe:
@@ -192,17 +206,19 @@ def _data_words(job: Job) -> str:
         f"{exact(len(data.train))} training, {exact(len(data.validation))} validation, {exact(len(data.test))} test"
     )
     shape = "×".join(map(str, data.input_shape))
-    return f"data: {data.name}{where}, {data.classes} classes, {numbers} images, as {shape}"
+    side = _side_on_disk(data)
+    size = f"with a short side of {side} pixels, brought to {shape}" if side else f"of {shape}"
+    return f"data: {data.name}{where}, {data.classes} classes, {numbers} images {size}"
 
 
-def _training_words(job: Job, network: nn.Module) -> str:
+def _training_words(job: Job) -> str:
     """Say what is trained; of given weights also how right they are, for with another mean and std they are not."""
     train, dense = job.recipe.train, job.recipe.dense
     assert train is not None
     schedule = f"{train.epochs} epochs in one schedule to the slim network"
     if dense.file is None:
         return f"training: from scratch, {dense.epochs} epochs of the dense network, then {schedule}"
-    right = evaluate_accuracy(network, islice(job.data.validation.batches(64), LOOKED_AT // 64))
+    right = _right(job)
     seen = min(LOOKED_AT, len(job.data.validation))
     advice = "" if right >= 50 else "; if they should be better, set mean and std in [data] to those they know"
     return f"training: {dense.file.name} fits, {percent(right)} of {seen} validation images right{advice}; {schedule}"

@@ -1,4 +1,4 @@
-"""docs/schemas holds the schemas of today's records, and what the verbs print fits them."""
+"""docs/ has the schemas of today's records and the keys of today's recipe; what the verbs print fits its schema."""
 
 import json
 import runpy
@@ -8,6 +8,8 @@ import pytest
 from jsonschema import Draft202012Validator
 from onnx import TensorProto, helper, save
 
+from hoyer_export.recipe.keys import table_class
+from hoyer_export.recipe.tables import Recipe
 from hoyer_export.report.files import read_report
 
 HOME = Path(__file__).parents[2]
@@ -21,11 +23,24 @@ def complaints(name: str, written: str) -> list[str]:
 
 
 def test_what_is_committed_is_what_would_be_generated(tmp_path: Path) -> None:
-    runpy.run_path(str(HOME / "scripts" / "publish_schemas.py"))["publish"](tmp_path)
-    found = [
-        {file.name: file.read_text(encoding="utf-8") for file in folder.iterdir()} for folder in (SCHEMAS, tmp_path)
-    ]
-    assert found[0] == found[1], "run python scripts/publish_schemas.py"
+    runpy.run_path(str(HOME / "scripts" / "publish_docs.py"))["publish"](tmp_path)
+    made = {file.relative_to(tmp_path): file for file in tmp_path.rglob("*.*")}
+    assert {it.name for it in made} >= {"recipe.md", *(file.name for file in SCHEMAS.iterdir())}
+    stale = [str(name) for name, file in made.items() if file.read_bytes() != (HOME / "docs" / name).read_bytes()]
+    assert stale == [], "run python scripts/publish_docs.py"
+
+
+def test_every_key_of_a_recipe_has_a_row_that_says_what_it_means() -> None:
+    text = (HOME / "docs" / "recipe.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| `")]
+    assert all(len(row) == 4 and all(row) for row in rows)
+    tables = [it for it in map(table_class, Recipe.model_fields) if it is not None]
+    keys = {name for table in tables for name in table.model_fields}
+    assert {row[0].strip("`") for row in rows} == keys | {"seed", "threads", "device"}
+    by_name = {row[0]: row for row in rows}
+    assert by_name["`macs`"][1:3] == ["number above 0, of at most 1", "unset"]
+    assert by_name["`optimizer`"][1:3] == ['"sgd", "adam" or "adamw"', '`"sgd"`']
+    assert by_name["`batches`"][1:3] == ["list: whole number of at least 1", "`[1, 2, 3, 8]`"]
 
 
 def test_a_report_and_its_stages_fit_their_schemas_with_more_keys_too() -> None:
