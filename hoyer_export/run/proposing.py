@@ -94,7 +94,8 @@ def propose_recipe(asked: Recipe, path: Path, *, overwrite: bool = False, allow_
     found = (
         _data_words(job),
         f"network: {asked.network.name}, {prefixed(sum(it.numel() for it in network.parameters()))} parameters,"
-        f" {prefixed(dense_macs(job.channels))} MACs; takes the images, and proved prunable",
+        f" {prefixed(dense_macs(job.channels))} MACs; takes the images, and"
+        f" {len(job.channels.groups)} groups of its channels can be cut",
         f"budget: macs = {asked.cut.macs:g} can be reached; with align = {job.recipe.cut.alignment} the narrowest"
         f" network keeps {share(least)}",
         _training_words(job),
