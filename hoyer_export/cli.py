@@ -95,6 +95,9 @@ Network = Annotated[
         metavar="NAME", help="torchvision:resnet18, package.module:function, ...", autocompletion=arguments.networks
     ),
 ]
+WeightsKey = Annotated[
+    str | None, typer.Option(metavar="KEY", help="Where in it they are, e.g. model_ema; else where all names fit.")
+]
 InputShape = Annotated[str | None, typer.Option("--input", metavar="CxHxW", help="Shape of one image: 3x224x224.")]
 Classes = Annotated[
     int | None, typer.Option(metavar="N", min=1, max=arguments.CLASSES, help="Outputs of the network; else its own.")
@@ -215,6 +218,7 @@ def _where_it_stands(out: Path) -> str:
 
 @app.command(cls=_Verb, epilog=_epilog("hoyer-export init --network cifar_resnet20 --data photos/ --out recipe.toml"))
 def init(
+    context: typer.Context,
     network: Network,
     data: Annotated[
         str,
@@ -228,6 +232,7 @@ def init(
     weights: Annotated[
         Path | None, typer.Option(metavar="FILE", help=".safetensors, or .pth; else trained from scratch.")
     ] = None,
+    weights_key: WeightsKey = None,
     macs: Annotated[float, typer.Option(metavar="SHARE", help="Of the dense MACs, that may stay.")] = 0.5,
     data_root: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the files of a NAME are.")] = None,
     classes: Classes = None,
@@ -239,9 +244,11 @@ def init(
     """Look at a network and a data set, and write a commented recipe for them."""
     arguments.check_share("--macs", macs)
     name, root = arguments.data(data, data_root)
+    if weights is None:
+        arguments.refuse(context, {"weights_key"}, "only together with --weights")
     from hoyer_export.recipe.reading import make_recipe
 
-    start = {"epochs": 0, "weights": str(weights)} if weights is not None else None
+    start = {"epochs": 0, "weights": str(weights), "weights_key": weights_key} if weights is not None else None
     asked = make_recipe(
         {"network": {"name": network, "classes": classes, "rules": rules}, "data": {"name": name, "root": root}}
         | {"dense": start, "cut": {"macs": macs}}
@@ -323,9 +330,7 @@ def cut(
     network: Network,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Absent or empty.")],
     weights: Annotated[Path | None, typer.Option(metavar="FILE", help=".safetensors, or .pth; else random.")] = None,
-    weights_key: Annotated[
-        str | None, typer.Option(metavar="KEY", help="Where in it they are, e.g. model_ema; else where all names fit.")
-    ] = None,
+    weights_key: WeightsKey = None,
     input_shape: InputShape = None,
     classes: Classes = None,
     macs: Annotated[float | None, typer.Option(metavar="SHARE", help="Of the dense MACs, that may stay.")] = None,

@@ -97,9 +97,17 @@ def test_a_folder_of_images_is_looked_at_and_its_recipe_runs(call, photos: Path)
     written = tomllib.loads(Path("sub/again.toml").read_text(encoding="utf-8"))
     assert written["dense"] == {"epochs": 0, "weights": str(weights.absolute())}
     assert written["distill"]["weight"] > 0
-    assert "dense.safetensors fits, " in lines[3]
-    assert "of 9 validation images right" in lines[3]
+    assert lines[3].startswith("weights of ")
+    assert "of 9 validation images are right with these weights" in lines[4]
     assert run(call, lines[-1], TINY)["recipe"]["dense"]["epochs"] == 0
+
+
+def test_weights_with_another_head_start_with_a_new_one_which_is_trained(call, photos: Path) -> None:
+    save_file(build_network("cifar_resnet20", classes=7).state_dict(), "seven.safetensors")
+    lines = init(call, "--network cifar_resnet20 --data 'my photos' --weights seven.safetensors --out r.toml")
+    assert lines[3].endswith("a new head: 'linear.bias', 'linear.weight'")
+    dense = load_recipe("r.toml").dense
+    assert (dense.new_head, dense.epochs > 0, dense.file) == (True, True, Path("seven.safetensors").absolute())
 
 
 @pytest.mark.parametrize(

@@ -86,8 +86,8 @@ def propose_recipe(asked: Recipe, path: Path, *, overwrite: bool = False, allow_
         FileError: ``path`` is taken, or cannot be written.
     """
     check_new_file(path, overwrite=overwrite)
-    job = _that_fits(asked, allow_import)
-    network = job.given()
+    job = _that_fits(_with_head(asked, allow_import), allow_import)
+    network, weights = job.given()
     job.channels = proved_channels(job, network)
     job.recipe = _filled(job, network)
     least = check(job).least
@@ -98,6 +98,7 @@ def propose_recipe(asked: Recipe, path: Path, *, overwrite: bool = False, allow_
         f" {len(job.channels.groups)} groups of its channels can be cut",
         f"budget: macs = {asked.cut.macs:g} can be reached; with align = {job.recipe.cut.alignment} the narrowest"
         f" network keeps {share(least)}",
+        *([weights.describe()] if weights else []),
         _training_words(job),
     )
     run = shlex.join(["hoyer-export", "run", str(path), "--out", str(_free_folder(path))])
@@ -121,13 +122,34 @@ def _that_fits(asked: Recipe, allow_import: Sequence[str]) -> Job:
         job = _looking(make_recipe(tables | {"data": tables["data"] | sized}), allow_import)
         check_labels(job.data)
         try:
-            check_output(asked.network.name, job.given(), job.example, job.data)
+            check_output(asked.network.name, job.given()[0], job.example, job.data)
         except NetworkError:
             if side == sides[-1] and not fitting:
                 raise
             continue
         fitting.append(job)
-    return fitting[0] if asked.dense.file is None or len(fitting) == 1 else max(fitting, key=_right)
+    return max(fitting, key=_right) if _is_trained(asked) and len(fitting) > 1 else fitting[0]
+
+
+def _with_head(asked: Recipe, allow_import: Sequence[str]) -> Recipe:
+    """Return the same, with a new head where the given weights fit but for theirs."""
+    try:
+        _looking(asked, allow_import).given()
+    except NetworkError as error:
+        tables = asked.model_dump(exclude_unset=True)
+        if asked.dense.file is None:
+            raise
+        asked = make_recipe(tables | {"dense": tables["dense"] | {"epochs": 1, "new_head": True}})
+        try:
+            _looking(asked, allow_import).given()
+        except NetworkError:
+            raise error from None
+    return asked
+
+
+def _is_trained(recipe: Recipe) -> bool:
+    """Whether the given weights are those of the dense network, head and all."""
+    return recipe.dense.file is not None and not recipe.dense.epochs
 
 
 def _looking(recipe: Recipe, allow_import: Sequence[str]) -> Job:
@@ -137,7 +159,7 @@ def _looking(recipe: Recipe, allow_import: Sequence[str]) -> Job:
 
 def _right(job: Job) -> float:
     """Return how many % of some validation images the given weights classify as they should."""
-    return evaluate_accuracy(job.given(), islice(job.data.validation.batches(64), LOOKED_AT // 64))
+    return evaluate_accuracy(job.given()[0], islice(job.data.validation.batches(64), LOOKED_AT // 64))
 
 
 def _sides(asked: Recipe, allow_import: Sequence[str]) -> list[int]:
@@ -174,6 +196,8 @@ def _filled(job: Job, network: nn.Module) -> Recipe:
     how = _rate(network, batch) | {"batch_size": batch, "warmup": 1}
     if job.recipe.dense.file is None:
         tables["dense"] = {"epochs": max(30, epochs)} | how
+    elif job.recipe.dense.epochs:
+        tables["dense"] |= {"epochs": epochs} | how
     tables["train"] = {"epochs": epochs} | how
     tables["sparse"] = {"norms": "function"}
     tables["cut"] |= {"align": _alignment(job.channels, job.recipe.cut.macs or 1)}
@@ -217,12 +241,13 @@ def _training_words(job: Job) -> str:
     train, dense = job.recipe.train, job.recipe.dense
     assert train is not None
     schedule = f"{train.epochs} epochs in one schedule to the slim network"
-    if dense.file is None:
-        return f"training: from scratch, {dense.epochs} epochs of the dense network, then {schedule}"
+    if not _is_trained(job.recipe):
+        begin = "from scratch" if dense.file is None else "from these weights"
+        return f"training: {begin}, {dense.epochs} epochs of the dense network, then {schedule}"
     right = _right(job)
     seen = min(LOOKED_AT, len(job.data.validation))
     advice = "" if right >= 50 else "; if they should be better, set mean and std in [data] to those they know"
-    return f"training: {dense.file.name} fits, {percent(right)} of {seen} validation images right{advice}; {schedule}"
+    return f"training: {percent(right)} of {seen} validation images are right with these weights{advice}; {schedule}"
 
 
 def _free_folder(path: Path) -> Path:
