@@ -84,8 +84,11 @@ def main() -> None:
 
 
 def hash_of(recipe: Recipe) -> str:
-    """Return a name for all that a run hangs on: the recipe without paths, and the weights that it starts from."""
-    tables = recipe.model_dump(mode="json", exclude_none=True)
+    """Return a name for all that a run hangs on: the recipe without paths, and the weights that it starts from.
+
+    What is as by default does not count, so that a new key leaves the names of finished runs as they are.
+    """
+    tables = recipe.model_dump(mode="json", exclude_defaults=True)
     tables["data"].pop("root", None)
     if recipe.dense.file is not None:
         tables["dense"]["weights"] = hashlib.sha256(recipe.dense.file.read_bytes()).hexdigest()
