@@ -28,6 +28,20 @@ def shape(text: str) -> tuple[int, int, int]:
     return channels, height, width
 
 
+def shapes(texts: Collection[str]) -> dict[str, tuple[int, ...]]:
+    """Return input → sizes of e.g. ``input=1x3x480x640``, one text an input."""
+    found: dict[str, tuple[int, ...]] = {}
+    for text in texts:
+        name, _, sizes = text.rpartition("=")
+        parts = sizes.lower().replace("×", "x").split("x")
+        if not name or name in found or not all(part.isdecimal() for part in parts):
+            raise typer.BadParameter(
+                f"expected NAME=SIZES, once an input, e.g. input=1x3x480x640, got {text!r}", param_hint="--shape"
+            )
+        found[name] = tuple(map(int, parts))
+    return found
+
+
 def threshold(text: str) -> float | str:
     """Return a threshold, a finite number of at least 0 or ``natural``."""
     if text == "natural":
@@ -125,7 +139,7 @@ def refuse(context: typer.Context, names: Collection[str | None], why: str) -> N
             raise typer.BadParameter(why, param_hint=parameter.opts[-1])
 
 
-_OPTIONS = {"input_shape": "--input", "overrides": "--set", "second_opinion": "--cross-check"}
+_OPTIONS = {"input_shape": "--input", "overrides": "--set", "second_opinion": "--cross-check", "shapes": "--shape"}
 """Parameters whose options have another name than theirs."""
 
 
@@ -138,7 +152,7 @@ def in_options(message: str) -> str:
 
     def option(found: re.Match[str]) -> str:
         name, text = found.groups(default="True")
-        value = text.strip("[]()'\"").replace(", ", "x")
+        value = text.strip("{[()]}'\"").replace('": (', "=").replace(", ", "x")
         return _OPTIONS.get(name, "--" + name.replace("_", "-")) + ("" if value == "True" else f" {value}")
 
     return re.sub(r"`([a-z_]+)(?:=([^`]+))?`", option, message)

@@ -102,6 +102,12 @@ InputShape = Annotated[str | None, typer.Option("--input", metavar="CxHxW", help
 Classes = Annotated[
     int | None, typer.Option(metavar="N", min=1, max=arguments.CLASSES, help="Outputs of the network; else its own.")
 ]
+Shapes = Annotated[
+    list[str],
+    typer.Option(
+        "--shape", metavar="NAME=SIZES", help="Sizes of a dynamic input: images=1x3x480x640; may be repeated."
+    ),
+]
 RunDir = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run.", show_default=False)]
 
 
@@ -487,31 +493,38 @@ def report(run_dir: RunDir, as_json: Json = False) -> None:
 @app.command(cls=_Verb, epilog=_epilog("hoyer-export macs slim.onnx"))
 def macs(
     file: Annotated[Path, typer.Argument(metavar="F.onnx", help="An ONNX file.", show_default=False)],
+    shape: Shapes = [],  # noqa: B006
+    everything: Annotated[bool, typer.Option("--all", help="Print every node, not the heaviest 20.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Count MACs, FLOPs, params and bytes of an ONNX file, node by node."""
+    """Count MACs, FLOPs, params and bytes of an ONNX file, node by node, the heaviest first."""
+    shapes = arguments.shapes(shape)
     from hoyer_export.console import print_macs
     from hoyer_export.deploy.macs import count_macs
 
-    found = count_macs(file)
-    _print_json(asdict(found)) if as_json else print_macs(found)
+    found = count_macs(file, shapes=shapes)
+    _print_json(asdict(found)) if as_json else print_macs(found, everything=everything)
 
 
 @app.command(cls=_Verb, epilog=_epilog("hoyer-export bench dense.onnx slim.onnx"))
 def bench(
     files: Annotated[list[Path], typer.Argument(metavar="A.onnx B.onnx", help="ONNX files.", show_default=False)],
     threads: Annotated[int, typer.Option(metavar="N", min=1, help="onnxruntime's threads.")] = 1,
-    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Images a run.")] = 1,
+    batch_size: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Images a run; else what the files fix, or 1.")
+    ] = None,
+    shape: Shapes = [],  # noqa: B006
     min_seconds: Annotated[
         float, typer.Option(metavar="SECONDS", min=0.1, help="Of measuring, all files together.")
     ] = 5.0,
     as_json: Json = False,
 ) -> None:
     """Measure the latency of ONNX files in onnxruntime, interleaved."""
+    shapes = arguments.shapes(shape)
     from hoyer_export.console import print_benchmark
     from hoyer_export.deploy.benchmark import benchmark
 
-    found = benchmark(files, threads=threads, batch_size=batch_size, min_seconds=min_seconds)
+    found = benchmark(files, threads=threads, batch_size=batch_size, shapes=shapes, min_seconds=min_seconds)
     _print_json(asdict(found)) if as_json else print_benchmark(found)
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hoyer_export.report.number_format import (
+    ABSENT,
     count,
     exact,
     milliseconds,
@@ -19,11 +20,12 @@ from hoyer_export.report.number_format import (
     share,
     size,
     small,
+    three_digits,
     times,
 )
 
 if TYPE_CHECKING:
-    from hoyer_export.deploy.benchmark import BenchmarkRecord
+    from hoyer_export.deploy.benchmark import BenchmarkRecord, Speedup
     from hoyer_export.deploy.macs import MacsRecord
     from hoyer_export.report.report import Report
     from hoyer_export.report.stage_records import CutRecord, ExportsRecord, FileVerification, Moved, VerifiedRecord
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from hoyer_export.run.proposing import Proposal
     from hoyer_export.surgery.self_test import Verdict
 
-PLAIN_WIDTH = 120  # of a table that no terminal limits
+PLAIN_WIDTH = 80  # of a table that no terminal limits
 NARROW = 100  # columns, below which a table leaves out what is asked for least
 TOP_ROWS = 20  # of a table that would not fit on a screen
 MOVED = 1e-5  # relative change of the outputs that asks for fine-tuning: what verification tolerates between runtimes
@@ -252,46 +254,66 @@ def _accuracies(file: "FileVerification") -> dict[str, float]:
     return {kind: value for kind, value in found.items() if value is not None}
 
 
-def print_macs(found: "MacsRecord") -> None:
-    """Print every node's MACs and parameters, and the sums."""
-    table = Table()
-    for column in ("node", "op", "weight", "output", "MACs", "share", "params"):
+def print_macs(found: "MacsRecord", *, everything: bool = False) -> None:
+    """Print every node's MACs and parameters, the heaviest first, and the sums; only ``everything`` prints them all."""
+    console, table = _console(), Table()
+    columns = ["node", "op", "weight", "output", "MACs", "share", "params"]
+    if console.width < NARROW:
+        columns.remove("weight")
+    for column in columns:
         table.add_column(column, justify="right" if column in ("MACs", "share", "params") else "left", overflow="fold")
-    for node in found.nodes:
-        shapes = ("×".join(map(str, shape)) for shape in (node.weight_shape, node.output_shape))
-        part = share(node.macs / found.macs if found.macs else 0)
-        table.add_row(escape(node.name), node.op, *shapes, exact(node.macs), part, exact(node.params))
-    console = _console()
+    nodes = sorted(found.nodes, key=lambda node: (-node.macs, -node.params))
+    shown = nodes if everything else nodes[:TOP_ROWS]
+    rows = [
+        {"node": escape(node.name), "op": escape(node.op)}
+        | {"weight": "×".join(map(str, node.weight_shape)), "output": "×".join(map(str, node.output_shape))}
+        | _macs_cells(found, node.macs, node.params)
+        for node in shown
+    ]
+    if rest := nodes[len(shown) :]:
+        sums = _macs_cells(found, sum(node.macs for node in rest), sum(node.params for node in rest))
+        rows.append({"node": f"{len(rest)} more (--all)"} | sums)
+    for row in rows:
+        table.add_row(*(row.get(column, "") for column in columns))
     console.print(table)
-    images = "one image" if found.batch == 1 else f"a batch of {found.batch}, which the file fixes"
-    console.print(
-        _plain(
-            f"{exact(found.macs)} MACs = {exact(found.flops)} FLOPs for {images}; {exact(found.params)} params, "
-            f"{exact(found.size_bytes)} bytes"
-        )
-    )
-    for op, nodes in found.uncounted.items():
-        console.print(f"[yellow]not counted:[/] {nodes} × {escape(op)}", highlight=False)
+    images = "one image" if found.batch == 1 else f"a batch of {found.batch}"
+    console.print(_plain(f"{exact(found.macs)} MACs = {exact(found.flops)} FLOPs for {images}"))
+    console.print(_plain(f"{exact(found.params)} params, {exact(found.size_bytes)} bytes"))
+    for op, count_of in found.uncounted.items():
+        console.print(f"[yellow]not counted:[/] {count_of} × {escape(op)}", highlight=False)
+
+
+def _macs_cells(found: "MacsRecord", macs: int, params: int) -> dict[str, str]:
+    return {"MACs": count(macs), "share": share(macs / found.macs if found.macs else 0), "params": count(params)}
 
 
 def print_benchmark(found: "BenchmarkRecord") -> None:
     """Print every file's latency, and how many times as fast as the first it is."""
-    table = Table(title=f"onnxruntime, threads {found.threads}, batch {found.batch_size}", title_justify="left")
-    cpu = "CPU p50 ms" if found.threads == 1 else "CPU p50 ms, all threads"
-    for column in ("file", "p50 ms", "p90 ms", "p99 ms", "min ms", cpu, "GMAC/s", "runs", "speed-up (95 %)"):
-        table.add_column(column, justify="left" if column == "file" else "right", overflow="fold")
-    for index, file in enumerate(found.files):
-        speed = ""
-        if index:
-            speedup = found.speedups[index - 1]
-            within = "too noisy" if speedup.ci95 is None else f"{speedup.ci95[0]:.3g}–{speedup.ci95[1]:.3g}"
-            speed = f"{times(speedup.median)} ({within})"
-        numbers = (file.p50_ms, file.p90_ms, file.p99_ms, file.min_ms, file.cpu_ms, file.gmacs_per_second)
-        table.add_row(escape(file.file), *(f"{number:.3g}" for number in numbers), exact(file.n), speed)
     console = _console()
+    cpu = "" if found.threads == 1 else "; CPU: sum over all threads"
+    console.print(_plain(f"onnxruntime, threads {found.threads}, batch {found.batch_size}, milliseconds{cpu}"))
+    table = Table()
+    columns = ["file", "p50", "p90", "p99", "min", "CPU p50", "GMAC/s", "runs", "speed-up (95 %)"]
+    if console.width < NARROW:
+        columns = [column for column in columns if column not in ("p99", "min", "runs")]
+    for column in columns:
+        table.add_column(column, justify="left" if column == "file" else "right", overflow="fold")
+    for file, speedup in zip(found.files, (None, *found.speedups), strict=True):
+        times_ms = {"p50": file.p50_ms, "p90": file.p90_ms, "p99": file.p99_ms, "min": file.min_ms}
+        row = {name: three_digits(value) for name, value in (times_ms | {"CPU p50": file.cpu_ms}).items()}
+        gmacs = file.gmacs_per_second
+        row |= {"file": escape(file.file), "GMAC/s": ABSENT if gmacs is None else three_digits(gmacs)}
+        row |= {"runs": exact(file.n), "speed-up (95 %)": "" if speedup is None else _speedup_words(speedup)}
+        table.add_row(*(row[column] for column in columns))
     console.print(table)
-    if found.noisy:
-        console.print(f"[yellow]warning:[/] {escape(found.noisy)}", highlight=False)
+    for line in (found.noisy, *found.warnings):
+        if line:
+            console.print(f"[yellow]warning:[/] {escape(line)}", highlight=False)
+
+
+def _speedup_words(speedup: "Speedup") -> str:
+    within = "too noisy" if speedup.ci95 is None else "–".join(map(three_digits, speedup.ci95))
+    return f"{times(speedup.median)} ({within})"
 
 
 def _console() -> Console:

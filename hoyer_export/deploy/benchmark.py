@@ -15,7 +15,7 @@ sequence, Ann. Statist. 14:1171).
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,14 +23,16 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from hoyer_export.deploy.input_sizes import InputSizes, Shapes, check_names, fixed_batch, input_sizes
 from hoyer_export.deploy.macs import count_macs
-from hoyer_export.deploy.onnx_file import fed_inputs
+from hoyer_export.deploy.onnx_file import fed_inputs, read_onnx
 from hoyer_export.deploy.runtime import DEFAULT, as_runtime
 from hoyer_export.deploy.runtime.protocol import Arrays, RunFailed, Runtime, Session
+from hoyer_export.environment import usable_threads
 from hoyer_export.errors import FileError, HoyerExportError
 
 MIN_ROUNDS = 10
-_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16)
+MAX_THREADS = 1024  # more stop the machine before they measure anything
 _BLOCKS = 50
 _RESAMPLES = 1000
 
@@ -46,12 +48,13 @@ class LatencyRecord:
     """One file's latency for one batch.
 
     Args:
-        file: its name, without the folder.
+        file: its name, with as many of its folders as tell it from the others.
         p50_ms, p90_ms, p99_ms, min_ms: quantiles of the wall time, milliseconds a batch.
         n: runs measured.
         cpu_ms: processor time of all threads, median milliseconds a batch: with several threads up to that many times
             the wall time. 0 where the system counts in ticks that are longer than a run.
-        gmacs_per_second: 1e-9 · MACs of the batch / p50: falls when a file has fewer MACs and is not faster.
+        gmacs_per_second: 1e-9 · MACs of the batch / p50: falls when a file has fewer MACs and is not faster. None where
+            not all MACs could be counted.
         samples_ms: wall time of every run, in order; sample i of every file belongs to the same round.
         runtime: what ran it.
     """
@@ -63,7 +66,7 @@ class LatencyRecord:
     min_ms: float
     n: int
     cpu_ms: float
-    gmacs_per_second: float
+    gmacs_per_second: float | None
     samples_ms: tuple[float, ...]
     runtime: str = DEFAULT
 
@@ -92,6 +95,7 @@ class BenchmarkRecord:
         batch_size: images a run.
         noisy: why the machine was too busy to trust the figures; None where it was quiet. No interval stands beside it:
             it would say how far the rounds of this measurement agree, and not how far the next one will.
+        warnings: what else to know, a line each: MACs that could not be counted, more threads than processors.
     """
 
     files: tuple[LatencyRecord, ...]
@@ -99,13 +103,15 @@ class BenchmarkRecord:
     threads: int
     batch_size: int
     noisy: str | None
+    warnings: tuple[str, ...] = ()
 
 
 def benchmark(
     paths: Sequence[str | Path],
     *,
     threads: int = 1,
-    batch_size: int = 1,
+    batch_size: int | None = None,
+    shapes: Shapes | None = None,
     min_seconds: float = 5.0,
     runtime: Runtime | str | Sequence[Runtime | str] = DEFAULT,
 ) -> BenchmarkRecord:
@@ -118,56 +124,77 @@ def benchmark(
     Args:
         paths: one file or more; the first is the reference of the speed-ups.
         threads: that one run uses; 1 is steadier and what per-core throughput depends on.
-        batch_size: images a run.
+        batch_size: images a run; None: what the files fix, else 1.
+        shapes: input → sizes, where a file leaves more than the batch open.
         min_seconds: time to measure, all files together, after a warm-up of a tenth of it; at least 10 rounds.
         runtime: one for all files, or one a file.
 
     Raises:
-        FileError: a file is missing, damaged, or its input has no fixed size for this batch.
+        FileError: a file is missing, damaged, leaves a size open that ``shapes`` does not give, or does not run.
         HoyerExportError: a number of files, threads, images or seconds that makes no sense, or an unknown runtime.
     """
-    if not paths or threads < 1 or batch_size < 1 or min_seconds <= 0:
+    if not paths or not 1 <= threads <= MAX_THREADS or (batch_size or 1) < 1 or min_seconds <= 0:
         raise HoyerExportError(
-            "a benchmark needs at least one file, threads and batch size of at least 1 and a positive time, got "
-            f"{len(paths)} files, {threads} threads, batch size {batch_size}, {min_seconds} s"
+            f"a benchmark needs at least one file, 1 to {MAX_THREADS:,} threads, a batch size of at least 1 and a "
+            f"positive time, got {len(paths)} files, {threads} threads, batch size {batch_size}, {min_seconds} s"
         )
     named = [runtime] * len(paths) if isinstance(runtime, str) or not isinstance(runtime, Sequence) else runtime
     if len(named) != len(paths):
         raise HoyerExportError(f"expected one runtime, or one for each of {len(paths)} files, got {len(named)}")
-    runtimes = [as_runtime(one) for one in named]
-    macs = [count_macs(path) for path in paths]  # reads and checks the files
+    runtimes, names = [as_runtime(one) for one in named], distinct_names(paths)
+    graphs = [read_onnx(path).graph for path in paths]
+    sizes = _sizes(dict(zip(map(str, paths), graphs, strict=True)), batch_size, shapes)
     sessions = [one.load(Path(path), threads, True) for one, path in zip(runtimes, paths, strict=True)]
-    feeds = [_feed(path, batch_size) for path in paths]
+    feeds = [_feed(graph, sizes[str(path)]) for graph, path in zip(graphs, paths, strict=True)]
     for session, feed, path in zip(sessions, feeds, paths, strict=True):
         try:
             session.run(feed)
         except RunFailed as error:
-            raise FileError(f"{path} does not run at batch size {batch_size} ({error})") from error
+            fed = ", ".join(f"{name} {list(array.shape)}" for name, array in feed.items())
+            raise FileError(f"{path} does not run on {fed} ({error}); give other sizes: `shapes`") from error
+    warnings = [] if threads <= usable_threads() else [_crowded(threads)]
+    macs = []
+    for path, name in zip(paths, names, strict=True):
+        counted, why = _macs(path, sizes[str(path)])
+        macs.append(counted)
+        warnings += [f"no GMAC/s for {name}: {why}"] if why else []
 
     _rounds(sessions, feeds, min_seconds / 10, 1)
     wall_ms, cpu_ms = _rounds(sessions, feeds, min_seconds, MIN_ROUNDS)
     quantiles = np.percentile(wall_ms, (50, 90, 99, 0), axis=0).T.tolist()
     files = tuple(
         LatencyRecord(
-            Path(path).name,
+            names[i],
             p50_ms=p50,
             p90_ms=p90,
             p99_ms=p99,
             min_ms=least,
             n=len(wall_ms),
             cpu_ms=float(np.median(cpu_ms[:, i])),
-            gmacs_per_second=1e-6 * macs[i].macs * batch_size / macs[i].batch / p50,
+            gmacs_per_second=None if (counted := macs[i]) is None else 1e-6 * counted / p50,
             samples_ms=tuple(wall_ms[:, i].tolist()),
             runtime=runtimes[i].name,
         )
-        for i, (path, (p50, p90, p99, least)) in enumerate(zip(paths, quantiles, strict=True))
+        for i, (p50, p90, p99, least) in enumerate(quantiles)
     )
     speedups = tuple(paired_speedup(wall_ms[:, 0], wall_ms[:, i]) for i in range(1, len(files)))
     waiting = 1 - cpu_ms.sum() / wall_ms.sum() if threads == 1 else 0.0
     noisy = noise(wall_ms, speedups, waiting)
     if noisy is not None:
         speedups = tuple(replace(speedup, ci95=None) for speedup in speedups)
-    return BenchmarkRecord(files, speedups, threads, batch_size, noisy)
+    return BenchmarkRecord(files, speedups, threads, sizes[str(paths[0])].batch, noisy, tuple(dict.fromkeys(warnings)))
+
+
+def distinct_names(paths: Sequence[str | Path]) -> list[str]:
+    """Return each file's name, with as many of its folders as tell it from the other files."""
+    files = [Path(path).resolve().parts for path in paths]
+
+    def name(file: tuple[str, ...]) -> str:
+        others = set(files) - {file}
+        length = next(n for n in range(1, len(file) + 1) if all(file[-n:] != other[-n:] for other in others))
+        return "/".join(file[-length:])
+
+    return [name(file) for file in files]
 
 
 def paired_speedup(reference_ms: NDArray[np.float64], other_ms: NDArray[np.float64]) -> Speedup:
@@ -227,23 +254,42 @@ def _timed(session: Session, feed: Arrays) -> tuple[int, int]:
     return time.perf_counter_ns() - start, time.process_time_ns() - cpu_start
 
 
-def _feed(path: str | Path, batch_size: int) -> Arrays:
-    """Return noise (normal, variance 1) for every input of the file."""
+def _sizes(graphs: Mapping[str, onnx.GraphProto], batch: int | None, shapes: Shapes | None) -> dict[str, InputSizes]:
+    """Return each file's sizes, of one batch for all."""
+    check_names(graphs, shapes)
+    fixed = {path: fixed_batch(graph, path, shapes) for path, graph in graphs.items()}
+    if batch is None:
+        batch = next((own for own in fixed.values() if own is not None), 1)
+    return {path: input_sizes(graph, path, shapes, batch) for path, graph in graphs.items()}
+
+
+def _feed(graph: onnx.GraphProto, sizes: InputSizes) -> Arrays:
+    """Return noise (normal, variance 1) for every input, bytes of any value, and 0, which fits every index, for others."""
     generator = np.random.default_rng(0)
     feed = {}
-    for value in fed_inputs(onnx.load(path, load_external_data=False).graph):
-        tensor = value.type.tensor_type
-        shape = [dim.dim_value or dim.dim_param for dim in tensor.shape.dim]
-        sizes = [batch_size if axis == 0 and isinstance(size, str) else size for axis, size in enumerate(shape)]
-        if sizes[:1] != [batch_size] or not all(isinstance(size, int) for size in sizes):
-            raise FileError(
-                f"{path}: input {value.name!r} is {shape}, expected [batch or {batch_size}, fixed sizes ...]; "
-                "export it again, or give the batch size that it has"
-            )
-        if tensor.elem_type not in _FLOATS:
-            kind, *known = map(onnx.TensorProto.DataType.Name, (tensor.elem_type, *_FLOATS))
-            raise FileError(f"{path}: input {value.name!r} is {kind}, expected one of {', '.join(known)}")
-        feed[value.name] = generator.standard_normal(sizes).astype(
-            onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-        )
+    for value in fed_inputs(graph):
+        shape, kind = sizes.shapes[value.name], onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        if kind in (np.uint8, np.int8):
+            feed[value.name] = generator.integers(256, size=shape).astype(kind)
+        elif np.issubdtype(kind, np.floating):
+            feed[value.name] = generator.standard_normal(shape).astype(kind)
+        else:
+            feed[value.name] = np.zeros(shape, kind)
     return feed
+
+
+def _macs(path: str | Path, sizes: InputSizes) -> tuple[int | None, str]:
+    """Return the MACs of a run, or None and why they cannot be counted."""
+    try:
+        found = count_macs(path, shapes=sizes.shapes)
+    except FileError as error:
+        return None, str(error)
+    if found.uncounted:
+        return None, f"not counted: {', '.join(f'{count} × {op}' for op, count in found.uncounted.items())}"
+    return found.macs, ""
+
+
+def _crowded(threads: int) -> str:
+    usable = usable_threads()
+    processors = f"{usable} processor{'' if usable == 1 else 's'}"
+    return f"{threads} threads share {processors} and wait for each other; measure with at most {usable}"

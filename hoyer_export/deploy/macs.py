@@ -9,8 +9,10 @@ One image (batch 1), and only what multiplies by weights or by other activations
     Einsum          Π of the sizes of all letters; two operands that share a letter which is summed over
     LSTM, GRU, RNN  T · D · G · H · (I + H)                         T steps, D directions, G = 4, 3, 1 gates
 
-FLOPs = 2 · MACs. Padding counts like image: the multiplications with it are carried out. So does what is computed
-for every image from no image, such as a state that starts as zeros; what is computed from weights alone does not.
+The integer products of quantised files (QLinearConv, MatMulInteger, ...) and onnxruntime's fused ones (FusedConv, ...)
+count alike. FLOPs = 2 · MACs. Padding counts like image: the multiplications with it are carried out. So does what is
+computed for every image from no image, such as a state that starts as zeros; what is computed from weights alone does
+not.
 """
 
 import logging
@@ -22,20 +24,32 @@ from pathlib import Path
 import onnx
 from onnx.inliner import inline_local_functions
 
+from hoyer_export.deploy.input_sizes import Shape, Shapes, check_names, fix_sizes_, input_sizes
 from hoyer_export.deploy.onnx_file import fed_inputs, first_line, read_onnx, side_files, tensors_of
+from hoyer_export.deploy.onnxruntime_nodes import to_standard_
 from hoyer_export.errors import FileError
 
-Shape = tuple[int, ...]
-
 # Operators that multiply and accumulate, but not in a way this file knows: returned and shown, never passed over.
-_BEYOND = frozenset(
+_BEYOND = frozenset(("DeformConv", "Attention", "If", "Loop", "Scan"))
+# Operators of the domain com.microsoft that do not. All others of a foreign domain may.
+_ELEMENTWISE = frozenset(
     (
-        *("QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "DeformConv"),
-        *("Attention", "If", "Loop", "Scan"),
+        *("BiasAdd", "BiasGelu", "BiasSoftmax", "FastGelu", "Gelu", "QuickGelu", "SkipLayerNormalization"),
+        *("SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization", "QuantizeLinear", "DequantizeLinear"),
+        *("QLinearAdd", "QLinearMul", "QLinearConcat", "QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax"),
+        *("QLinearAveragePool", "QLinearGlobalAveragePool"),
     )
 )
+# Operator → the places of its two operands.
+_CONVOLUTIONS = {"Conv": (0, 1), "ConvInteger": (0, 1), "QLinearConv": (0, 3)}
+_PRODUCTS = {
+    **dict.fromkeys(("Gemm", "MatMul", "MatMulInteger", "FusedMatMul", "TransposeMatMul"), (0, 1)),
+    **dict.fromkeys(("MatMulIntegerToFloat", "DynamicQuantizeMatMul"), (0, 1)),
+    **dict.fromkeys(("QLinearMatMul", "QGemm"), (0, 3)),
+}
+_OPERANDS = _CONVOLUTIONS | _PRODUCTS | {"ConvTranspose": (0, 1), "Einsum": (0, 1)}
+_DOMAINS = ("", "ai.onnx", "com.microsoft")
 _RECURRENT = frozenset(("LSTM", "GRU", "RNN"))
-_COUNTED = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")) | _RECURRENT
 # Integers hold shapes, indices and sums of int8 products: no weights.
 _NO_WEIGHTS = frozenset(
     (onnx.TensorProto.INT32, onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.STRING)
@@ -54,7 +68,7 @@ class NodeMacs:
         op: operator type.
         output_shape: at batch 1; () where shape inference does not know it and nothing depends on it.
         macs: multiply-accumulates.
-        params: elements of the weights that the node reads, as in ``MacsRecord.params``.
+        params: elements of the weights that it is the first to read, as in ``MacsRecord.params``.
         weight_shape: of the operand that does not depend on the graph's input; () where both do, or for other nodes.
         state_shape: of the weight that a recurrent node multiplies its state with, [D, G · H, H]; () for other nodes.
     """
@@ -79,10 +93,10 @@ class MacsRecord:
             or string. So weights, biases and norms as they stand in the file, where batch norms are mostly folded
             away; scalars and shapes do not count.
         size_bytes: of the file, and of the files beside it that hold its weights.
-        nodes: every node that has MACs or params, in the graph's order. A weight that two nodes read counts in both
-            here, once in ``params``.
-        batch: how many images the numbers are for: 1, unless the file fixes another number.
-        uncounted: operator type → number of nodes that may multiply and accumulate and are counted as 0.
+        nodes: every node that has MACs or params, in the graph's order.
+        batch: how many images the numbers are for: 1, unless the file or the caller fixes another number.
+        uncounted: operator type → number of nodes that may multiply and accumulate and are counted as 0; with
+            ``of unknown size`` where a size that the count depends on cannot be inferred.
     """
 
     macs: int
@@ -94,87 +108,97 @@ class MacsRecord:
     uncounted: dict[str, int]
 
 
-def count_macs(path: str | Path) -> MacsRecord:
+def count_macs(path: str | Path, *, shapes: Shapes | None = None) -> MacsRecord:
     """Count MACs, FLOPs, params and bytes of the ONNX file ``path`` (formulas above).
 
+    Args:
+        path: of the file.
+        shapes: input → sizes, where the file leaves more than the batch open.
+
     Raises:
-        FileError: the file is missing or damaged, an input has a dynamic size other than the batch, or ONNX' shape
-            inference does not find a size that a count depends on.
+        FileError: the file is missing or damaged, an input has a dynamic size other than the batch that ``shapes``
+            does not give, or does not take the sizes given.
     """
     path = Path(path)
     model = read_onnx(path)
     size_bytes = sum(file.stat().st_size for file in (path, *(path.parent / name for name in side_files(model))))
-    for tensor in tensors_of(model.graph):
-        if prod(tensor.dims) > _MAX_SHAPE_ELEMENTS and tensor.data_type not in _NO_WEIGHTS:  # those may hold indices
-            tensor.ClearField("raw_data")  # 6 times as fast for a VGG: every pass copies the model
-    model = inline_local_functions(model)
-    batch = _fix_batch(model.graph, path)
-    try:
-        # data_prop: sizes that the graph itself computes (Shape → Gather → Concat → Reshape)
-        model = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
-    except onnx.shape_inference.InferenceError as error:
-        raise FileError(f"the shapes in {path} contradict each other ({first_line(error)}); export it again") from error
+    check_names({str(path): model.graph}, shapes)
+    batch, model = _with_known_sizes(model, path, shapes)
     graph = model.graph
-    shapes = _known_shapes(graph)
+    shapes_of = _known_shapes(graph)
     weights = _weight_elements(graph)
+    params = sum(weights.values())
     fed, run = _depends_on_input(graph), _depends_on_input(graph, or_its_size=True)
 
     counted = [_is_counted(node) and not run.isdisjoint(node.output) for node in graph.node]
     needed = {name for node, counts in zip(graph.node, counted, strict=True) if counts for name in _needed(node)}
-    if needed - shapes.keys():
-        shapes = _computed_shapes(model) | shapes
+    if needed - shapes_of.keys():
+        shapes_of = _computed_shapes(model) | shapes_of
 
-    nodes = []
+    nodes, uncounted = [], Counter(node.op_type for node in graph.node if _is_beyond(node))
     for node, counts in zip(graph.node, counted, strict=True):
-        macs, weight_shape, state_shape = _count(node, shapes, fed, path) if counts else (0, (), ())
-        params = sum(weights.get(name, 0) for name in node.input)
-        if (macs or params) and node.op_type != "Constant":
-            name, shape = node.name or node.output[0], shapes.get(node.output[0], ())
-            nodes.append(NodeMacs(name, node.op_type, shape, macs, params, weight_shape, state_shape))
+        if counts and not all(name in shapes_of for name in _needed(node)):
+            uncounted[f"{node.op_type} of unknown size"] += 1
+            counts = False
+        macs, weight_shape, state_shape = _count(node, shapes_of, fed) if counts else (0, (), ())
+        read = sum(weights.pop(name, 0) for name in node.input)
+        if (macs or read) and node.op_type != "Constant":
+            name, shape = node.name or node.output[0], shapes_of.get(node.output[0], ())
+            nodes.append(NodeMacs(name, node.op_type, shape, macs, read, weight_shape, state_shape))
     macs = sum(node.macs for node in nodes)
-    uncounted = Counter(
-        node.op_type
-        for node in graph.node
-        if node.op_type in _BEYOND or node.domain not in ("", "ai.onnx") or _is_hard_einsum(node)
-    )
-    return MacsRecord(macs, 2 * macs, sum(weights.values()), size_bytes, tuple(nodes), batch, dict(uncounted))
+    return MacsRecord(macs, 2 * macs, params, size_bytes, tuple(nodes), batch, dict(uncounted))
+
+
+def _with_known_sizes(model: onnx.ModelProto, path: Path, shapes: Shapes | None) -> tuple[int, onnx.ModelProto]:
+    """Return the batch, and the model with the sizes of its values, as far as they follow from those of its inputs."""
+    for tensor in tensors_of(model.graph):
+        if prod(tensor.dims) > _MAX_SHAPE_ELEMENTS and tensor.data_type not in _NO_WEIGHTS:  # those may hold indices
+            tensor.ClearField("raw_data")  # 6 times as fast for a VGG: every pass copies the model
+    model = inline_local_functions(model)
+    to_standard_(model.graph)
+    sizes = input_sizes(model.graph, path, shapes)
+    fix_sizes_(model.graph, sizes)
+    try:
+        # data_prop: sizes that the graph itself computes (Shape → Gather → Concat → Reshape)
+        return sizes.batch, onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    except onnx.shape_inference.InferenceError as error:
+        raise FileError(f"the shapes in {path} contradict each other ({first_line(error)}); export it again") from error
 
 
 def _is_counted(node: onnx.NodeProto) -> bool:
-    if node.domain not in ("", "ai.onnx") or node.op_type not in _COUNTED:
+    if node.domain not in _DOMAINS or node.op_type not in _OPERANDS.keys() | _RECURRENT:
         return False
     return node.op_type != "Einsum" or (len(node.input) == 2 and not _is_hard_einsum(node))
+
+
+def _is_beyond(node: onnx.NodeProto) -> bool:
+    if node.domain in ("", "ai.onnx"):
+        return node.op_type in _BEYOND or _is_hard_einsum(node)
+    return not (_is_counted(node) or node.op_type in _ELEMENTWISE)
 
 
 def _needed(node: onnx.NodeProto) -> tuple[str, ...]:
     """Return the values whose sizes make up a counted node's MACs."""
     if node.op_type in _RECURRENT:  # X, W, R; it need not return its first output
         return tuple(node.input[:3])
-    return (*node.input[:2], node.output[0])
+    return (*(node.input[place] for place in _OPERANDS[node.op_type]), node.output[0])
 
 
-def _count(node: onnx.NodeProto, shapes: dict[str, Shape], fed: set[str], path: Path) -> tuple[int, Shape, Shape]:
+def _count(node: onnx.NodeProto, shapes: dict[str, Shape], fed: set[str]) -> tuple[int, Shape, Shape]:
     """Return one node's MACs, the shape of its weight, and of the weight that multiplies its state."""
-    for name in _needed(node):
-        if name not in shapes:
-            raise FileError(
-                f"{path}: the size of {name!r}, which the {node.op_type} {node.name or node.output[0]!r} needs, "
-                "cannot be inferred; export with fixed sizes apart from the batch"
-            )
-    first, second, third = (shapes[name] for name in _needed(node))
+    needed = _needed(node)
+    first, second, third = (shapes[name] for name in needed)
     if node.op_type in _RECURRENT:  # X [T, N, I], W [D, G · H, I], R [D, G · H, H]
         return prod(first[:-1]) * (prod(second) + prod(third)), second, third
-    if node.op_type == "Conv":  # second: [O, I / groups, *kernel]; third: the output
+    if node.op_type in _CONVOLUTIONS:  # second: [O, I / groups, *kernel]; third: the output
         macs = prod(third) * prod(second[1:])
     elif node.op_type == "ConvTranspose":  # second: [I, O / groups, *kernel]
         macs = prod(first) * prod(second[1:])
-    elif node.op_type == "Gemm":
-        macs = prod(third) * first[0 if any(a.name == "transA" and a.i for a in node.attribute) else 1]
-    elif node.op_type == "MatMul":
-        macs = prod(third) * first[-1]
+    elif node.op_type in _PRODUCTS:
+        macs = prod(third) * first[-2 if any(a.name == "transA" and a.i for a in node.attribute) else -1]
     else:
         macs = _einsum_macs(_equation(node), first, second)
-    not_fed = [shape for name, shape in zip(node.input[:2], (first, second), strict=True) if name not in fed]
+    not_fed = [shape for name, shape in zip(needed, (first, second), strict=False) if name not in fed]
     return macs, not_fed[0] if len(not_fed) == 1 else (), ()
 
 
@@ -196,30 +220,6 @@ def _is_hard_einsum(node: onnx.NodeProto) -> bool:
 def _equation(node: onnx.NodeProto) -> str:
     equation: bytes = onnx.helper.get_node_attr_value(node, "equation")
     return equation.decode().replace(" ", "")
-
-
-def _fix_batch(graph: onnx.GraphProto, path: Path) -> int:
-    """Set the batch to 1 wherever it is dynamic, forget what else depended on it, and return the batch."""
-    batches, symbols = set(), set()
-    for value in fed_inputs(graph):
-        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-            if not dim.HasField("dim_value"):
-                if axis > 0:
-                    raise FileError(
-                        f"{path}: dimension {axis} of the input {value.name!r} is dynamic ({dim.dim_param or '?'}); "
-                        "export with fixed sizes apart from the batch"
-                    )
-                symbols.add(dim.dim_param)
-                dim.dim_value = 1  # clears dim_param, which shares its place
-            if axis == 0:
-                batches.add(dim.dim_value)
-    for value in (*graph.value_info, *graph.output):
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param in symbols - {""}:
-                dim.dim_value = 1
-            elif dim.HasField("dim_param"):  # 49*batch and the like: inferred anew
-                dim.Clear()
-    return max(batches, default=1)
 
 
 def _known_shapes(graph: onnx.GraphProto) -> dict[str, Shape]:

@@ -21,13 +21,40 @@ def read_onnx(path: str | Path) -> onnx.ModelProto:
     path = Path(path)
     try:
         model = onnx.load_model_from_string(path.read_bytes())
+        if missing := [name for name in sorted(side_files(model)) if not (path.parent / name).is_file()]:
+            raise FileError(
+                f"{path} keeps weights in {', '.join(missing)}, missing there; put what belongs to it beside it"
+            )
         # By name, not in memory: this is how the checker finds weights in side files, and files above 2 GB.
-        onnx.checker.check_model(str(path))
+        onnx.checker.check_model(str(path) if _has_shapes(model) else _with_shapes(model))
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}; give the path of an ONNX file") from error
     except (DecodeError, UnicodeDecodeError, onnx.checker.ValidationError) as error:
         raise FileError(f"{path} is not a whole ONNX file ({first_line(error)}); export it again") from error
     return model
+
+
+def _has_shapes(model: onnx.ModelProto) -> bool:
+    return all(
+        value.type.tensor_type.HasField("shape")
+        for value in (*model.graph.input, *model.graph.output)
+        if value.type.HasField("tensor_type")
+    )
+
+
+def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model as the checker wants it: it asks for shapes that runtimes do without."""
+    shaped = onnx.ModelProto()
+    shaped.CopyFrom(model)
+    for value in (*shaped.graph.input, *shaped.graph.output):
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.shape.SetInParent()
+    for tensor in tensors_of(shaped.graph):
+        if uses_external_data(tensor):  # looked for where the checker does not know of
+            tensor.ClearField("data_location")
+            tensor.ClearField("external_data")
+            tensor.dims[:] = [0]
+    return shaped
 
 
 def fed_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:

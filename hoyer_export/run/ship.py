@@ -167,8 +167,9 @@ def bench_files(job: Job) -> records.MeasuredRecord:
         found = benchmark(paths, threads=table.threads, batch_size=table.batch_size, min_seconds=table.min_seconds)
         blocked = [blocked_convolutions(path) for path in paths]
         noise, block = found.noisy, blocked[-1].block
-        if noise:
-            job.progress.note(noise)
+        for line in (noise, *found.warnings):
+            if line:
+                job.progress.note(line)
         files = [
             _latency(name, latency, records.BlockedConvs(blocked=convs.blocked, total=convs.total), speedup, noise)
             for name, latency, convs, speedup in zip(

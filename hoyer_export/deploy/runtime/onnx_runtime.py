@@ -24,6 +24,8 @@ _ERRORS: tuple[type[Exception], ...] = (
     *(ort_errors.Fail, ort_errors.InvalidArgument, ort_errors.InvalidGraph, ort_errors.InvalidProtobuf),
     *(ort_errors.NoModel, ort_errors.NoSuchFile, ort_errors.NotImplemented, ort_errors.RuntimeException),
 )
+# What its Python side says of arrays that it cannot take.
+_RUN_ERRORS: tuple[type[Exception], ...] = (*_ERRORS, RuntimeError, ValueError)
 _NCHWC = "com.microsoft.nchwc"
 _PROBE = """<ir_version: 8, opset_import: ["": 18]>
 probe (float[1, 64, 8, 8] image) => (float[1, 1, 8, 8] output) {
@@ -59,7 +61,7 @@ class _Session:
     def run(self, inputs: Arrays) -> list[NDArray[Any]]:
         try:
             outputs: list[NDArray[Any]] = self._session.run(None, inputs)
-        except _ERRORS as error:
+        except _RUN_ERRORS as error:
             raise RunFailed(first_line(error)) from error
         return outputs
 
