@@ -49,6 +49,52 @@ def test_macs_prints_the_closed_formula_to_people_and_pure_json_to_machines(call
     assert json.loads(out)["macs"] == 60
 
 
+def test_sizes_that_are_missing_are_asked_for_in_the_words_of_the_command_line(call, tmp_path: Path) -> None:
+    weight = onnx.numpy_helper.from_array(np.zeros((4, 3, 3, 3), np.float32), "w")
+    for name in ("image", "x"):
+        fed = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", 3, "height", None])
+        out = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
+        graph = onnx.helper.make_graph([onnx.helper.make_node("Conv", [name, "w"], ["y"])], "g", [fed], [out], [weight])
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8)
+        onnx.save(model, tmp_path / f"{name}.onnx")
+    files = [str(tmp_path / f"{name}.onnx") for name in ("image", "x")]
+    for verb in ("macs", "bench"):
+        code, _, err = call(verb, files[0])
+        assert code == 1
+        assert "axes 2 (height) and 3 (?) of the input 'image' are dynamic" in err
+        assert err.endswith("give sizes: --shape image=1x3xHEIGHTx?\n")
+    code, out, _ = call("macs", files[0], "--shape", "image=1x3x6x7")
+    assert (code, f"{4 * 4 * 5 * 27:,} MACs" in out) == (0, True)
+    both = ("bench", *files, "--min-seconds", "0.1", "--shape", "image=2x3x6x7", "--json")
+    code, out, _ = call(*both, "--shape", "x=2X3×9x9")
+    assert (code, json.loads(out)["batch_size"]) == (0, 2)
+    code, _, err = call(*both)
+    assert (code, "--shape x=1x3xHEIGHTx?" in err) == (1, True)
+    for wrong in ("image", "=1x3", "image=1x3xN", "image=-1x3", "image=1x3x8x8"):  # the last one twice
+        code, _, err = call(*both, "--shape", wrong)
+        assert code == 2
+        assert "expected NAME=SIZES" in " ".join(err.replace("│", " ").split())
+
+
+def test_macs_are_sorted_by_cost_and_the_light_ones_summed_up(call, tmp_path: Path) -> None:
+    nodes = [onnx.helper.make_node("MatMul", [f"x{i}", f"w{i}"], [f"x{i + 1}"], name=f"node{i}") for i in range(30)]
+    widths = [*range(1, 31), 5]
+    kept = [onnx.numpy_helper.from_array(np.zeros(widths[i : i + 2], np.float32), f"w{i}") for i in range(30)]
+    fed = onnx.helper.make_tensor_value_info("x0", onnx.TensorProto.FLOAT, ["n", 1])
+    out = onnx.helper.make_tensor_value_info("x30", onnx.TensorProto.FLOAT, None)
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(nodes, "g", [fed], [out], kept), opset_imports=[onnx.helper.make_opsetid("", 18)]
+    )
+    model.ir_version = 8
+    onnx.save(model, tmp_path / "f.onnx")
+    code, out, _ = call("macs", str(tmp_path / "f.onnx"))
+    rows = re.findall(r"│ (node\d+|10 more \(--all\))", out)
+    assert code == 0
+    assert (rows[0], rows[1], rows[-1], len(rows)) == ("node28", "node27", "10 more (--all)", 21)
+    code, out, _ = call("macs", str(tmp_path / "f.onnx"), "--all")
+    assert re.findall(r"│ node(\d+)", out)[-1] == "0"
+
+
 def test_bench_compares_every_file_with_the_first(call, linear_file: Path) -> None:
     code, out, _ = call("bench", str(linear_file), str(linear_file), "--min-seconds", "0.1", "--json")
     assert code == 0

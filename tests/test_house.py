@@ -1,6 +1,7 @@
 """What keeps the house one that a stranger can read: how long a function, how wide a signature, and no bag of facts."""
 
 import ast
+import re
 from functools import cache
 from pathlib import Path
 
@@ -59,6 +60,16 @@ def test_a_body_fits_a_screen_and_a_signature_a_head() -> None:
     assert [(file, it.name, lines(it)) for file, it in found if lines(it) > BODY] == []
     wide = [(file, it.name) for file, it in found if len(arguments(it)) > PARAMETERS]
     assert [(file, name) for file, name in wide if file != "cli.py"] == []
+
+
+def test_a_number_has_the_minus_of_the_keyboard_wherever_people_read_it() -> None:
+    root = Path(__file__).parents[1]
+    read = [root / "README.md", root / "CHANGELOG.md", *(root / "docs").rglob("*.*"), *(root / "models").rglob("*.*")]
+    texts = [it for it in (*read, *HOME.rglob("*.*")) if it.suffix in (".py", ".md", ".html", ".json", ".css")]
+    assert len(texts) > 150
+    assert [
+        it.name for it in texts if re.search("\u2212[0-9]|[\"'(]\u2212[\"')]", it.read_text(encoding="utf-8"))
+    ] == []
 
 
 def test_facts_travel_as_records() -> None:

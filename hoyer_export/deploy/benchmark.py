@@ -264,7 +264,7 @@ def _sizes(graphs: Mapping[str, onnx.GraphProto], batch: int | None, shapes: Sha
 
 
 def _feed(graph: onnx.GraphProto, sizes: InputSizes) -> Arrays:
-    """Return noise (normal, variance 1) for every input, bytes of any value, and 0, which fits every index, for others."""
+    """Return noise (normal, variance 1), bytes of any value, and 0, which fits every index, for all else."""
     generator = np.random.default_rng(0)
     feed = {}
     for value in fed_inputs(graph):

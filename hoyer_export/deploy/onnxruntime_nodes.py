@@ -1,7 +1,7 @@
 """Read onnxruntime's own nodes, which its optimised files hold, as the standard ones that ONNX knows the shapes of.
 
 A fused activation goes: it multiplies nothing that is counted. In the blocked layout (NCHWc) channels are padded to
-whole blocks, filters too, and that is what such a file multiplies; ``ReorderOutput`` takes the first channels out again.
+whole blocks, filters too, and that is what such a file multiplies; ``ReorderOutput`` takes the first ones out again.
 """
 
 import numpy as np

@@ -1,4 +1,7 @@
-"""How numbers are written on the page and the card: three digits and a unit, the same everywhere."""
+"""How numbers are written on the page, the card and the terminal: three digits and a unit, the same everywhere.
+
+A minus is the keyboard's, as in 1e-5 and in JSON: what is copied can be computed with.
+"""
 
 ABSENT = "–"
 
@@ -55,11 +58,11 @@ def share(value: float | None) -> str:
 
 
 def points(difference: float | None) -> str:
-    """Return a difference of two percentages, e.g. ``−0.43 points``."""
+    """Return a difference of two percentages, e.g. ``-0.43 points``."""
     if difference is None:
         return ABSENT
     text = f"{abs(difference):.2f}"
-    sign = "±" if float(text) == 0 else "+" if difference > 0 else "−"
+    sign = "±" if float(text) == 0 else "+" if difference > 0 else "-"
     return f"{sign}{text} points"
 
 

@@ -26,7 +26,7 @@ TOLERANCE = 1e-9
 """Of two networks in float64, relative: sums of other lengths round differently, 1e-15 a term and some 10⁴ terms leave
 ample room, and a single wrong channel moves an output by orders of magnitude more."""
 
-# Numbers that are the same in both networks and this many times as large as all others (a mask's −1e9) set no scale.
+# Numbers that are the same in both networks and this many times as large as all others (a mask's -1e9) set no scale.
 _MASK = 1e6
 
 # They return floating-point numbers, and yet steps: a small difference shows nowhere, or as a whole one.

@@ -251,7 +251,7 @@ def _blind(model: nn.Module, case: Case, expected: Run) -> list[bool]:
 def shows_change(first: Run, second: Run, least: float) -> bool:
     """Return whether some tensor in which a change would show differs between two runs, by more than ``least``.
 
-    That is relative to the largest of the numbers that differ: a mask's −1e9 hides nothing.
+    That is relative to the largest of the numbers that differ: a mask's -1e9 hides nothing.
     """
 
     def changed(x: Tensor, y: Tensor) -> bool:

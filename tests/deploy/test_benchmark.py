@@ -1,14 +1,17 @@
 import time
 
 import numpy as np
+import onnx
 import pytest
 import torch
-from onnx import helper
+from onnx import TensorProto, helper
 from test_macs import write, zeros
 from torch import nn
 
+from hoyer_export import console
+from hoyer_export.console import print_benchmark, print_macs
 from hoyer_export.deploy import benchmark as module
-from hoyer_export.deploy.benchmark import Speedup, benchmark, noise, paired_speedup
+from hoyer_export.deploy.benchmark import BenchmarkRecord, LatencyRecord, Speedup, benchmark, noise, paired_speedup
 from hoyer_export.deploy.export import export_onnx
 from hoyer_export.deploy.macs import count_macs
 from hoyer_export.errors import FileError, HoyerExportError
@@ -142,16 +145,133 @@ def test_a_noisy_machine_is_said_with_its_reason(wall_ms, ci95, waiting, reason)
 
 
 def test_a_batch_or_a_size_that_the_file_does_not_take_is_said_in_one_line(tmp_path, files):
-    node = helper.make_node("Conv", ["x", "w"], ["y"])
-    for shape, line in (
-        ([4, 3, 8, 8], r"'x' is \[4, 3, 8, 8\], expected \[batch or 1, fixed sizes ...\]"),
-        (["n", 3, "h", 8], "dimension 2 of the input 'x' is dynamic"),
+    node, weights = helper.make_node("Conv", ["x", "w"], ["y"]), {"w": zeros(4, 3, 3, 3)}
+    four, free = (
+        write(tmp_path / f"{name}.onnx", [node], {"x": shape}, "y", weights)
+        for name, shape in (("four", [4, 3, 8, 8]), ("free", ["n", 3, "h", 8]))
+    )
+    with pytest.raises(FileError, match=r"four.onnx takes a batch of 4, not of 1; give the batch size that it has"):
+        benchmark([files[0], four], batch_size=1)
+    with pytest.raises(
+        FileError, match=r'free.onnx: axis 2 \(h\) of the input \'x\' is dynamic; .*{"x": \(1, 3, H, 8\)}'
     ):
-        with pytest.raises(FileError, match=line):
-            benchmark([files[0], write(tmp_path / "f.onnx", [node], {"x": shape}, "y", {"w": zeros(4, 3, 3, 3)})])
+        benchmark([files[0], free])
+    with pytest.raises(FileError, match=r"four.onnx takes a batch of 4, not of 2"):
+        benchmark([free, four], shapes={"x": (2, 3, 8, 8)}, batch_size=2)
+    for given in ((1, 3, 8), (1, 4, 8, 8)):
+        with pytest.raises(FileError, match=r"input 'x' is \[n, 3, h, 8\], got sizes \[1"):
+            benchmark([free], shapes={"x": given})
+    with pytest.raises(FileError, match=r"free.onnx does not run on x \[1, 3, 2, 8\] .*other sizes: `shapes`"):
+        benchmark([free], shapes={"x": (1, 3, 2, 8)})
+    with pytest.raises(FileError, match=r"no input 'image' in .*free.onnx; there is 'x'"):
+        benchmark([free], shapes={"image": (1, 3, 8, 8)})
 
 
-@pytest.mark.parametrize("wrong", [{"threads": 0}, {"batch_size": 0}, {"min_seconds": 0}])
+def test_the_batch_is_what_the_files_fix_and_gmacs_are_those_of_the_sizes_that_ran(tmp_path, files):
+    node, weights = helper.make_node("Conv", ["x", "w"], ["y"]), {"w": zeros(4, 3, 3, 3)}
+    four = write(tmp_path / "four.onnx", [node], {"x": [4, 3, 8, 8]}, "y", weights)
+    free = write(tmp_path / "free.onnx", [node], {"x": ["n", 3, "h", "w"]}, "y", weights)
+    record = benchmark([free, four], shapes={"x": (4, 3, 8, 8)}, min_seconds=0.01)
+    assert record.batch_size == 4
+    for file in record.files:
+        assert file.gmacs_per_second == pytest.approx(4 * 4 * 36 * 27 / (file.p50_ms * 1e6))
+
+
+def typed(path, inputs, nodes, output, weights=()):
+    """Write a file whose inputs have types of their own, and whose output has no shape."""
+    values = [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in inputs.items()]
+    out = helper.make_tensor_value_info(output, TensorProto.FLOAT, None)
+    kept = [onnx.numpy_helper.from_array(array, name) for name, array in dict(weights).items()]
+    graph = helper.make_graph(nodes, "graph", values, [out], kept)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
+    return path
+
+
+KINDS = ("FLOAT", "FLOAT16", "DOUBLE", "UINT8", "INT8", "INT32", "INT64", "UINT16", "BOOL")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_input_of_any_type_is_fed_and_an_output_needs_no_shape(tmp_path, kind):
+    nodes = [
+        helper.make_node("Cast", ["x"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["f", "w"], ["y"]),
+    ]
+    inputs = {"x": (getattr(TensorProto, kind), ["n", 5])}
+    path = typed(tmp_path / "f.onnx", inputs, nodes, "y", {"w": zeros(5, 7)})
+    record = benchmark([path], batch_size=3, min_seconds=0.01)
+    assert record.warnings == ()
+    assert record.files[0].gmacs_per_second == pytest.approx(3 * 35 / (record.files[0].p50_ms * 1e6))
+
+
+def test_a_type_that_numpy_has_not_is_said_in_one_line(tmp_path):
+    nodes = [helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT)]
+    path = typed(tmp_path / "f.onnx", {"x": (TensorProto.BFLOAT16, ["n", 5])}, nodes, "y")
+    with pytest.raises(FileError, match=r"f.onnx does not run on x \[1, 5\] \(") as caught:
+        benchmark([path])
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_indices_fit_any_table_and_inputs_without_a_batch_run(tmp_path):
+    nodes = [helper.make_node("Gather", ["table", "i"], ["g"]), helper.make_node("Mul", ["g", "scale"], ["y"])]
+    inputs = {"i": (TensorProto.INT64, ["n"]), "scale": (TensorProto.FLOAT, [])}
+    path = typed(tmp_path / "f.onnx", inputs, nodes, "y", {"table": zeros(1, 4)})
+    assert benchmark([path], batch_size=2, min_seconds=0.01).batch_size == 2
+    nothing = typed(
+        tmp_path / "nothing.onnx", {}, [helper.make_node("Identity", ["table"], ["y"])], "y", {"table": zeros(4)}
+    )
+    assert benchmark([nothing], min_seconds=0.01).batch_size == 1
+
+
+def test_macs_that_cannot_be_counted_cost_the_rate_and_not_the_benchmark(tmp_path, files):
+    nodes = [helper.make_node("NonZero", ["x"], ["i"]), helper.make_node("Cast", ["i"], ["f"], to=TensorProto.FLOAT)]
+    nodes.append(helper.make_node("MatMul", ["t", "f"], ["y"]))
+    path = write(
+        tmp_path / "f.onnx", [*nodes[:2], helper.make_node("Transpose", ["f"], ["t"]), nodes[2]], {"x": ["n", 3]}, "y"
+    )
+    record = benchmark([files[0], path], min_seconds=0.1)
+    assert [file.gmacs_per_second is None for file in record.files] == [False, True]
+    assert record.warnings == ("no GMAC/s for f.onnx: not counted: 1 × MatMul of unknown size",)
+    print_benchmark(record)
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["a/slim.onnx", "b/slim.onnx", "a/dense.onnx"], ["a/slim.onnx", "b/slim.onnx", "dense.onnx"]),
+        (["a/out/slim.onnx", "b/out/slim.onnx"], ["a/out/slim.onnx", "b/out/slim.onnx"]),
+        (["slim.onnx", "slim.onnx"], ["slim.onnx", "slim.onnx"]),
+        (["slim.onnx", "a/slim.onnx", "./slim.onnx"], ["here/slim.onnx", "a/slim.onnx", "here/slim.onnx"]),
+    ],
+)
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path, monkeypatch, paths, names):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert module.distinct_names(paths) == names
+
+
+def test_more_threads_than_processors_are_measured_with_a_warning(files, monkeypatch):
+    monkeypatch.setattr(module, "usable_threads", lambda: 1)
+    record = benchmark(files[:1], threads=2, min_seconds=0.01)
+    assert record.warnings == ("2 threads share 1 processor and wait for each other; measure with at most 1",)
+    assert benchmark(files[:1], min_seconds=0.01).warnings == ()
+
+
+@pytest.mark.parametrize("columns", ["80", "140"])
+def test_tables_fit_their_terminal(files, monkeypatch, capsys, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr(console, "PLAIN_WIDTH", int(columns))
+    one = LatencyRecord("runs/2026/first/slim.onnx", 1234.5, 1234.5, 1234.5, 1234.5, 12345, 1234.5, 123.4, ())
+    print_benchmark(
+        BenchmarkRecord((one, one), (Speedup(12.34, (12.3, 12.4)),), 4, 8, "too noisy to say: " + "so " * 50)
+    )
+    print_macs(count_macs(files[0]), everything=True)
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= int(columns)
+    assert "12.3× (12.3–12.4)" in said
+    assert ("p99" in said) == ("weight" in said) == (columns == "140")
+
+
+@pytest.mark.parametrize("wrong", [{"threads": 0}, {"threads": 9999}, {"batch_size": 0}, {"min_seconds": 0}])
 def test_numbers_that_make_no_sense_are_refused(files, wrong):
     with pytest.raises(HoyerExportError, match="at least one file"):
         benchmark(files, **wrong)

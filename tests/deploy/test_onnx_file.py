@@ -65,6 +65,26 @@ def test_what_the_checker_passes_and_onnxruntime_does_not_is_named_in_one_line(t
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+def test_weights_that_did_not_come_along_are_named(tmp_path, whole, read):
+    model = onnx.load_model_from_string(whole)
+    onnx.save(model, tmp_path / "slim.onnx", save_as_external_data=True, location="slim.data", size_threshold=0)
+    (tmp_path / "slim.data").unlink()
+    with pytest.raises(FileError, match=r"slim.onnx keeps weights in slim.data, missing there; put .* beside it"):
+        read(tmp_path / "slim.onnx")
+
+
+def test_an_output_without_a_shape_is_read_also_beside_weights_in_another_file(tmp_path, whole):
+    model = onnx.load_model_from_string(whole)
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    onnx.save(model, tmp_path / "slim.onnx", save_as_external_data=True, location="slim.data", size_threshold=0)
+    assert count_macs(tmp_path / "slim.onnx").macs == 4 * 36 * 9 + 4 * 36 * 3
+    assert benchmark([tmp_path / "slim.onnx"], min_seconds=0.01).files[0].gmacs_per_second
+    (tmp_path / "damaged.onnx").write_bytes((tmp_path / "slim.onnx").read_bytes()[:-20])
+    with pytest.raises(FileError, match=r"damaged.onnx"):
+        count_macs(tmp_path / "damaged.onnx")
+
+
 def test_subnormals_are_the_float32_values_between_zero_and_the_smallest_normal():
     tiny = np.finfo(np.float32).tiny
     values = np.array([0, tiny, -tiny, tiny / 2, -tiny / 2, 1e-45, np.nan, 1], np.float32)

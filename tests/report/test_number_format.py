@@ -28,7 +28,7 @@ CASES: list[tuple[Callable[[Any], str], float | None, str]] = [
     (written.percent, 100, "100.00 %"),
     (written.percent, None, "–"),
     (written.share, 0.49649, "49.6 %"),
-    (written.points, -0.43, "−0.43 points"),
+    (written.points, -0.43, "-0.43 points"),
     (written.points, 0.1, "+0.10 points"),
     (written.points, -0.001, "±0.00 points"),
     (written.milliseconds, 1.8349, "1.83 ms"),

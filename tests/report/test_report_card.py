@@ -72,7 +72,7 @@ def test_the_card_opens_with_front_matter_and_the_result() -> None:
     card = render_card(example_reports.passed())
     assert card.startswith("---\nlibrary_name: onnx\n")
     assert "# `cifar_resnet20` on `cifar10`, slim\n" in card
-    assert "49.6 % of the MACs, 2.21× as fast (95 % interval 2.19–2.24), 91.30 % accuracy (−0.43 points)." in card
+    assert "49.6 % of the MACs, 2.21× as fast (95 % interval 2.19–2.24), 91.30 % accuracy (-0.43 points)." in card
     assert "| MACs (FLOPs = 2 · MACs) | 40,551,808 | 20,133,632 | 49.6 % |" in card
     assert "Passed, 77 of 77 steps" in card
     assert "\n\n\n" not in card
@@ -113,7 +113,7 @@ def test_a_card_of_a_cut_without_data_claims_no_accuracy_and_no_preparation() ->
 def test_a_card_has_a_column_for_every_artifact() -> None:
     card = render_card(example_reports.three_artifacts())
     assert "| | dense | slim | slim-int8 | slim against dense |\n|---|--:|--:|--:|--:|\n" in card
-    assert "| test accuracy, 10,000 images | 91.73 % | 91.30 % | 90.90 % | −0.43 points |" in card
+    assert "| test accuracy, 10,000 images | 91.73 % | 91.30 % | 90.90 % | -0.43 points |" in card
     assert "| ONNX file, bytes | 1,104,218 | 659,884 | 201,118 | 59.8 % |" in card
     assert "| speed-up (95 % interval) |  | 2.21× (2.19–2.24) | 2.90× (2.87–2.94) |  |" in card
     assert "1 of 115 steps did not pass, do not ship this file; slim-int8.onnx, top-1 (3, tolerance 0)." in card
@@ -121,7 +121,7 @@ def test_a_card_has_a_column_for_every_artifact() -> None:
 
 def test_a_network_without_macs_has_no_share_of_them() -> None:
     card = render_card(example_reports.without_macs())
-    assert "\n2.21× as fast (95 % interval 2.19–2.24), 91.30 % accuracy (−0.43 points).\n" in card
+    assert "\n2.21× as fast (95 % interval 2.19–2.24), 91.30 % accuracy (-0.43 points).\n" in card
     assert "| MACs (FLOPs = 2 · MACs) | 0 | 0 | – |" in card
     assert "| parameters | 0 | 0 | – |" in card
     assert "threshold were to go." in card

@@ -71,13 +71,13 @@ CLAIMS: list[tuple[str, dict[str, Any], list[str], list[str]]] = [
     (
         "a loss without fine-tuning",
         {"recipe.finetune.epochs": 0, "verify.artifacts.1.accuracy": 60.0},
-        ["Not trained after the cut: accuracy is −31.73 points from dense; fine-tune the slim network"],
+        ["Not trained after the cut: accuracy is -31.73 points from dense; fine-tune the slim network"],
         [],
     ),
     (
         "a loss with fine-tuning",
         {"verify.artifacts.1.accuracy": 60.0},
-        ["−31.73 points"],
+        ["-31.73 points"],
         ["Not trained after the cut"],
     ),
     (

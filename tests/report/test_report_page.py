@@ -168,7 +168,7 @@ def row(html: str, head: str) -> list[str]:
 def test_figures_stand_in_their_rows_and_columns() -> None:
     report = example_reports.passed()
     html = render_page(report, ())
-    assert row(html, "Test accuracy, torch") == ["91.73 %", "91.30 %", "−0.43 points", "88.61 %"]
+    assert row(html, "Test accuracy, torch") == ["91.73 %", "91.30 %", "-0.43 points", "88.61 %"]
     assert row(html, "MACs") == ["40,551,808", "20,133,632", "49.6 %", "46.3 % effective"]
     assert row(html, "Parameters") == ["272,474", "161,290", "59.2 %", "–"]
     dense, slim = report.bench.artifacts

@@ -174,7 +174,7 @@ def test_value_widths_and_gradient_equal_hand_numbers():
     penalty = GroupHS(channels, model, 0.5, scale="paper")
     assert penalty.effective_widths() == {"g": pytest.approx(49 / 25)}
     assert penalty.penalty().item() == pytest.approx(0.5 * 49 / 25)
-    # ∂G/∂n = (0.0896, −0.0672).
+    # ∂G/∂n = (0.0896, -0.0672).
     expected = torch.tensor([[0.0448, 0.0], [0.0, -0.0336]], dtype=torch.float64)
     torch.testing.assert_close(closed_form(penalty, model)["weight"], expected, rtol=1e-9, atol=1e-15)
     relative = GroupHS(channels, model, 0.5)  # scale_g = 25 / 2
