@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from hoyer_export.surgery.self_test import Verdict
 
 PLAIN_WIDTH = 80  # of a table that no terminal limits
-NARROW = 100  # columns, below which a table leaves out what is asked for least
 TOP_ROWS = 20  # of a table that would not fit on a screen
 MOVED = 1e-5  # relative change of the outputs that asks for fine-tuning: what verification tolerates between runtimes
 
@@ -150,20 +149,36 @@ def _print_groups(console: Console, found: "Inspection", everything: bool) -> No
     title = f"{len(found.groups)} channel group{'' if len(found.groups) == 1 else 's'}"
     # A line of its own: a title is folded to its table's width.
     console.print(_plain(title + ", the heaviest first; a layer between two counts in both"))
-    table = Table()
-    columns = ["group", "width", "MACs", "share", "params", "least"]
-    if console.width < NARROW:
-        columns.remove("params")  # names of groups are long, and are worth more
-    for column in columns:
-        table.add_column(column, justify="left" if column == "group" else "right", no_wrap=True)
     groups = sorted(found.groups, key=lambda group: -group.macs)
     shown = groups if everything else groups[:TOP_ROWS]
     rows = [_group_row(escape(group.name), [group]) for group in shown]
     if rest := groups[len(shown) :]:
         # Layers between two of them count twice, so that their shares may well add up to more than all.
         rows.append(_group_row(f"{len(rest)} more (--all)", rest) | {"share": ""})
-    for row in rows:
-        table.add_row(*(row[column] for column in columns))
+    columns = ["group", "width", "MACs", "share", "params", "least"]
+    _print_rows(console, columns, rows, left=["group"], least=["params"], no_wrap=True)  # names are worth more
+
+
+def _print_rows(
+    console: Console,
+    columns: list[str],
+    rows: list[dict[str, str]],
+    *,
+    left: list[str],
+    least: list[str],
+    no_wrap: bool = False,
+) -> None:
+    """Print a table without those of the columns ``least``, asked for least, that there is no room for."""
+    wide = console.options.update(max_width=10_000)
+    for dropped in range(len(least) + 1):
+        shown = [column for column in columns if column not in least[:dropped]]
+        table = Table()
+        for column in shown:
+            table.add_column(column, justify="left" if column in left else "right", overflow="fold", no_wrap=no_wrap)
+        for row in rows:
+            table.add_row(*(row.get(column, "") for column in shown))
+        if console.measure(table, options=wide).maximum <= console.width:
+            break
     console.print(table)
 
 
@@ -256,12 +271,6 @@ def _accuracies(file: "FileVerification") -> dict[str, float]:
 
 def print_macs(found: "MacsRecord", *, everything: bool = False) -> None:
     """Print every node's MACs and parameters, the heaviest first, and the sums; only ``everything`` prints them all."""
-    console, table = _console(), Table()
-    columns = ["node", "op", "weight", "output", "MACs", "share", "params"]
-    if console.width < NARROW:
-        columns.remove("weight")
-    for column in columns:
-        table.add_column(column, justify="right" if column in ("MACs", "share", "params") else "left", overflow="fold")
     nodes = sorted(found.nodes, key=lambda node: (-node.macs, -node.params))
     shown = nodes if everything else nodes[:TOP_ROWS]
     rows = [
@@ -273,9 +282,8 @@ def print_macs(found: "MacsRecord", *, everything: bool = False) -> None:
     if rest := nodes[len(shown) :]:
         sums = _macs_cells(found, sum(node.macs for node in rest), sum(node.params for node in rest))
         rows.append({"node": f"{len(rest)} more (--all)"} | sums)
-    for row in rows:
-        table.add_row(*(row.get(column, "") for column in columns))
-    console.print(table)
+    console, columns = _console(), ["node", "op", "weight", "output", "MACs", "share", "params"]
+    _print_rows(console, columns, rows, left=["node", "op", "weight", "output"], least=["weight"])
     images = "one image" if found.batch == 1 else f"a batch of {found.batch}"
     console.print(_plain(f"{exact(found.macs)} MACs = {exact(found.flops)} FLOPs for {images}"))
     console.print(_plain(f"{exact(found.params)} params, {exact(found.size_bytes)} bytes"))
@@ -292,20 +300,16 @@ def print_benchmark(found: "BenchmarkRecord") -> None:
     console = _console()
     cpu = "" if found.threads == 1 else "; CPU: sum over all threads"
     console.print(_plain(f"onnxruntime, threads {found.threads}, batch {found.batch_size}, milliseconds{cpu}"))
-    table = Table()
     columns = ["file", "p50", "p90", "p99", "min", "CPU p50", "GMAC/s", "runs", "speed-up (95 %)"]
-    if console.width < NARROW:
-        columns = [column for column in columns if column not in ("p99", "min", "runs")]
-    for column in columns:
-        table.add_column(column, justify="left" if column == "file" else "right", overflow="fold")
+    rows = []
     for file, speedup in zip(found.files, (None, *found.speedups), strict=True):
         times_ms = {"p50": file.p50_ms, "p90": file.p90_ms, "p99": file.p99_ms, "min": file.min_ms}
         row = {name: three_digits(value) for name, value in (times_ms | {"CPU p50": file.cpu_ms}).items()}
         gmacs = file.gmacs_per_second
         row |= {"file": escape(file.file), "GMAC/s": ABSENT if gmacs is None else three_digits(gmacs)}
         row |= {"runs": exact(file.n), "speed-up (95 %)": "" if speedup is None else _speedup_words(speedup)}
-        table.add_row(*(row[column] for column in columns))
-    console.print(table)
+        rows.append(row)
+    _print_rows(console, columns, rows, left=["file"], least=["runs", "min", "p99"])
     for line in (found.noisy, *found.warnings):
         if line:
             console.print(f"[yellow]warning:[/] {escape(line)}", highlight=False)

@@ -133,7 +133,7 @@ def benchmark(
         FileError: a file is missing, damaged, leaves a size open that ``shapes`` does not give, or does not run.
         HoyerExportError: a number of files, threads, images or seconds that makes no sense, or an unknown runtime.
     """
-    if not paths or not 1 <= threads <= MAX_THREADS or (batch_size or 1) < 1 or min_seconds <= 0:
+    if not paths or not 1 <= threads <= MAX_THREADS or (batch_size is not None and batch_size < 1) or min_seconds <= 0:
         raise HoyerExportError(
             f"a benchmark needs at least one file, 1 to {MAX_THREADS:,} threads, a batch size of at least 1 and a "
             f"positive time, got {len(paths)} files, {threads} threads, batch size {batch_size}, {min_seconds} s"

@@ -74,9 +74,11 @@ def fixed_batch(graph: onnx.GraphProto, path: str | Path, shapes: Shapes | None 
     """Return how many images the file, or ``shapes``, fixes for a run; None where any number goes."""
     batches = []
     for value in fed_inputs(graph):
-        dims = _axes(value, path) or ()
-        sizes = (shapes or {}).get(value.name, dims)
-        batches += [sizes[_batch_axis(dims)]] if len(sizes) else []
+        dims, given = _axes(value, path), (shapes or {}).get(value.name)
+        axis = _batch_axis(dims or ())
+        if given and (dims is None or (axis < min(len(dims), len(given)) and isinstance(dims[axis], str))):
+            return given[axis]
+        batches += [dims[axis]] if dims else []
     if not batches or any(isinstance(batch, str) for batch in batches):
         return None
     return int(batches[0])  # of several inputs the first: others may be tables, or scales

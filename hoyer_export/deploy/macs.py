@@ -22,10 +22,11 @@ from math import prod
 from pathlib import Path
 
 import onnx
+from onnx.external_data_helper import uses_external_data
 from onnx.inliner import inline_local_functions
 
 from hoyer_export.deploy.input_sizes import Shape, Shapes, check_names, fix_sizes_, input_sizes
-from hoyer_export.deploy.onnx_file import fed_inputs, first_line, read_onnx, side_files, tensors_of
+from hoyer_export.deploy.onnx_file import fed_inputs, first_line, load_beside_, read_onnx, side_files, tensors_of
 from hoyer_export.deploy.onnxruntime_nodes import to_standard_
 from hoyer_export.errors import FileError
 
@@ -154,6 +155,8 @@ def _with_known_sizes(model: onnx.ModelProto, path: Path, shapes: Shapes | None)
     for tensor in tensors_of(model.graph):
         if prod(tensor.dims) > _MAX_SHAPE_ELEMENTS and tensor.data_type not in _NO_WEIGHTS:  # those may hold indices
             tensor.ClearField("raw_data")  # 6 times as fast for a VGG: every pass copies the model
+        elif uses_external_data(tensor):
+            load_beside_(tensor, path)
     model = inline_local_functions(model)
     to_standard_(model.graph)
     sizes = input_sizes(model.graph, path, shapes)

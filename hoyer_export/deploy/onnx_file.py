@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
-from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_tensor, uses_external_data
 
 from hoyer_export.errors import FileError
 
@@ -89,6 +89,20 @@ def subnormals(tensor: onnx.TensorProto) -> NDArray[np.bool_]:
 def side_files(model: onnx.ModelProto) -> set[str]:
     """Return the names of the files, beside the model's own, that hold its weights."""
     return {ExternalDataInfo(t).location for t in tensors_of(model.graph) if uses_external_data(t)}
+
+
+def load_beside_(tensor: onnx.TensorProto, path: Path) -> None:
+    """Read a tensor of the model ``path`` from its side file.
+
+    Raises:
+        FileError: the side file is damaged.
+    """
+    try:
+        load_external_data_for_tensor(tensor, str(path.parent))
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise FileError(f"the weights beside {path} are damaged ({first_line(error)}); copy them again") from error
+    tensor.data_location = onnx.TensorProto.DEFAULT
+    tensor.ClearField("external_data")
 
 
 def first_line(error: BaseException) -> str:
