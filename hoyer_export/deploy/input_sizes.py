@@ -156,7 +156,7 @@ def _missing_words(missing: Mapping[str, Sequence[int | str] | None]) -> str:
 
 
 def _shape_words(shape: Sequence[int | str]) -> str:
-    return f"[{', '.join(str(size or '?') for size in shape)}]"
+    return f"[{', '.join('?' if size == '' else str(size) for size in shape)}]"
 
 
 def _are(names: Sequence[str]) -> str:
