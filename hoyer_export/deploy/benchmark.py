@@ -151,7 +151,9 @@ def benchmark(
             session.run(feed)
         except RunFailed as error:
             fed = ", ".join(f"{name} {list(array.shape)}" for name, array in feed.items())
-            raise FileError(f"{path} does not run on {fed} ({error}); give other sizes: `shapes`") from error
+            raise FileError(
+                f"{path} does not run on {fed} ({error}); integers are 0; give other sizes: `shapes`"
+            ) from error
     warnings = [] if threads <= usable_threads() else [_crowded(threads)]
     macs = []
     for path, name in zip(paths, names, strict=True):
