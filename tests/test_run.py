@@ -701,7 +701,18 @@ def test_a_phase_of_no_epochs_leaves_no_lines_of_an_earlier_one(copied: Path, ho
 def test_every_key_of_a_recipe_is_read_by_one_stage() -> None:
     read = [key for stage in STAGES for key in stage.reads]
     # ``check`` tries out before training what two are for; two phases may be one schedule, and learn from the dense.
-    assert sorted(read) == sorted([*Recipe.model_fields, "cut", "export", "distill", "train", "dense.weights"])
+    assert sorted(read) == sorted(
+        [
+            *Recipe.model_fields,
+            "cut",
+            "export",
+            "distill",
+            "train",
+            "dense.weights",
+            "dense.weights_key",
+            "dense.new_head",
+        ]
+    )
     names = [stage.name for stage in STAGES]
     for at, stage in enumerate(STAGES):
         assert all(names.index(need) < at for need in stage.needs)
