@@ -4,9 +4,10 @@ X (``least_squares.py``): patches of the slim layer's input, refitted so far; Y:
 places, at the rows that are kept; a bias, or the running mean of the one batch norm behind, takes the constant up.
 
 The same idea: He et al. 2017 (arXiv 1707.06168), ThiNet (Luo et al. 2017, arXiv 1707.06342), OBC (Frantar and Alistarh
-2022, arXiv 2208.11580). Both networks run on the same batches. The slim one runs once, on the first batch; at each
-layer it waits until all other batches have come as far, and the layer is refitted just before it runs. No more than a
-batch is in memory, and one batch alone costs one run.
+2022, arXiv 2208.11580). Both networks run on the same batches. The slim one waits in front of each layer until all
+batches have come there (``waiting_run.py``), and the layer is refitted just before it runs. So each batch runs once;
+where there is no room for all that wait, some end and begin anew, most of them early in the network, where
+activations are large and runs up to them short.
 """
 
 import copy
@@ -19,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from hoyer_export.channels.reading import Key, LayerCall, Watch
@@ -30,14 +30,19 @@ from hoyer_export.surgery.edits import RefitEdit
 from hoyer_export.surgery.extras.calibration import CalibrationInputs, as_batches, run_each, watch_each
 from hoyer_export.surgery.extras.layer_matrix import at_places, kept_rows, matrix, patches, set_matrix_
 from hoyer_export.surgery.extras.least_squares import LeastSquares
+from hoyer_export.surgery.extras.waiting_run import FarEnough, Stop, stops
 from hoyer_export.surgery.plan import kept_slices
 from hoyer_export.surgery.step import SlimModel
 from hoyer_export.tensors import TensorRecord, named_tensors, tensors_in
 
 _CHUNK = 2**24
 """Numbers of patches that are made at once."""
-_HELD = 2**26
+_HELD = 2**28
 """Numbers of dense outputs that are held, of as many layers as that are; the dense network runs again for the next."""
+_WAITING_BYTES = 2**31
+"""What runs may hold that wait for a layer to be refitted; the others begin anew."""
+_WAITING_RUNS = 64
+"""How many may wait, for each has a thread, and that one torch's threads."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -58,15 +63,6 @@ class Refit(TensorRecord):
     left: Mapping[str, str]
     images: int
     wanted: int
-
-
-class _FarEnough(BaseException):
-    """Ends a run that has come to the layer that it was made for; no network catches it."""
-
-
-def _run_until(network: nn.Module, batch: tuple[Tensor, ...], watched_by: TorchFunctionMode) -> None:
-    with suppress(_FarEnough):
-        watch_each(network, [batch], watched_by)
 
 
 @dataclass(frozen=True)
@@ -134,9 +130,10 @@ class DenseOutputs:
                 if key in wanted:
                     self._found[key, number] = self._sample(call.spread(output), number, keys.index(key))
                     if key == list(wanted)[-1]:
-                        raise _FarEnough
+                        raise FarEnough
 
-            _run_until(self._network, batch, Watch(self._network, after=after))
+            with suppress(FarEnough):
+                watch_each(self._network, [batch], Watch(self._network, after=after))
 
     def _sample(self, output: Tensor, *seed: int) -> _Sample:
         shape = tuple(output.shape[2:])
@@ -215,7 +212,7 @@ class _Scout:
 
 
 class _Refitting:
-    """Refits every layer just before it runs on the first batch; on the others a twin runs up to it."""
+    """Refits every layer just before it runs, on all batches side by side."""
 
     def __init__(self, slim: SlimModel, targets: DenseOutputs, ridge: float) -> None:
         self.plan, self.targets, self.ridge = slim.plan, targets, ridge
@@ -224,11 +221,9 @@ class _Refitting:
         self.refitted: dict[str, None] = {}
         self.left = dict(self._unfit())
         self.wanted = 0
-        self._fits: dict[str, LeastSquares] = {}
-        names = self.scout.changed.difference(self.left)
-        self._last = {key[0]: key for key in self.scout.calls if key[0] in names}
-        # It shares the weights, and nothing that a forward may remember.
-        self._twin = copy.deepcopy(slim.model, {id(tensor): tensor for tensor in self.tensors.values()})
+        self._network = slim.model
+        self._last = {key[0]: key for key in self.scout.calls}
+        self._runs: dict[int, tuple[Iterator[Stop], int]] = {}  # batch → its run, while it waits, and what that holds
 
     def _unfit(self) -> Iterator[tuple[str, str]]:
         for key, (rows, _, *shape) in self.scout.calls.items():
@@ -240,25 +235,38 @@ class _Refitting:
             elif dense is None or [rows, *shape] != [dense[0], *dense[2:]]:
                 yield key[0], "the dense network has no such layer, or outputs of other sizes"
 
-    def before(self, key: Key, call: LayerCall) -> None:
-        """Refit a layer that is about to run on the first batch."""
+    def run(self) -> None:
+        """Refit the layers that may read something else, in the order in which they run."""
+        fits: dict[str, LeastSquares] = {}  # a weight that is used again goes on with the samples that it has
+        for key in self.scout.calls:
+            if key[0] in self.scout.changed and key[0] not in self.left:
+                self._refit(key, fits)
+        self._runs.clear()
+
+    def _refit(self, key: Key, fits: dict[str, LeastSquares]) -> None:
         name = key[0]
-        if name not in self._last:
-            return
-        shift = self.scout.shift_of(name, call)
-        fit = self._fits.setdefault(name, LeastSquares(centred=shift is not None))
-        self._add(fit, key, 0, call, shift)
-        for number, batch in enumerate(self.targets.batches[1:], 1):
-
-            def follow(reached: Key, call: LayerCall, number: int = number) -> None:
-                if reached == key:
-                    self._add(fit, key, number, call, shift)
-                    raise _FarEnough
-
-            _run_until(self._twin, batch, Watch(self._twin, before=follow))
-        self._solve(fit, name, call, shift)
+        for number, call in self._calls(key):
+            shift = self.scout.shift_of(name, call)
+            self._add(fits.setdefault(name, LeastSquares(centred=shift is not None)), key, number, call, shift)
+        if name not in fits or not fits[name].count:
+            self.left[name] = "it does not run on these images"
+        else:
+            self._solve(fits[name], name, call, shift)
         if key == self._last[name]:
-            del self._fits[name]
+            fits.pop(name, None)
+
+    def _calls(self, key: Key) -> Iterator[tuple[int, LayerCall]]:
+        """Yield a layer's call on every batch where it runs, and let the run wait if there is room."""
+        for number, batch in enumerate(self.targets.batches):
+            run, _ = self._runs.pop(number, (None, 0))
+            run = run or stops(self._network, batch)
+            stop = next((stop for stop in run if stop.key == key), None)
+            if stop is None:
+                continue
+            yield number, stop.call
+            held = stop.held_bytes + sum(held for _, held in self._runs.values())
+            if held <= _WAITING_BYTES and len(self._runs) < _WAITING_RUNS:
+                self._runs[number] = run, stop.held_bytes
 
     def _add(self, fit: LeastSquares, key: Key, number: int, call: LayerCall, shift: str | None) -> None:
         sample = self.targets.at(key, number)
@@ -318,9 +326,9 @@ def refit_(
     Convolutions of any dimension, grouped and transposed ones too, and linear layers are refitted, in the order in
     which they run; those before the first cut stay as they are. A weight that is used at several places gets one fit.
 
-    Memory: a batch at work, one Gram matrix [G, I / G · kernel, I / G · kernel] in float64, and at most 256 MB of the
-    dense layers' outputs (more where a single layer has more). Time: of several batches, all but the first run once a
-    layer, up to it: give one where there is room for it.
+    Memory: a batch at work, one Gram matrix [G, I / G · kernel, I / G · kernel] in float64, at most 1 GiB of the dense
+    layers' outputs (more where a single layer has more), and at most 2 GiB of what the network holds for the other
+    batches between two layers. Time: each batch runs once; those for which there is no room begin anew at each layer.
 
     Args:
         slim: what ``cut`` or ``load_slim`` returned.
@@ -344,7 +352,7 @@ def refit_(
     with kept_modes(slim.model):
         slim.model.eval()
         fitting = _Refitting(slim, targets, ridge)
-        watch_each(slim.model, targets.batches[:1], Watch(slim.model, before=fitting.before))
+        fitting.run()
     fitting.name_unseen()
     refitted = tuple(fitting.refitted)
     edits = (edit for edit in slim.plan.edits if not isinstance(edit, RefitEdit))
