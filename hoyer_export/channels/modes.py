@@ -10,8 +10,10 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from hoyer_export.channels.labels import AxisLabels, TensorLabels, Tracer
 from hoyer_export.channels.rule import Function, Rule
+from hoyer_export.channels.rules import BUILT_IN
 from hoyer_export.channels.sizes import Size, plain
 from hoyer_export.channels.union_find import Vector
+from hoyer_export.errors import HoyerExportError, one_line
 from hoyer_export.operations import Watched
 from hoyer_export.tensors import tensors_in
 
@@ -89,13 +91,31 @@ class RuleMode(TorchFunctionMode):
         declared = len(self.tracer.union_find.declared)
         self.tracer.operation = func
         self.rule_failed = True
-        answer = rule.function(self.tracer, output, *arguments[0], **arguments[1])
+        try:
+            answer = rule.function(self.tracer, output, *arguments[0], **arguments[1])
+            if BUILT_IN.get(func) is not rule:
+                self._check_axes(results)
+        except Exception as error:
+            if BUILT_IN.get(func) is rule:  # a bug of ours
+                raise
+            raise HoyerExportError(
+                f"rules: your rule of `{_name(func)}` fails, called as rule(tracer, output, *arguments):"
+                f" {one_line(error, typed=True)}"
+            ) from error
         self.rule_failed = False
         if results and not rule.reads_shape:
             self._fix_forgotten(before, results, declared, func)
         if not any(map(self.tracer.is_example, results)):
             del self.tracer.contractions[counted:]
         return answer
+
+    def _check_axes(self, results: list[Tensor]) -> None:
+        """Raise ValueError unless labels that somebody's rule put on tensors are as long as the axes."""
+        for tensor in results:
+            for axis, side in self.tracer.known_axes(tensor).items():
+                if not isinstance(side, AxisLabels) or [len(side)] != [*tensor.shape[axis : axis + 1]]:
+                    said = f"{len(side)} labels" if isinstance(side, AxisLabels) else f"a {type(side).__name__}"
+                    raise ValueError(f"it puts {said} on axis {axis} of an output of shape {list(tensor.shape)}")
 
     def _fix_forgotten(
         self, before: list[tuple[Tensor, TensorLabels]], results: list[Tensor], declared: int, func: Any

@@ -115,6 +115,7 @@ class UnionFind:
 
     def unite(self, first: Vector, second: Vector) -> None:
         """Declare that the labels at the same position of the two (broadcast) arrays live or die together."""
+        np.broadcast_shapes(first.shape, second.shape)  # raises here, where one sees whose rule it is
         self._pairs.append((first, second))
         self.declared += (first, second)
 

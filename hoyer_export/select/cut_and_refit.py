@@ -7,6 +7,7 @@ what its channels do now. The way down is a curve of MACs and loss; a budget in 
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import inf
 from typing import Any
 
@@ -115,7 +116,7 @@ def cut_and_refit(
         if aim * dense < state.least:
             size /= 2
             continue
-        smaller = state if state.macs <= aim * dense else state.smaller(aim * dense, targets)
+        smaller = state if state.macs <= aim * dense else state.smaller(aim * dense)
         if smaller is not state:
             lost = None if loss is None else loss(smaller.slim.model)
             curve.append(Point(smaller.macs, lost, lost is None or at_most is None or lost <= at_most))
@@ -133,8 +134,8 @@ class _Walk:
 
     slim: SlimModel
     channels: ChannelMap
-    scores: dict[str, Tensor]
     keep: Keep
+    targets: DenseOutputs
     align: int
     trace: Trace
     refit: Refit | None = None
@@ -143,9 +144,13 @@ class _Walk:
     def start(model: nn.Module, targets: DenseOutputs, align: int, trace: Trace) -> "_Walk":
         slim = SlimModel(copy.deepcopy(model).eval(), PruningPlan())
         channels = trace(slim.model, targets.example)
-        scores, _ = function_scores(channels, slim.model, targets.batches)
         keep = {group.name: torch.arange(group.width) for group in channels.groups}
-        return _Walk(slim, channels, scores, keep, align, trace)
+        return _Walk(slim, channels, keep, targets, align, trace)
+
+    @cached_property
+    def scores(self) -> dict[str, Tensor]:
+        """What the channels are worth: asked of a network only from which one goes on."""
+        return function_scores(self.channels, self.slim.model, self.targets.batches)[0]
 
     @property
     def macs(self) -> int:
@@ -156,16 +161,15 @@ class _Walk:
         """The fewest MACs that can be reached from here."""
         return macs_of_keep(self.channels, least_keep(self.channels, self.align))
 
-    def smaller(self, macs: float, targets: DenseOutputs) -> "_Walk":
+    def smaller(self, macs: float) -> "_Walk":
         """Return the network with at most ``macs``, refitted; this one is not changed."""
         threshold = meet(self.channels, self.scores, self.align, Budget(MACS, at_most=macs))
         stay = aligned_keep(self.channels, self.scores, threshold, self.align)
         zeroed = replace(self.slim, model=copy.deepcopy(self.slim.model))
         zero_(zeroed.model, self.channels, stay)
-        slim = cut(zeroed, self.channels, stay, targets.example)
-        channels = self.trace(slim.model, targets.example)
-        refit = refit_(slim, targets)
-        scores, _ = function_scores(channels, slim.model, targets.batches)
+        slim = cut(zeroed, self.channels, stay, self.targets.example)
+        channels = self.trace(slim.model, self.targets.example)
+        refit = refit_(slim, self.targets)
         keep = {name: kept[stay[name]] if name in stay else kept for name, kept in self.keep.items()}
         last, first = refit.slim, self.slim
         slim = replace(  # the largest errors of all steps so far
@@ -173,7 +177,7 @@ class _Walk:
             max_rel_error=max(first.max_rel_error or 0.0, last.max_rel_error or 0.0),
             delivered_rel_error=max(first.delivered_rel_error or 0.0, last.delivered_rel_error or 0.0),
         )
-        return _Walk(slim, channels, scores, keep, self.align, self.trace, refit)
+        return _Walk(slim, channels, keep, self.targets, self.align, self.trace, refit)
 
 
 def output_change(dense: nn.Module, batches: CalibrationInputs) -> Loss:

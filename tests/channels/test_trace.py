@@ -8,7 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import hoyer_export as hx
 from hoyer_export.channels.channel_map import ChannelMap
+from hoyer_export.channels.rule import Function
+from hoyer_export.channels.rules import BUILT_IN
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.errors import NetworkError
 
@@ -240,9 +243,38 @@ def test_a_network_that_cannot_run_on_the_inputs_is_named_in_one_line() -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_bug_in_a_rule_is_not_blamed_on_the_network() -> None:
-    def broken(tracer: object, output: Tensor, input: Tensor, inplace: bool = False) -> None:
-        raise ZeroDivisionError
+def broken(tracer: hx.rules.Tracer, output: Tensor, input: Tensor, inplace: bool = False) -> None:
+    raise ZeroDivisionError("of\nmine")
 
+
+def short(tracer: hx.rules.Tracer, output: Tensor, input: Tensor, inplace: bool = False) -> None:
+    tracer.put(output, {1: tracer.axis(input, 1)[:5]})
+
+
+def crossed(tracer: hx.rules.Tracer, output: Tensor, input: Tensor, inplace: bool = False) -> None:
+    tracer.unite(tracer.axis(input, 1), tracer.axis(input, 1)[:5])
+
+
+def bare(tracer: hx.rules.Tracer, output: Tensor, input: Tensor, inplace: bool = False) -> None:
+    tracer.put(output, {1: tracer.axis(input, 1).labels})  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        (broken, "ZeroDivisionError: of mine"),
+        (short, "it puts 5 labels on axis 1 of an output of shape"),
+        (crossed, "shape mismatch"),
+        (bare, "it puts a ndarray on axis 1"),
+    ],
+)
+def test_a_wrong_rule_of_ones_own_is_named_in_one_line(rule: Function, said: str) -> None:
+    with pytest.raises(hx.HoyerExportError, match=f"your rule of `nn.functional.relu` fails, .*{said}") as caught:
+        trace_channels(networks.chain(), IMAGE, rules={F.relu: rule})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bug_in_a_rule_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BUILT_IN, F.relu, hx.rules.Rule(broken))  # type: ignore[arg-type]
     with pytest.raises(ZeroDivisionError):
-        trace_channels(networks.chain(), IMAGE, rules={F.relu: broken})
+        trace_channels(networks.chain(), IMAGE)

@@ -1,7 +1,8 @@
 """The least-squares refit: exact where the removed channels are combinations of kept ones, on every kind of reader."""
 
 import copy
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import networks
@@ -14,6 +15,7 @@ import hoyer_export as hx
 import hoyer_export.surgery.extras.refit as refit_module
 from hoyer_export.surgery.extras.least_squares import LeastSquares
 from hoyer_export.surgery.extras.refit import DenseOutputs, Refit, refit_
+from hoyer_export.surgery.extras.waiting_run import Stop, stops
 
 IMAGES = torch.randn(48, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -142,7 +144,7 @@ def test_it_is_least_squares_and_the_ridge_holds_the_weights() -> None:
     before = slim.model.fc.weight.detach().clone()
     x = F.relu(slim.model.a(images.mean((2, 3)))).detach()
     x, y = x - x.mean(0), model(images).detach()
-    penalty = 0.1 * x.square().sum(0).mean()
+    penalty = 0.1 * x.square().sum(1).mean()
     expected = (y.T @ x + penalty * before) @ torch.linalg.inv(x.T @ x + penalty * torch.eye(5, dtype=torch.float64))
     refit_(slim, model, images, ridge=0.1)
     torch.testing.assert_close(slim.model.fc.weight.detach(), expected)
@@ -150,7 +152,7 @@ def test_it_is_least_squares_and_the_ridge_holds_the_weights() -> None:
     assert refit_(few, model, images[:3], ridge=0.1).wanted == 5
     x = F.relu(few.model.a(images[:3].mean((2, 3)))).detach()
     x, y = x - x.mean(0), model(images[:3]).detach()
-    penalty = 0.1 * x.square().sum(0).mean()
+    penalty = 0.1 * x.square().sum(1).mean()
     expected = (y.T @ x + penalty * before) @ torch.linalg.inv(x.T @ x + penalty * torch.eye(5, dtype=torch.float64))
     torch.testing.assert_close(few.model.fc.weight.detach(), expected)
 
@@ -358,25 +360,66 @@ class Remembers(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b, self.c = repeated_(networks.conv(3, 8)), networks.conv(8, 8), networks.conv(8, 5)
-        self.largest = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        self.largest = max(self.largest, len(x))
         self.kept = self.a(x)
         y = self.b(self.kept.relu())
         return self.c(y + self.kept).mean((2, 3))
 
 
-def test_batches_go_one_by_one_and_give_what_one_batch_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_go_side_by_side_and_give_what_one_batch_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model, images = Remembers().double().eval(), IMAGES.double()
-    slims = [halved(model, images, "a") for _ in range(3)]
-    refit_(slims[0], model, images, positions=10**6)
-    refit_(slims[1], model, images.split(20), positions=10**6)
-    monkeypatch.setattr(refit_module, "_HELD", 1)  # outputs of one layer at a time
-    refit_(slims[2], model, images.split(20), positions=10**6)
-    whole = slims[0].model.state_dict()
-    for slim in slims[1:]:
-        for name, tensor in slim.model.state_dict().items():
+    runs: list[int] = []
+
+    def counted(network: nn.Module, batch: tuple[Tensor, ...]) -> Iterator[Stop]:
+        runs.append(len(batch[0]))
+        return stops(network, batch)
+
+    def refitted(batches: list[Tensor]) -> dict[str, Tensor]:
+        slim = halved(model, images, "a")
+        runs.clear()
+        assert refit_(slim, model, batches, positions=10**6).refitted == ("b.weight", "c.weight")
+        return slim.model.state_dict()
+
+    monkeypatch.setattr(refit_module, "stops", counted)
+    whole, parts = refitted([images]), list(images.split(20))
+    for setting, made in [("_HELD", 3), ("_WAITING_BYTES", 6), ("_WAITING_RUNS", 5)]:
+        monkeypatch.setattr(refit_module, setting, 1)  # outputs of one layer at a time; no room; room for one run
+        for name, tensor in refitted(parts).items():
             torch.testing.assert_close(tensor, whole[name], rtol=1e-6, atol=1e-8)
-    assert slims[1].model.largest == 20
+        assert len(runs) == made, setting
+        monkeypatch.undo()
+        monkeypatch.setattr(refit_module, "stops", counted)
+    assert threading.active_count() == 1
+    assert set(runs) == {20, 8}
+
+
+def test_a_run_waits_in_front_of_each_layer_and_says_what_it_holds() -> None:
+    model, images = Remembers().eval(), IMAGES[:2]
+    run = stops(model, (images,))
+    held = dict(map(lambda stop: (stop.key[0], stop.held_bytes), run))  # which keeps none of them
+    pixels = 4 * 2 * 12 * 12
+    assert held == {"a.weight": 0, "b.weight": pixels * 16, "c.weight": pixels * 24}
+    run = stops(model, (images,))
+    next(run)
+    with torch.no_grad():
+        model.a.weight.zero_()  # it shares the weights
+        model.a.bias.zero_()
+    assert not next(run).call.input.any()
+    run.close()
+    with pytest.raises(hx.NetworkError, match="does not run on a calibration batch of shape 2×4×9×9"):
+        list(stops(model, (torch.zeros(2, 4, 9, 9),)))
+    assert threading.active_count() == 1
+
+
+def test_numbers_out_of_range_are_said() -> None:
+    model = networks.chain().eval()
+    slim = halved(model, IMAGES)
+    for options in (
+        {"positions": 0}, {"positions": 2.5}, {"positions": "all"}, {"seed": -1}, {"seed": None},
+        {"ridge": -1}, {"ridge": float("nan")}, {"ridge": float("inf")}, {"ridge": None},
+    ):  # fmt: skip
+        ((name, value),) = options.items()
+        with pytest.raises(hx.HoyerExportError, match=f"^{name} .*, got {value!r}$"):
+            refit_(slim, model, IMAGES, **options)  # type: ignore[arg-type]

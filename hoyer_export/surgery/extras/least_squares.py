@@ -3,7 +3,10 @@
     W = (Y Xᵀ + λ W₀)(X Xᵀ + λ I)⁻¹
 
 X: what the layer reads, Y: what it should give; both centred where a constant b = ȳ − W x̄ is taken up elsewhere. W₀:
-the weights before; λ: ``ridge`` times the mean of X Xᵀ's diagonal. In float64, one Gram matrix for each group.
+the weights before; λ: ``ridge`` times the mean ‖x‖² of a sample, so W₀ counts for ``ridge`` samples an unknown. Fixed
+as a share of X Xᵀ's diagonal, λ would fit noise where samples are about as few as unknowns. That it should fall with
+samples over unknowns: Hoerl, Kennard and Baldwin 1975 (Communications in Statistics 4). In float64, one Gram matrix for
+each group.
 """
 
 import torch
@@ -19,7 +22,7 @@ class LeastSquares:
     def __init__(self, centred: bool) -> None:
         self.centred, self.count = centred, 0
         self._held: list[tuple[Tensor, Tensor]] = []
-        self._sums: tuple[Tensor, Tensor, Tensor, Tensor] | None = None  # x xᵀ, y xᵀ, x, y
+        self._sums: tuple[Tensor, ...] | None = None  # x xᵀ, y xᵀ, x, y
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Add samples x [n, G, I] and y [n, G, O]."""
@@ -28,10 +31,15 @@ class LeastSquares:
         if self._sums is not None or self.count > x.shape[2]:
             for held_x, held_y in self._held:
                 xs, ys = held_x.double().transpose(0, 1), held_y.double().transpose(0, 1)
-                new = (xs.mT @ xs, ys.mT @ xs, xs.sum(1), ys.sum(1))
-                for total, more in zip(self._sums or (), new, strict=False):
-                    total.add_(more)
-                self._sums = self._sums or new
+                if self._sums is None:
+                    (groups, _, inputs), outputs = xs.shape, ys.shape[2]
+                    shapes = (groups, inputs, inputs), (groups, outputs, inputs), (groups, inputs), (groups, outputs)
+                    self._sums = tuple(xs.new_zeros(shape) for shape in shapes)
+                gram, cross, sum_x, sum_y = self._sums
+                gram.baddbmm_(xs.mT, xs)
+                cross.baddbmm_(ys.mT, xs)
+                sum_x.add_(xs.sum(1))
+                sum_y.add_(ys.sum(1))
             self._held.clear()
 
     def solve(self, before: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
@@ -41,17 +49,17 @@ class LeastSquares:
             mean_x, mean_y = x.mean(1, keepdim=True) * self.centred, y.mean(1, keepdim=True) * self.centred
             x, y = x - mean_x, y - mean_y
             gram = x @ x.mT  # [G, n, n]
-            penalty = _penalty(gram, ridge / x.shape[2], (x + mean_x).square().sum((1, 2)))
-            new = before + (_damped_solve(gram, penalty, y - x @ before.mT)).mT @ x
+            penalty = _penalty(gram, ridge / self.count, (x + mean_x).square().sum((1, 2)))
+            new = before + (_damped_solve_(gram, penalty, y - x @ before.mT)).mT @ x
             mean_x, mean_y = mean_x[:, 0], mean_y[:, 0]
         else:
             gram, cross, mean_x, mean_y = self._sums
             mean_x, mean_y = mean_x / self.count * self.centred, mean_y / self.count * self.centred
             energy = gram.diagonal(dim1=1, dim2=2).sum(1)
-            gram = gram - self.count * mean_x[:, :, None] * mean_x[:, None]
-            cross = cross - self.count * mean_y[:, :, None] * mean_x[:, None]
-            penalty = _penalty(gram, ridge / gram.shape[1], energy)
-            new = _damped_solve(gram, penalty, (cross + penalty * before).mT).mT
+            gram = torch.baddbmm(gram, mean_x[:, :, None], mean_x[:, None], alpha=-self.count)
+            cross = torch.baddbmm(cross, mean_y[:, :, None], mean_x[:, None], alpha=-self.count)
+            penalty = _penalty(gram, ridge / self.count, energy)
+            new = _damped_solve_(gram, penalty, (cross + penalty * before).mT).mT
         return new, mean_y - (new @ mean_x[..., None])[..., 0]
 
 
@@ -65,8 +73,6 @@ def _penalty(gram: Tensor, share: float, energy: Tensor) -> Tensor:
     return torch.maximum(share * trace, _ROUNDING * energy).clamp(min=1e-200)[:, None, None]
 
 
-def _damped_solve(gram: Tensor, penalty: Tensor, right: Tensor) -> Tensor:
-    damped = gram.clone()
-    damped.diagonal(dim1=1, dim2=2).add_(penalty[:, 0])
-    solution: Tensor = torch.linalg.solve(damped, right)
-    return solution
+def _damped_solve_(gram: Tensor, penalty: Tensor, right: Tensor) -> Tensor:
+    gram.diagonal(dim1=1, dim2=2).add_(penalty[:, 0])  # in place: the matrix may have thousands of rows
+    return torch.cholesky_solve(right, torch.linalg.cholesky(gram))

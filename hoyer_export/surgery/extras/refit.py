@@ -14,7 +14,7 @@ import copy
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from math import ceil, prod
+from math import ceil, inf, prod
 from typing import Any
 
 import torch
@@ -84,11 +84,15 @@ class DenseOutputs:
         seed: of the places.
 
     Raises:
+        HoyerExportError: ``positions`` or ``seed`` is out of range.
         DataError: there is no batch, or one holds something else than finite numbers.
         NetworkError: the network does not run on a batch.
     """
 
     def __init__(self, dense: nn.Module, inputs: CalibrationInputs, positions: int = 16, seed: int = 0) -> None:
+        for name, value, least in (("positions", positions, 1), ("seed", seed, 0)):
+            if not isinstance(value, int) or value < least:
+                raise HoyerExportError(f"{name} must be a whole number of at least {least}, got {value!r}")
         self._network = copy.deepcopy(dense).eval()
         self.batches = [tuple(tensor.cpu() for tensor in batch) for batch in as_batches(inputs)]
         self._positions, self._seed = positions, seed
@@ -318,7 +322,7 @@ def refit_(
     batches: CalibrationInputs = (),
     *,
     positions: int = 16,
-    ridge: float = 1e-3,
+    ridge: float = 1.0,
     seed: int = 0,
 ) -> Refit:
     """Refit the weights of a slim network by least squares, in place, so that its layers give the dense one's outputs.
@@ -335,11 +339,12 @@ def refit_(
         dense: the network before the cut, or its ``DenseOutputs``, for several slim ones.
         batches: calibration images without labels, a batch or several; not with ``DenseOutputs``, which hold them.
         positions: places an image and layer.
-        ridge: λ as a share of X Xᵀ's mean diagonal.
+        ridge: λ over the mean ‖x‖² of a sample: how many samples an unknown the weights before count for.
         seed: of the places.
 
     Raises:
-        HoyerExportError: ``slim`` is a model without the plan that says what it was cut from.
+        HoyerExportError: ``slim`` is a model without the plan that says what it was cut from, or a number is out of
+            range.
         DataError: there is no batch, or one holds something else than finite numbers.
         NetworkError: a network does not run on a batch.
     """
@@ -348,6 +353,8 @@ def refit_(
             f"refit_ needs the plan of the cut: give what cut or load_slim returned, a SlimModel (slim, not"
             f" slim.model), got {type(slim).__name__}"
         )
+    if not isinstance(ridge, int | float) or not 0 <= ridge < inf:
+        raise HoyerExportError(f"ridge is λ over the mean ‖x‖² of a sample, 0 or more and finite, got {ridge!r}")
     targets = dense if isinstance(dense, DenseOutputs) else DenseOutputs(dense, batches, positions, seed)
     with kept_modes(slim.model):
         slim.model.eval()
