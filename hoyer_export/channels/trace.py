@@ -23,7 +23,7 @@ from hoyer_export.channels.rule import Function, Rule
 from hoyer_export.channels.rules import Rules, rule_table
 from hoyer_export.channels.sizes import AttributeSize
 from hoyer_export.channels.wrappers import check_wrappers
-from hoyer_export.errors import NetworkError, one_line
+from hoyer_export.errors import HoyerExportError, NetworkError, one_line
 from hoyer_export.random_state import kept_random_state
 from hoyer_export.tensors import hidden_in, tensors_in
 
@@ -49,19 +49,33 @@ def trace_channels(model: nn.Module, example_inputs: ExampleInputs, *, rules: Ru
     Raises:
         NetworkError: the model cannot be copied, fails on the example inputs, or is wrapped, quantised, lazy or
             masked.
-        HoyerExportError: ``rules`` holds something that is no rule.
+        HoyerExportError: ``rules`` holds something that is no rule, or one that fails.
     """
     inputs = tuple(tensors_in(example_inputs))
     if not inputs or any(tensor.numel() == 0 for tensor in inputs):
         raise NetworkError("example_inputs must be a tensor or a tuple of tensors with at least one example")
     check_wrappers(model)
     table = rule_table(rules)
-    with _uncollected():
+    with _uncollected(), _blamed_on(rules):
         found = _trace(_copied(model), inputs, table, frozenset())
         if found.better:  # the channels of some axis cannot go as the code cuts it, but perhaps another way
             again = _trace(_copied(model), inputs, table, found.better)
             found = max(found, again, key=lambda trace: sum(group.width for group in trace.channels.groups))
     return found.channels
+
+
+@contextmanager
+def _blamed_on(rules: Rules | None) -> Iterator[None]:
+    """Say that rules of one's own may be why tracing fails, where it fails without a word: with ours, it is our bug."""
+    try:
+        yield
+    except Exception as error:
+        if not rules or isinstance(error, HoyerExportError):
+            raise
+        raise HoyerExportError(
+            f"rules: tracing with yours fails ({one_line(error, typed=True)}); look at the labels that they unite, fix"
+            " and put on outputs"
+        ) from error
 
 
 @contextmanager

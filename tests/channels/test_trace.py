@@ -259,17 +259,22 @@ def bare(tracer: hx.rules.Tracer, output: Tensor, input: Tensor, inplace: bool =
     tracer.put(output, {1: tracer.axis(input, 1).labels})  # type: ignore[dict-item]
 
 
+def nobodys(tracer: hx.rules.Tracer, output: Tensor, input: Tensor, inplace: bool = False) -> None:
+    tracer.put(output, {1: hx.rules.AxisLabels(tracer.axis(input, 1).labels + 10**6)})
+
+
 @pytest.mark.parametrize(
     ("rule", "said"),
     [
-        (broken, "ZeroDivisionError: of mine"),
+        (broken, "your rule of `nn.functional.relu` fails, .*ZeroDivisionError: of mine"),
         (short, "it puts 5 labels on axis 1 of an output of shape"),
         (crossed, "shape mismatch"),
         (bare, "it puts a ndarray on axis 1"),
+        (nobodys, "tracing with yours fails .ValueError: axis 0 index .* exceeds"),
     ],
 )
 def test_a_wrong_rule_of_ones_own_is_named_in_one_line(rule: Function, said: str) -> None:
-    with pytest.raises(hx.HoyerExportError, match=f"your rule of `nn.functional.relu` fails, .*{said}") as caught:
+    with pytest.raises(hx.HoyerExportError, match=f"^rules: .*{said}") as caught:
         trace_channels(networks.chain(), IMAGE, rules={F.relu: rule})
     assert "\n" not in str(caught.value)
 

@@ -398,7 +398,10 @@ def test_batches_go_side_by_side_and_give_what_one_batch_gives(monkeypatch: pyte
 def test_a_run_waits_in_front_of_each_layer_and_says_what_it_holds() -> None:
     model, images = Remembers().eval(), IMAGES[:2]
     run = stops(model, (images,))
-    held = dict(map(lambda stop: (stop.key[0], stop.held_bytes), run))  # which keeps none of them
+    held = {}
+    while (stop := next(run, None)) is not None:
+        held[stop.key[0]] = stop.held_bytes
+        del stop  # it holds what the layer reads
     pixels = 4 * 2 * 12 * 12
     assert held == {"a.weight": 0, "b.weight": pixels * 16, "c.weight": pixels * 24}
     run = stops(model, (images,))

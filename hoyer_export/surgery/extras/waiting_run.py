@@ -1,6 +1,6 @@
 """A run of a network that waits in front of each of its layers, so that several batches may go through it side by side.
 
-The run stands on a thread of its own, which goes on only while the next layer is asked for: no two of them work at once.
+The run stands on a thread of its own, which goes on only while the next layer is asked for, so one works at a time.
 """
 
 import copy
