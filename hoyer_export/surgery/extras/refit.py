@@ -39,8 +39,8 @@ _CHUNK = 2**24
 """Numbers of patches that are made at once."""
 _HELD = 2**28
 """Numbers of dense outputs that are held, of as many layers as that are; the dense network runs again for the next."""
-_WAITING_BYTES = 2**31
-"""What runs may hold that wait for a layer to be refitted; the others begin anew."""
+_WAITING_BYTES = 3 * 2**30
+"""What runs may hold that wait for a layer to be refitted; the others begin anew. 512 images of 224×224 in a ResNet-50."""
 _WAITING_RUNS = 64
 """How many may wait, for each has a thread, and that one torch's threads."""
 
@@ -331,7 +331,7 @@ def refit_(
     which they run; those before the first cut stay as they are. A weight that is used at several places gets one fit.
 
     Memory: a batch at work, one Gram matrix [G, I / G · kernel, I / G · kernel] in float64, at most 1 GiB of the dense
-    layers' outputs (more where a single layer has more), and at most 2 GiB of what the network holds for the other
+    layers' outputs (more where a single layer has more), and at most 3 GiB of what the network holds for the other
     batches between two layers. Time: each batch runs once; those for which there is no room begin anew at each layer.
 
     Args:
