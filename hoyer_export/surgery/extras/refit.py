@@ -40,7 +40,7 @@ _CHUNK = 2**24
 _HELD = 2**28
 """Numbers of dense outputs that are held, of as many layers as that are; the dense network runs again for the next."""
 _WAITING_BYTES = 3 * 2**30
-"""What runs may hold that wait for a layer to be refitted; the others begin anew. 512 images of 224×224 in a ResNet-50."""
+"""What runs may hold that wait for a layer to be refitted; the others begin anew. A ResNet-50 holds 5.2 MB an image."""
 _WAITING_RUNS = 64
 """How many may wait, for each has a thread, and that one torch's threads."""
 
