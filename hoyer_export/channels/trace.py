@@ -103,9 +103,7 @@ class _Trace(NamedTuple):
     better: frozenset[str]
 
 
-def _trace(
-    traced: nn.Module, call: Call, rules: Mapping[Function, Rule | None], preferred: frozenset[str]
-) -> _Trace:
+def _trace(traced: nn.Module, call: Call, rules: Mapping[Function, Rule | None], preferred: frozenset[str]) -> _Trace:
     """Run a model with labels, once, or twice where some modules run only in training."""
     tracer = Tracer(traced, batch_size=call.batch_size)
 

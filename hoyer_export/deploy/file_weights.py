@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx.external_data_helper import load_external_data_for_model
 from torch import Tensor, nn
 
+from hoyer_export.call import Call
 from hoyer_export.deploy.export import OPSETS, export_onnx
 from hoyer_export.deploy.macs import count_macs
 from hoyer_export.deploy.onnx_file import read_onnx, tensors_of
@@ -38,12 +39,12 @@ class FileWeights:
     Args:
         path: the file.
         network: float32, in eval mode, on the CPU.
-        inputs: two examples.
+        call: with two examples.
     """
 
     path: Path
     network: nn.Module
-    inputs: tuple[Tensor, ...]
+    call: Call
 
     def wrong_sizes(self) -> int:
         """Return how many sizes of weights only one of the two has: the file's contractions or those that torch runs.
@@ -52,7 +53,7 @@ class FileWeights:
         weight in another form than torch multiplies with, what counts is what it writes for this network.
         """
         in_file = _contraction_sizes(self.path)
-        wrong = in_file ^ contraction_weights(self.network, self.inputs)
+        wrong = in_file ^ contraction_weights(self.network, self.call)
         if wrong and self._written is not None:
             wrong = in_file ^ self._written[1]
         return len(wrong)
@@ -79,7 +80,7 @@ class FileWeights:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "again.onnx"
             try:
-                export_onnx(self.network, self.inputs, path, opset=opset if opset in OPSETS else OPSETS[-1])
+                export_onnx(self.network, self.call, path, opset=opset if opset in OPSETS else OPSETS[-1])
             except NetworkError:  # the file is older than something that stops the exporter now
                 return None
             return _weights(path), _contraction_sizes(path)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from hoyer_export.call import Call
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.cost import dense_macs
 from hoyer_export.choices import ALIGNMENTS
@@ -129,7 +130,7 @@ def check_export(job: Job) -> None:
 
 def macs_in_torch(network: nn.Module, example: Tensor) -> TorchMacs:
     """Count what one image costs when torch runs what is shipped of ``network``."""
-    return torch_macs(inference_copy(network), as_float32(example))
+    return torch_macs(inference_copy(network), as_float32(Call.of(network, example)))
 
 
 def uncounted_words(uncounted: Mapping[str, int]) -> str:

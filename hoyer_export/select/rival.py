@@ -73,9 +73,7 @@ def _our_channels(group: ChannelGroup) -> list[_Slices]:
     return [frozenset(found) for found in slices]
 
 
-def group_importance(
-    model: nn.Module, example_inputs: ExampleInputs, channels: ChannelMap
-) -> dict[str, Tensor]:
+def group_importance(model: nn.Module, example_inputs: ExampleInputs, channels: ChannelMap) -> dict[str, Tensor]:
     """Score channels as torch-pruning's ``GroupMagnitudeImportance`` does by default.
 
     Σ w² of each layer's slice, batch norms' γ included, averaged over the group's layers, over the mean of the group.

@@ -12,9 +12,7 @@ from hoyer_export.call import Call
 from hoyer_export.surgery.proof import in_float64, proof_cases, run
 
 
-def perturbed(
-    model: nn.Module, call: Call, generator: torch.Generator, size: float = 1.0
-) -> nn.Module:
+def perturbed(model: nn.Module, call: Call, generator: torch.Generator, size: float = 1.0) -> nn.Module:
     """Return a perturbed copy in float64 whose batch norms measured their statistics; arguments as for ``perturb_``."""
     model = in_float64(model)
     perturb_(model, generator, size, call)

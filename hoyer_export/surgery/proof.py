@@ -118,9 +118,7 @@ def _runs(model: nn.Module, call: Call) -> list[tuple[Call, Run]]:
         return [(case, run_in_float64(model, case)) for case in (real, noise)]
 
 
-def _drawn_error(
-    first: nn.Module, second: nn.Module, call: Call, cause: str, part_is_gone: bool, rounds: int
-) -> float:
+def _drawn_error(first: nn.Module, second: nn.Module, call: Call, cause: str, part_is_gone: bool, rounds: int) -> float:
     """Return the error behind decisions that are drawn: branches, filters and experts that the inputs never ask for."""
     real, _, together = proof_cases(call)
     error = 0.0

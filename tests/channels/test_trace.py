@@ -235,7 +235,7 @@ def test_a_network_without_tensors_in_its_output_is_refused() -> None:
 
 
 def test_a_network_that_cannot_run_on_the_inputs_is_named_in_one_line() -> None:
-    with pytest.raises(NetworkError, match=r"fails on an input of shape 2x4x8x8: .*channels") as caught:
+    with pytest.raises(NetworkError, match=r"fails on an input of shape 2×4×8×8: .*channels") as caught:
         trace_channels(networks.chain(), torch.zeros(2, 4, 8, 8))
     assert "\n" not in str(caught.value)
 

@@ -160,9 +160,7 @@ class _Scout:
         cut: names of tensors of which a part is gone.
     """
 
-    def __init__(
-        self, network: nn.Module, example: Call, cut: Mapping[str, Collection[int]] | None = None
-    ) -> None:
+    def __init__(self, network: nn.Module, example: Call, cut: Mapping[str, Collection[int]] | None = None) -> None:
         self.calls: dict[Key, tuple[int, ...]] = {}  # in the order in which they run → [N, O, *S] of their outputs
         self.changed: set[str] = set()  # weights that may read something else than before the cut
         self.otherwise: set[str] = set()  # tensors that are used in another way, too
