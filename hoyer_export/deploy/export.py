@@ -28,7 +28,7 @@ from hoyer_export.deploy import interface
 from hoyer_export.deploy.interface import METADATA_PREFIX, dynamic_axes, is_batched, sizes_of
 from hoyer_export.deploy.onnx_file import first_line, subnormals, tensors_of
 from hoyer_export.deploy.opset import lower_
-from hoyer_export.deploy.users_code import users_line
+from hoyer_export.deploy.users_code import root_cause, users_line
 from hoyer_export.errors import FileError, NetworkError
 from hoyer_export.run_folder import whole_file
 from hoyer_export.tensors import tensors_in
@@ -209,7 +209,7 @@ def _exported(
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
-        reason = first_line(error.__cause__ or error)
+        reason = first_line(root_cause(error))
         raise NetworkError(f"torch.onnx cannot export {name}{users_line(error)} ({reason}); change that") from error
     assert program is not None  # only the old exporter returns nothing
     for weight in () if is_plain else list(program.model.graph.initializers.values()):
@@ -226,7 +226,8 @@ def _exported(
 
 def _check_batch(graph: onnx.GraphProto, model: nn.Module, call: Call, returned: Any) -> None:
     """Refuse a graph that does not have the batch in every input and output that has it in torch."""
-    fixed = [value for value, x in zip(graph.input, call.tensors, strict=True) if call.is_batched(x) > is_batched(value)]
+    pairs = zip(graph.input, call.tensors, strict=True)
+    fixed = [value for value, x in pairs if call.is_batched(x) and not is_batched(value)]
     if not any(map(is_batched, graph.output)):
         fixed += graph.output[:1]
     suspects = [at for at, value in enumerate(graph.output) if sizes_of(value)[:1] == [_ROWS]]
