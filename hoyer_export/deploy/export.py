@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from hoyer_export.call import Call, ExampleInputs
+from hoyer_export.channels.wrappers import check_wrappers
 from hoyer_export.deploy import interface
 from hoyer_export.deploy.interface import METADATA_PREFIX, dynamic_axes, is_batched, sizes_of
 from hoyer_export.deploy.onnx_file import first_line, subnormals, tensors_of
@@ -138,7 +139,12 @@ def export_onnx(
 
 
 def inference_copy(model: nn.Module) -> nn.Module:
-    """Return what is shipped: a float32 copy of ``model`` on the CPU, contiguous, in eval mode, without gradients."""
+    """Return what is shipped: a float32 copy of ``model`` on the CPU, contiguous, in eval mode, without gradients.
+
+    Raises:
+        NetworkError: ``model`` is wrapped, quantised or lazy.
+    """
+    check_wrappers(model)
     # Types of one's own for weights cannot always be copied; a copy computes with their numbers.
     memo: dict[int, Any] = {
         id(p): nn.Parameter(_plain(p.detach()).clone()) for p in model.parameters() if _is_dressed(p)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hoyer_export.call import Call
-from hoyer_export.channels.channel_map import ChannelMap
+from hoyer_export.channels.channel_map import ChannelMap, nothing_prunable
 from hoyer_export.channels.cost import dense_macs
 from hoyer_export.choices import ALIGNMENTS
 from hoyer_export.data import DataSplits
@@ -187,11 +187,7 @@ def proved_channels(job: Job, network: nn.Module) -> ChannelMap:
                 f"self-test: {verdict.group} is not proved ({verdict.channels} channels): {verdict.reason}"
             )
     if not tested.channels.groups:
-        reasons = sorted({entry.reason for entry in tested.channels.unprunable})
-        raise NetworkError(
-            f"nothing in {job.recipe.network.name} can be pruned exactly "
-            f"({'; '.join(reasons[:3]) or 'no channels found'}); see  hoyer-export inspect"
-        )
+        raise NetworkError(f"{job.recipe.network.name}: {nothing_prunable(tested.channels)}; see  hoyer-export inspect")
     return tested.channels
 
 
