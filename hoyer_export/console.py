@@ -123,6 +123,7 @@ def print_inspection(found: "Inspection", *, everything: bool = False) -> None:
         _print_unprunable(console, found, everything)
     if found.verdicts is not None:
         _print_verdicts(console, found.verdicts)
+        console.print(_plain(found.export_failed or "torch.onnx exports it"))
     least = f"{share(found.least_macs)} of dense, with align = {found.align}"
     console.print(_plain(f"least MACs that can be reached: {least}"))
     for name, times_run in found.uncounted.items():

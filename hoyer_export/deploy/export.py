@@ -26,7 +26,15 @@ from torch.nn.parameter import is_lazy
 from hoyer_export.call import Call, ExampleInputs
 from hoyer_export.channels.wrappers import check_wrappers
 from hoyer_export.deploy import interface
-from hoyer_export.deploy.interface import METADATA_PREFIX, dynamic_axes, is_batched, sizes_of
+from hoyer_export.deploy.interface import (
+    BATCH,
+    METADATA_PREFIX,
+    DynamicAxes,
+    dynamic_axes,
+    is_batched,
+    larger,
+    sizes_of,
+)
 from hoyer_export.deploy.onnx_file import first_line, subnormals, tensors_of
 from hoyer_export.deploy.opset import lower_
 from hoyer_export.deploy.users_code import root_cause, users_line
@@ -108,7 +116,11 @@ def export_onnx(
     if weight_bytes > _MAX_WEIGHT_BYTES:
         size = f"{weight_bytes / 2**30:.1f} GiB of weights, one ONNX file holds at most 2; cut more"
         raise NetworkError(f"{type(model).__name__} has {size}")
-    returned = _returned(network, call, "two")
+    returned = _returned(network, call, "a batch of two")
+    if dynamic_size and not any(x.ndim == 4 for x in call.tensors):
+        raise NetworkError(f"dynamic_size is for images [N, C, H, W], got shapes {call.shapes}; leave it out")
+    if dynamic_size:  # the exporter believes a network that flattens its images
+        _returned(network, larger(call), "larger images")
     if not any(True for _ in tensors_in(returned)):
         raise NetworkError(f"{type(model).__name__} returns a {type(returned).__name__} without a tensor; return some")
     inputs = interface.input_names(network, call, input_names)
@@ -182,15 +194,15 @@ class _Flat(nn.Module):
         return list(tensors_in(self.network(*call.args, **call.kwargs)))
 
 
-def _returned(model: nn.Module, call: Call, rows: str) -> Any:
-    """Return what a network returns for a few rows."""
+def _returned(model: nn.Module, call: Call, what: str) -> Any:
+    """Return what a network returns for an example that is called ``what``."""
     try:
         with torch.no_grad():
             return call.on(model)
     except Exception as error:  # whatever the user's forward raises
         name, reason = type(model).__name__, f"{type(error).__name__}: {first_line(error)}"
         raise NetworkError(
-            f"{name} does not run on a batch of {rows}, {call.shapes}{users_line(error)} ({reason}); correct the shape"
+            f"{name} does not run on {what}, {call.shapes}{users_line(error)} ({reason}); correct the shape"
         ) from error
 
 
@@ -226,24 +238,29 @@ def _exported(
         raise NetworkError(f"torch.onnx wrote {name} with opset {found} instead of {opset}; ask for {found}")
     if opset < found:
         lower_(proto, opset)
-    _check_batch(proto.graph, model, call, returned)
+    _check_axes(proto.graph, model, call, returned, axes)
     return proto
 
 
-def _check_batch(graph: onnx.GraphProto, model: nn.Module, call: Call, returned: Any) -> None:
-    """Refuse a graph that does not have the batch in every input and output that has it in torch."""
-    pairs = zip(graph.input, call.tensors, strict=True)
-    fixed = [value for value, x in pairs if call.is_batched(x) and not is_batched(value)]
+def _check_axes(graph: onnx.GraphProto, model: nn.Module, call: Call, returned: Any, axes: DynamicAxes) -> None:
+    """Refuse a graph in which a size is a constant that is none in torch."""
+    fixed = [
+        (value, dim.__name__)
+        for value, dims in zip(graph.input, axes, strict=True)
+        for axis, dim in (dims or {}).items()
+        if not isinstance(sizes_of(value)[axis], str)
+    ]
     if not any(map(is_batched, graph.output)):
-        fixed += graph.output[:1]
+        fixed += [(value, BATCH) for value in graph.output[:1]]
     suspects = [at for at, value in enumerate(graph.output) if sizes_of(value)[:1] == [_ROWS]]
     if suspects and not fixed:
-        three = list(tensors_in(_returned(model, call.rows(torch.arange(_ROWS + 1) % _ROWS), "three")))
-        fixed += [graph.output[at] for at in suspects if len(three[at]) != _ROWS]
-    for value in fixed:
+        three = list(tensors_in(_returned(model, call.rows(torch.arange(_ROWS + 1) % _ROWS), "a batch of three")))
+        fixed += [(graph.output[at], BATCH) for at in suspects if len(three[at]) != _ROWS]
+    for value, what in fixed:
+        expected = "batch, ..." if what == BATCH else f"..., {what}, ..."
         raise NetworkError(
-            f"{type(model).__name__} fixes the batch in its {value.name}: expected [batch, ...], got "
-            f"[{', '.join(map(str, sizes_of(value)))}]; take the batch from x.shape[0] in its forward"
+            f"{type(model).__name__} fixes the {what} in its {value.name}: expected [{expected}], got "
+            f"[{', '.join(map(str, sizes_of(value)))}]; take it from x.shape in its forward"
         )
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from hoyer_export.call import Call
 from hoyer_export.deploy.export import OPSETS, export_onnx
-from hoyer_export.deploy.macs import count_macs
+from hoyer_export.deploy.macs import NodeMacs, count_macs
 from hoyer_export.deploy.onnx_file import read_onnx, tensors_of
 from hoyer_export.deploy.weight_sizes import contraction_weights, plain_sizes
 from hoyer_export.errors import NetworkError
@@ -52,7 +52,7 @@ class FileWeights:
         Sizes, not weights: the exporter merges a module that is called twice on the same input. Where it writes a
         weight in another form than torch multiplies with, what counts is what it writes for this network.
         """
-        in_file = _contraction_sizes(self.path)
+        in_file = _contraction_sizes(self.path, self.call)
         wrong = in_file ^ contraction_weights(self.network, self.call)
         if wrong and self._written is not None:
             wrong = in_file ^ self._written[1]
@@ -83,17 +83,33 @@ class FileWeights:
                 export_onnx(self.network, self.call, path, opset=opset if opset in OPSETS else OPSETS[-1])
             except NetworkError:  # the file is older than something that stops the exporter now
                 return None
-            return _weights(path), _contraction_sizes(path)
+            return _weights(path), _contraction_sizes(path, self.call)
 
 
-def _contraction_sizes(path: Path) -> set[tuple[int, ...]]:
+def _contraction_sizes(path: Path, call: Call) -> set[tuple[int, ...]]:
     sizes = set()
-    for node in count_macs(path).nodes:
+    for node in _nodes_at(path, call):
         if node.state_shape:  # it stacks its directions, which torch multiplies one by one
             sizes |= {plain_sizes(node.weight_shape[1:]), plain_sizes(node.state_shape[1:])}
         elif node.weight_shape:
             sizes.add(plain_sizes(node.weight_shape))
     return sizes
+
+
+def _nodes_at(path: Path, call: Call) -> tuple[NodeMacs, ...]:
+    """Return what is counted where the file's inputs, apart from the batch, have the sizes of ``call``."""
+    model, is_fixed = read_onnx(path), True
+    for value, x in zip(model.graph.input, call.tensors, strict=True):
+        for dim, size in list(zip(value.type.tensor_type.shape.dim, x.shape, strict=True))[1:]:
+            is_fixed &= dim.HasField("dim_value")
+            dim.dim_value = size
+    if is_fixed:
+        return count_macs(path).nodes
+    with tempfile.TemporaryDirectory() as folder:
+        fixed = Path(folder) / path.name
+        load_external_data_for_model(model, str(path.parent))
+        onnx.save(model, fixed)
+        return count_macs(fixed).nodes
 
 
 def _weights(path: Path) -> Weights:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -15,6 +16,8 @@ from hoyer_export.tensors import named_leaves
 
 BATCH = "batch"
 METADATA_PREFIX = "hoyer_export."
+
+DynamicAxes = tuple[dict[int, Dim] | None, ...]
 
 
 def input_names(network: nn.Module, call: Call, given: Sequence[str] | None = None) -> list[str]:
@@ -58,7 +61,7 @@ def _names(kind: str, found: list[str], given: Sequence[str] | None, taken: Sequ
     return names
 
 
-def dynamic_axes(call: Call, names: Sequence[str], *, size: bool) -> tuple[dict[int, Dim] | None, ...]:
+def dynamic_axes(call: Call, names: Sequence[str], *, size: bool) -> DynamicAxes:
     """Return which axes of every input are dynamic, and what they are called.
 
     Args:
@@ -74,6 +77,11 @@ def dynamic_axes(call: Call, names: Sequence[str], *, size: bool) -> tuple[dict[
         return {**({0: batch} if call.is_batched(x) else {}), **sizes} or None
 
     return tuple(map(axes, names, call.tensors))
+
+
+def larger(call: Call) -> Call:
+    """Return a call with images [N, C, H, W] of twice the height; the width stays, so that one shows for the other."""
+    return call.map(lambda x: torch.cat([x, x.flip(2)], 2) if x.ndim == 4 else x)
 
 
 def check_interface(file: onnx.ModelProto, path: str | Path, network: nn.Module, real: Call) -> list[str]:

@@ -24,14 +24,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-import onnx
 import torch
 from torch import Tensor, nn
 
 from hoyer_export.call import Call, ExampleInputs
 from hoyer_export.deploy.export import as_float32, inference_copy
 from hoyer_export.deploy.file_weights import FileWeights
-from hoyer_export.deploy.interface import check_interface, is_batched, sizes_of
+from hoyer_export.deploy.interface import check_interface, is_batched, larger, sizes_of
 from hoyer_export.deploy.onnx_file import read_onnx, subnormals, tensors_of
 from hoyer_export.deploy.runtime import DEFAULT, as_runtime
 from hoyer_export.deploy.runtime.protocol import RunFailed, Runtime, Session
@@ -159,7 +158,7 @@ def verify_onnx(
         (kind, batch): torchs.expected(call.rows(slice(batch))) for kind, call in cases.items() for batch in batches
     }
     if any(len(sizes_of(value)) > 2 and isinstance(sizes_of(value)[2], str) for value in file.graph.input):
-        expected["larger", 2] = torchs.expected(_larger(file.graph, two))
+        expected["larger", 2] = torchs.expected(larger(two))
     load, levels = partial(as_runtime(runtime).load, Path(path), usable_threads()), get_args(Optimization)
     runs = {level: partial(_outputs, path, load(level == "all"), names) for level in levels}
 
@@ -241,16 +240,6 @@ def _judged_rows(
         if not all(it.is_open for found in judged for it in found):
             break
     return judged
-
-
-def _larger(graph: onnx.GraphProto, call: Call) -> Call:
-    """Return a call with images of twice the height wherever a file takes any: width stays, so that one shows."""
-
-    def larger(value: onnx.ValueInfoProto, x: Tensor) -> Tensor:
-        is_any = x.ndim == 4 and isinstance(sizes_of(value)[2], str)
-        return torch.cat([x, x.flip(2)], 2) if is_any else x
-
-    return call.with_tensors(map(larger, graph.input, call.tensors))
 
 
 def _cases(real: Call, count: int) -> dict[str, Call]:

@@ -100,7 +100,7 @@ def check(job: Job) -> CheckRecord:
     """
     started = time.perf_counter()
     check_gather(job)
-    if job.recipe.trains:  # what is exported at once need not be tried before
+    if job.recipe.trains or job.recipe.cut.refit:  # what is exported at once need not be tried before
         check_export(job)
     return CheckRecord(least=check_budget(job), seconds=time.perf_counter() - started)
 
