@@ -19,6 +19,9 @@ from hoyer_export.tensors import TensorRecord, named_leaves, tensors_in
 ExampleInputs = Any
 """A tensor, a tuple of arguments, a dict of arguments by name, anything else that is one argument, or a ``Call``."""
 
+ExampleKwargs = Mapping[str, Any]
+"""Further arguments by name."""
+
 
 class _Place(int):
     """Stands for a tensor where names are looked for."""
@@ -34,11 +37,11 @@ class Call(TensorRecord):
     """
 
     args: tuple[Any, ...]
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    kwargs: ExampleKwargs = field(default_factory=dict)
 
     @staticmethod
     def of(
-        model: nn.Module, inputs: ExampleInputs, kwargs: Mapping[str, Any] | None = None, *, collated: bool = False
+        model: nn.Module, inputs: ExampleInputs, kwargs: ExampleKwargs | None = None, *, collated: bool = False
     ) -> "Call":
         """Return what ``model`` is called with.
 

@@ -11,7 +11,6 @@ import pytest
 from torch import nn
 
 from hoyer_export import cli
-from hoyer_export.call import Call
 from hoyer_export.deploy import export
 
 Call = Callable[..., tuple[int, str, str]]
@@ -43,7 +42,7 @@ def exported_once() -> Iterator[dict[str, bytes]]:
     written: dict[str, bytes] = {}
     real = export._exported
 
-    def once(model: nn.Module, call: Call, returned: Any, *how: Any) -> onnx.ModelProto:
+    def once(model: nn.Module, call: Any, returned: Any, *how: Any) -> onnx.ModelProto:
         codes = [type(module).forward.__code__ for module in model.modules()]
         facts = [how, repr(model), call.shapes, [(it.co_code, it.co_names) for it in codes]]
         key = hashlib.sha256(repr(facts).encode())

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from hoyer_export.call import Call, ExampleInputs
+from hoyer_export.call import Call, ExampleInputs, ExampleKwargs
 from hoyer_export.channels.attributes import Attribute, watch_attributes
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.grouping import channel_map
@@ -33,7 +33,7 @@ def trace_channels(
     model: nn.Module,
     example_inputs: ExampleInputs,
     *,
-    example_kwargs: Mapping[str, Any] | None = None,
+    example_kwargs: ExampleKwargs | None = None,
     rules: Rules | None = None,
 ) -> ChannelMap:
     """Find which slices of which parameters live or die together.

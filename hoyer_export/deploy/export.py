@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from hoyer_export.call import Call, ExampleInputs
+from hoyer_export.call import Call, ExampleInputs, ExampleKwargs
 from hoyer_export.channels.wrappers import check_wrappers
 from hoyer_export.deploy import interface
 from hoyer_export.deploy.interface import (
@@ -74,7 +74,7 @@ def export_onnx(
     example_inputs: ExampleInputs,
     path: str | Path,
     *,
-    example_kwargs: Mapping[str, Any] | None = None,
+    example_kwargs: ExampleKwargs | None = None,
     opset: int = 20,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
@@ -212,7 +212,7 @@ def _exported(
     """Return the exporter's result; its batch is dynamic."""
     name, axes = type(model).__name__, dynamic_axes(call, inputs, size=dynamic_size)
     # As it is where it takes and returns plain tensors.
-    is_plain = not call.kwargs and len(call.args) == len(call.tensors) and isinstance(returned, Tensor)
+    is_plain = not call.kwargs and all(isinstance(it, Tensor) for it in (*call.args, returned))
     try:
         with _quiet_exporter():
             program = torch.onnx.export(

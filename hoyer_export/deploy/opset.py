@@ -39,6 +39,8 @@ def _lowered(node: onnx.NodeProto, constants: dict[str, NDArray[np.generic]], op
             if onnx.helper.get_attribute_value(attribute) != onnx.helper.get_attribute_value(default):
                 return False
         node.attribute.remove(attribute)
+    if any(a.name == "reduction" and a.s in (b"max", b"min") for a in node.attribute):  # of a scatter, since 18
+        return False
     if len(node.input) > schema.max_input:
         axes = constants.get(node.input.pop())
         if axes is None or "axes" not in schema.attributes:

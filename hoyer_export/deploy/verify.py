@@ -17,7 +17,7 @@ float32, their differences are taken in float64. An output that is not a number 
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hoyer_export.call import Call, ExampleInputs
+from hoyer_export.call import Call, ExampleInputs, ExampleKwargs
 from hoyer_export.deploy.export import as_float32, inference_copy
 from hoyer_export.deploy.file_weights import FileWeights
 from hoyer_export.deploy.interface import check_interface, is_batched, larger, sizes_of
@@ -120,7 +120,7 @@ def verify_onnx(
     model: nn.Module,
     inputs: ExampleInputs,
     *,
-    example_kwargs: Mapping[str, Any] | None = None,
+    example_kwargs: ExampleKwargs | None = None,
     batches: Sequence[int] = (1, 2, 3, 8),
     labelled: _Labelled | None = None,
     sha256: str | None = None,

@@ -6,12 +6,11 @@ noise. Where either fails the cut is refused, and the argument is as it was.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hoyer_export.call import Call, ExampleInputs
+from hoyer_export.call import Call, ExampleInputs, ExampleKwargs
 from hoyer_export.channels.channel_map import ChannelMap, removed_channels
 from hoyer_export.errors import CutRefused
 from hoyer_export.surgery.extras.folding import fold_constants
@@ -31,7 +30,7 @@ def cut(
     keep: Mapping[str, Tensor],
     example_inputs: ExampleInputs,
     *,
-    example_kwargs: Mapping[str, Any] | None = None,
+    example_kwargs: ExampleKwargs | None = None,
     fold: bool = False,
 ) -> SlimModel:
     """Return a new model without the channels that are not in ``keep``; ``model`` is not changed.

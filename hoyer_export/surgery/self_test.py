@@ -8,12 +8,12 @@ are refuted: something in the network depends on their width in a way that traci
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from hoyer_export.call import Call, ExampleInputs
+from hoyer_export.call import Call, ExampleInputs, ExampleKwargs
 from hoyer_export.channels.channel_map import Axis, ChannelMap, Member, Unprunable, removed_channels
 from hoyer_export.channels.rules import Rules
 from hoyer_export.channels.trace import trace_channels
@@ -90,7 +90,7 @@ def self_test(
     model: nn.Module,
     example_inputs: ExampleInputs,
     *,
-    example_kwargs: Mapping[str, Any] | None = None,
+    example_kwargs: ExampleKwargs | None = None,
     rules: Rules | None = None,
     seed: int = 0,
 ) -> SelfTest:

@@ -193,7 +193,9 @@ def test_the_signal_of_an_untrained_network_is_not_lost_on_its_way(monkeypatch: 
 )
 def test_whatever_is_constant_is_moved(parameter: Tensor, constant: bool) -> None:
     assert perturb._is_constant(parameter) is constant
-    moved = perturb.perturbed(nn.ParameterList([parameter]), Call((torch.zeros(1, 1),)), torch.Generator().manual_seed(0))[0]
+    moved = perturb.perturbed(
+        nn.ParameterList([parameter]), Call((torch.zeros(1, 1),)), torch.Generator().manual_seed(0)
+    )[0]
     assert bool((moved != parameter).all()) is constant
 
 
