@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from hoyer_export.call import Call
 from hoyer_export.deploy.export import OPSETS, export_onnx
 from hoyer_export.deploy.macs import NodeMacs, count_macs
-from hoyer_export.deploy.onnx_file import read_onnx, tensors_of
+from hoyer_export.deploy.onnx_file import fed_inputs, read_onnx, tensors_of
 from hoyer_export.deploy.weight_sizes import contraction_weights, plain_sizes
 from hoyer_export.errors import NetworkError
 
@@ -98,18 +98,9 @@ def _contraction_sizes(path: Path, call: Call) -> set[tuple[int, ...]]:
 
 def _nodes_at(path: Path, call: Call) -> tuple[NodeMacs, ...]:
     """Return what is counted where the file's inputs, apart from the batch, have the sizes of ``call``."""
-    model, is_fixed = read_onnx(path), True
-    for value, x in zip(model.graph.input, call.tensors, strict=True):
-        for dim, size in list(zip(value.type.tensor_type.shape.dim, x.shape, strict=True))[1:]:
-            is_fixed &= dim.HasField("dim_value")
-            dim.dim_value = size
-    if is_fixed:
-        return count_macs(path).nodes
-    with tempfile.TemporaryDirectory() as folder:
-        fixed = Path(folder) / path.name
-        load_external_data_for_model(model, str(path.parent))
-        onnx.save(model, fixed)
-        return count_macs(fixed).nodes
+    values = [value.name for value in fed_inputs(read_onnx(path).graph)]
+    shapes = {name: (1, *x.shape[1:]) if call.is_batched(x) else tuple(x.shape) for name, x in zip(values, call.tensors, strict=True)}
+    return count_macs(path, shapes=shapes).nodes
 
 
 def _weights(path: Path) -> Weights:
