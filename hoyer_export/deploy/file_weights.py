@@ -99,7 +99,10 @@ def _contraction_sizes(path: Path, call: Call) -> set[tuple[int, ...]]:
 def _nodes_at(path: Path, call: Call) -> tuple[NodeMacs, ...]:
     """Return what is counted where the file's inputs, apart from the batch, have the sizes of ``call``."""
     values = [value.name for value in fed_inputs(read_onnx(path).graph)]
-    shapes = {name: (1, *x.shape[1:]) if call.is_batched(x) else tuple(x.shape) for name, x in zip(values, call.tensors, strict=True)}
+    shapes = {
+        name: (1, *x.shape[1:]) if call.is_batched(x) else tuple(x.shape)
+        for name, x in zip(values, call.tensors, strict=True)
+    }
     return count_macs(path, shapes=shapes).nodes
 
 
