@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hoyer_export import rules as rules
+    from hoyer_export.call import Call
     from hoyer_export.channels.channel_map import ChannelGroup, ChannelMap, Member, Unprunable
     from hoyer_export.channels.trace import trace_channels
     from hoyer_export.deploy.benchmark import BenchmarkRecord, benchmark
@@ -45,18 +46,19 @@ if TYPE_CHECKING:
     from hoyer_export.weights import LoadedWeights, load_weights
 
 __all__ = [
-    "BYTES", "MACS", "PARAMS", "BenchmarkRecord", "Budget", "CannotWrite", "ChannelGroup", "ChannelMap", "CutRefused",
-    "DataError", "DenseOutputs", "ExportRecord", "FileError", "Folding", "FunctionHS", "GroupHS", "HoyerExportError",
-    "LoadedWeights", "MacsRecord", "Member", "NetworkError", "RecipeError", "Refit", "Selection", "SelfTest", "Shrunk",
-    "SlimModel", "TrainingError", "Unprunable", "Verdict", "VerificationFailed", "VerifyRecord", "accuracy_drop",
-    "benchmark", "build_slim", "count_macs", "cut", "cut_and_refit", "export_onnx", "fold_constants", "gather_inputs",
-    "load_slim", "load_weights", "output_change", "refit_", "remove_dead_blocks", "rules", "save_slim",
+    "BYTES", "MACS", "PARAMS", "BenchmarkRecord", "Budget", "Call", "CannotWrite", "ChannelGroup", "ChannelMap",
+    "CutRefused", "DataError", "DenseOutputs", "ExportRecord", "FileError", "Folding", "FunctionHS", "GroupHS",
+    "HoyerExportError", "LoadedWeights", "MacsRecord", "Member", "NetworkError", "RecipeError", "Refit", "Selection",
+    "SelfTest", "Shrunk", "SlimModel", "TrainingError", "Unprunable", "Verdict", "VerificationFailed", "VerifyRecord",
+    "accuracy_drop", "benchmark", "build_slim", "count_macs", "cut", "cut_and_refit", "export_onnx", "fold_constants",
+    "gather_inputs", "load_slim", "load_weights", "output_change", "refit_", "remove_dead_blocks", "rules", "save_slim",
     "select_channels", "self_test", "slice_optimizer", "trace_channels", "verify_onnx", "zero_",
 ]  # fmt: skip
 
 _HOME = {
     name: home
     for home, names in {
+        "call": "Call",
         "channels.channel_map": "ChannelGroup ChannelMap Member Unprunable",
         "channels.trace": "trace_channels",
         "deploy.benchmark": "BenchmarkRecord benchmark",

@@ -123,13 +123,16 @@ def print_inspection(found: "Inspection", *, everything: bool = False) -> None:
         _print_unprunable(console, found, everything)
     if found.verdicts is not None:
         _print_verdicts(console, found.verdicts)
+        console.print(_plain(found.export_failed or "torch.onnx exports it"))
     least = f"{share(found.least_macs)} of dense, with align = {found.align}"
     console.print(_plain(f"least MACs that can be reached: {least}"))
     for name, times_run in found.uncounted.items():
         console.print(_plain(f"not counted: {count(times_run)} {'' if name == 'MACs' else '× '}{name}"))
     if found.asked_macs is not None:
         verdict = "can be reached" if found.reachable else "cannot be reached; ask for more, or lower the alignment"
-        if found.uncounted:
+        if not found.groups:
+            verdict = "cannot be reached: nothing can be pruned"
+        elif found.uncounted:
             verdict = "cannot be judged, for not everything that multiplies is counted"
         console.print(_plain(f"macs = {found.asked_macs:g} {verdict}"))
     if (check := found.cross_check) is not None:

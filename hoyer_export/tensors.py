@@ -1,42 +1,55 @@
 """Tensors inside other things: found in an argument or a result, named in a model, compared in a record."""
 
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_iter, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 WITHOUT_FLOAT64 = ("mps",)
 """Types of devices that have no float64: what needs it is done on the CPU, or in float32."""
 
 _SCALARS = (Tensor, int, float, complex, str, bytes, type(None))
+_SEQUENCES = (tuple, list, set, frozenset, deque)
 
 
-def leaves_in(value: Any) -> Iterator[Any]:
-    """Yield what is in nested containers: those that torch's pytree knows, other mappings, dataclasses and sets."""
-    for leaf in (value,) if isinstance(value, Tensor) else tree_iter(value):
-        if isinstance(leaf, _SCALARS):
-            yield leaf
-        elif isinstance(leaf, Mapping):
-            yield from leaves_in(list(leaf.values()))
-        elif isinstance(leaf, tuple | list | set | frozenset):  # of a type of its own
-            yield from leaves_in(list(leaf))
-        elif is_dataclass(leaf) and not isinstance(leaf, type):
-            yield from leaves_in(vars(leaf))
-        else:
-            yield leaf
+def named_leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield what is in nested containers: mappings, dataclasses, sequences, sets, and what torch's pytree knows.
+
+    Each has a name made of keys, fields and positions on the way to it, e.g. ``boxes_0``; "" for ``value`` itself.
+    """
+    if isinstance(value, _SCALARS):
+        yield name, value
+        return
+    items: Iterable[tuple[Any, Any]]
+    if isinstance(value, Mapping):
+        items = value.items()
+    elif isinstance(value, _SEQUENCES):
+        items = zip(getattr(value, "_fields", count()), value, strict=False)
+    elif is_dataclass(value) and not isinstance(value, type):
+        items = vars(value).items()
+    else:
+        leaves = tree_leaves(value)
+        if len(leaves) == 1 and leaves[0] is value:
+            yield name, value
+            return
+        items = enumerate(leaves)
+    for key, item in items:
+        yield from named_leaves(item, f"{name}_{key}" if name else str(key))
 
 
 def hidden_in(value: Any) -> Any:
     """Return the first thing in nested containers that may hold tensors which nobody can find; None without any."""
-    return next((leaf for leaf in leaves_in(value) if not isinstance(leaf, _SCALARS)), None)
+    return next((leaf for _, leaf in named_leaves(value) if not isinstance(leaf, _SCALARS)), None)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """Yield every tensor in the nested containers of an argument or a result."""
-    return (leaf for leaf in leaves_in(value) if isinstance(leaf, Tensor))
+    return (leaf for _, leaf in named_leaves(value) if isinstance(leaf, Tensor))
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:

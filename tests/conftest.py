@@ -4,10 +4,11 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
-from torch import Tensor, nn
+from torch import nn
 
 from hoyer_export import cli
 from hoyer_export.deploy import export
@@ -41,14 +42,14 @@ def exported_once() -> Iterator[dict[str, bytes]]:
     written: dict[str, bytes] = {}
     real = export._exported
 
-    def once(model: nn.Module, examples: tuple[Tensor, ...], opset: int) -> onnx.ModelProto:
+    def once(model: nn.Module, call: Any, returned: Any, *how: Any) -> onnx.ModelProto:
         codes = [type(module).forward.__code__ for module in model.modules()]
-        facts = [opset, repr(model), [tuple(it.shape) for it in examples], [(it.co_code, it.co_names) for it in codes]]
+        facts = [how, repr(model), call.shapes, [(it.co_code, it.co_names) for it in codes]]
         key = hashlib.sha256(repr(facts).encode())
         for name, tensor in model.state_dict().items():
             key.update(name.encode() + tensor.float().numpy().tobytes())
         if key.hexdigest() not in written:
-            written[key.hexdigest()] = real(model, examples, opset).SerializeToString()
+            written[key.hexdigest()] = real(model, call, returned, *how).SerializeToString()
         return onnx.ModelProto.FromString(written[key.hexdigest()])
 
     with pytest.MonkeyPatch.context() as patch:

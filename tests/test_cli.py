@@ -127,6 +127,7 @@ def test_inspect_proves_every_group_before_any_training(call) -> None:
     code, out, _ = call("inspect", "--network", "lenet5", "--prove")
     assert code == 0
     assert "self-test: 3 of 3 groups proved; zeroed and cut networks agree to" in out
+    assert "torch.onnx exports it" in out
     code, out, _ = call("inspect", "--network", "lenet5", "--prove", "--json")
     verdicts = json.loads(out)["verdicts"]
     assert [it["group"] for it in verdicts if it["verdict"] == "proved"] == ["conv1", "conv2", "fc1"]

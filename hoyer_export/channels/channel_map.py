@@ -182,6 +182,15 @@ def _head(lines: list[str]) -> list[str]:
     return [*lines[: SHOWN + 1], f"  ... and {more} more"] if more > 0 else lines
 
 
+def nothing_prunable(channels: ChannelMap) -> str:
+    """Return that a network without channel groups has none, and the main reasons."""
+    slices: Counter[str] = Counter()
+    for entry in channels.unprunable:
+        slices[entry.reason] += len(entry.indices)
+    reasons = "; ".join(reason for reason, _ in slices.most_common(3)) or "no channels found"
+    return f"nothing in the network can be pruned exactly ({reasons})"
+
+
 def removed_channels(group: ChannelGroup, keep: Tensor) -> Tensor:
     """Return the sorted int64 channels of ``group`` that are not in ``keep``."""
     gone = torch.ones(group.width, dtype=torch.bool)

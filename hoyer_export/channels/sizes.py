@@ -3,8 +3,8 @@
 ``x.shape[1]`` of a labelled axis is an int that knows the axis' labels and keeps them through ``*`` and ``//`` with
 plain numbers. Only so can ``view(b, g, c // g)``, which adapts to a cut, be told from ``view(b, 2, 12)``, which does
 not. A size that a module keeps in an attribute (``self.num_heads``) is such an int too: it can be rewritten at the cut.
-Any other use of the number (``/``, ``+``, a comparison, ``float()``) could make the computation depend on the
-width in a way that nobody sees: it makes the channels unprunable, or fixes the attribute.
+Any other use of the number (``/``, ``+``, a comparison with what it may become, ``float()``) could make the
+computation depend on the width in a way that nobody sees: it makes the channels unprunable, or fixes the attribute.
 """
 
 from math import gcd
@@ -74,6 +74,8 @@ class Size(int):
         return self._fixed("//") // other
 
     def __eq__(self, other: object) -> bool:
+        if _is_sure("__eq__", other):
+            return False
         if isinstance(other, Size) and other.tracer is not self.tracer:  # of a trace before, out of some cache
             other = plain(other)
         if isinstance(other, Size):
@@ -141,8 +143,18 @@ def _rank(factor: Size) -> int:
     return 0 if isinstance(factor, AxisSize) else 2 - bool(factor.origin.uses)
 
 
+_SURE = {"__eq__": 0, "__gt__": 0, "__le__": 0, "__ge__": 1, "__lt__": 1}
+"""Comparisons whose outcome is the same for every width where the other number is at most this: one channel stays."""
+
+
+def _is_sure(name: str, *others: Any) -> bool:
+    return name == "__bool__" or (name in _SURE and type(others[0]) is int and others[0] <= _SURE[name])
+
+
 def _fixing(name: str, shown: str) -> Any:
     def operator(self: Size, *others: Any) -> Any:
+        if _is_sure(name, *others):
+            return getattr(int.__index__(self), name)(*others)
         return getattr(self._fixed(shown), name)(*others)
 
     return operator

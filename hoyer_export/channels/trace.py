@@ -12,8 +12,9 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from hoyer_export.call import Call, ExampleInputs, ExampleKwargs
 from hoyer_export.channels.attributes import Attribute, watch_attributes
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.grouping import channel_map
@@ -27,10 +28,14 @@ from hoyer_export.errors import HoyerExportError, NetworkError, one_line
 from hoyer_export.random_state import kept_random_state
 from hoyer_export.tensors import hidden_in, tensors_in
 
-ExampleInputs = Tensor | tuple[Tensor, ...]
 
-
-def trace_channels(model: nn.Module, example_inputs: ExampleInputs, *, rules: Rules | None = None) -> ChannelMap:
+def trace_channels(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    *,
+    example_kwargs: ExampleKwargs | None = None,
+    rules: Rules | None = None,
+) -> ChannelMap:
     """Find which slices of which parameters live or die together.
 
     The model runs once, in eval mode and without gradients, on a copy; a second time in training mode if some of its
@@ -39,7 +44,10 @@ def trace_channels(model: nn.Module, example_inputs: ExampleInputs, *, rules: Ru
 
     Args:
         model: any ``nn.Module`` that runs eagerly.
-        example_inputs: what ``model`` is called with, a tensor or a tuple of tensors, batch first.
+        example_inputs: what ``model`` is called with, batch first: a tensor or anything else that is one argument, a
+            tuple of arguments, or a dict of arguments by name. Tensors may lie in nested lists and dicts; numbers and
+            flags stay as they are.
+        example_kwargs: further arguments by name.
         rules: rules for your own operations: made with ``@hx.rules.rule(my_op)``, one or several, or a mapping
             ``{my_op: rule}``. They come before the built-in ones; see ``docs/adding-a-rule.md``.
 
@@ -51,15 +59,15 @@ def trace_channels(model: nn.Module, example_inputs: ExampleInputs, *, rules: Ru
             masked.
         HoyerExportError: ``rules`` holds something that is no rule, or one that fails.
     """
-    inputs = tuple(tensors_in(example_inputs))
-    if not inputs or any(tensor.numel() == 0 for tensor in inputs):
-        raise NetworkError("example_inputs must be a tensor or a tuple of tensors with at least one example")
     check_wrappers(model)
+    call = Call.of(model, example_inputs, example_kwargs)
+    if not call.tensors or call.tensors[0].numel() == 0:
+        raise NetworkError("example_inputs must hold a tensor, the first one with at least one example")
     table = rule_table(rules)
     with _uncollected(), _blamed_on(rules):
-        found = _trace(_copied(model), inputs, table, frozenset())
+        found = _trace(_copied(model), call, table, frozenset())
         if found.better:  # the channels of some axis cannot go as the code cuts it, but perhaps another way
-            again = _trace(_copied(model), inputs, table, found.better)
+            again = _trace(_copied(model), call, table, found.better)
             found = max(found, again, key=lambda trace: sum(group.width for group in trace.channels.groups))
     return found.channels
 
@@ -109,11 +117,9 @@ class _Trace(NamedTuple):
     better: frozenset[str]
 
 
-def _trace(
-    traced: nn.Module, inputs: tuple[Tensor, ...], rules: Mapping[Function, Rule | None], preferred: frozenset[str]
-) -> _Trace:
+def _trace(traced: nn.Module, call: Call, rules: Mapping[Function, Rule | None], preferred: frozenset[str]) -> _Trace:
     """Run a model with labels, once, or twice where some modules run only in training."""
-    tracer = Tracer(traced, batch_size=inputs[0].shape[0] if inputs[0].ndim else 1)
+    tracer = Tracer(traced, batch_size=call.batch_size)
 
     def watched(attribute: Attribute) -> int:
         attribute.is_preferred = attribute.shown in preferred
@@ -126,17 +132,16 @@ def _trace(
         for name, module in traced.named_modules():
             _follow(hooks, tracer, ran, name, module)
         try:
-            _run(calls, traced, inputs)
+            _run(calls, traced, call)
         except Exception as error:
             if calls.rule_failed:
                 raise
-            shown = ", ".join("x".join(map(str, tensor.shape)) for tensor in inputs)
-            raise NetworkError(f"the network fails on an input of shape {shown}: {one_line(error)}") from error
+            raise NetworkError(f"the network fails on an input of shape {call.shapes}: {one_line(error)}") from error
         if any(
             module not in ran and next(module.parameters(recurse=False), None) is not None
             for module in traced.modules()
         ):
-            _run_in_training(calls, traced, inputs)
+            _run_in_training(calls, traced, call)
     for attribute in attributes:
         attribute.declare(tracer.union_find)
     components = tracer.union_find.solve()
@@ -150,13 +155,13 @@ def _trace(
     return _Trace(channel_map(tracer, attributes, components, traced), frozenset(better) - preferred)
 
 
-def _run(calls: RuleMode, traced: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+def _run(calls: RuleMode, traced: nn.Module, call: Call) -> None:
     """Run the model with labels; what it returns must stay as it is."""
-    copies = [tensor.clone() for tensor in inputs]  # a model may write into its input
-    for tensor in copies:
+    copies = call.map(torch.clone)  # a model may write into its input
+    for tensor in copies.tensors:
         calls.tracer.note_example(tensor)
     with watchdog(calls), calls:
-        outputs = traced(*copies)
+        outputs = traced(*copies.args, **copies.kwargs)
     hidden = hidden_in(outputs)
     if hidden is not None or not any(True for _ in tensors_in(outputs)):
         shown = type(outputs if hidden is None else hidden).__name__
@@ -168,11 +173,11 @@ def _run(calls: RuleMode, traced: nn.Module, inputs: tuple[Tensor, ...]) -> None
         calls.tracer.fix(output, "the model's output", dims=range(output.ndim))
 
 
-def _run_in_training(calls: RuleMode, traced: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+def _run_in_training(calls: RuleMode, traced: nn.Module, call: Call) -> None:
     """Run the model once more in training mode, for modules that run only then (auxiliary heads): they are cut too."""
     contractions = list(calls.tracer.contractions)  # MACs are those of the network that is shipped
     try:
-        _run(calls, traced.train(), inputs)
+        _run(calls, traced.train(), call)
     except Exception:
         if calls.rule_failed:
             raise

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -21,16 +21,31 @@ import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
-from torch.export import Dim
 from torch.nn.parameter import is_lazy
 
+from hoyer_export.call import Call, ExampleInputs, ExampleKwargs
+from hoyer_export.channels.wrappers import check_wrappers
+from hoyer_export.deploy import interface
+from hoyer_export.deploy.interface import (
+    BATCH,
+    METADATA_PREFIX,
+    DynamicAxes,
+    dynamic_axes,
+    is_batched,
+    larger,
+    sizes_of,
+)
 from hoyer_export.deploy.onnx_file import first_line, subnormals, tensors_of
+from hoyer_export.deploy.opset import lower_
+from hoyer_export.deploy.users_code import root_cause, users_line
 from hoyer_export.errors import FileError, NetworkError
 from hoyer_export.run_folder import whole_file
+from hoyer_export.tensors import tensors_in
 
-METADATA_PREFIX = "hoyer_export."
-# Below 18 torch silently gives 18; above 20 not all runtimes in use follow.
-OPSETS = (18, 19, 20)
+# Below 18 torch gives 18; onnxruntime 1.32 runs what it gives up to 25. 20 is what all runtimes in use follow.
+OPSETS = range(17, 26)
+_LEAST_OF_TORCH = 18
+_ROWS = 2
 # A protobuf message, hence a one-file ONNX, ends at 2 GiB; the graph needs a little of that.
 _MAX_WEIGHT_BYTES = 2**31 - 2**24
 
@@ -56,38 +71,67 @@ class ExportRecord:
 
 def export_onnx(
     model: nn.Module,
-    example_inputs: Tensor | tuple[Tensor, ...],
+    example_inputs: ExampleInputs,
     path: str | Path,
     *,
+    example_kwargs: ExampleKwargs | None = None,
     opset: int = 20,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    dynamic_size: bool = False,
     metadata: Mapping[str, str] | None = None,
 ) -> ExportRecord:
     """Write ``model`` to the ONNX file ``path``, whole or not at all; the model itself stays as it is.
 
-    The input is called ``input`` (further ones ``input_1``, ``input_2``, ...), the output ``logits``; the first
-    dimension of each is ``batch``. The file's ``metadata_props`` hold ``hoyer_export.inputs``, as JSON the name of
-    every input and its shape without the batch, and whatever ``metadata`` adds.
+    A lone tensor that goes in is called ``input``, one that comes out ``logits``; several as the network's arguments
+    are, and by the keys, fields and positions in what it returns. What has a row for every example has ``batch`` as its
+    first dimension. Numbers and flags among the arguments become part of the file. Its ``metadata_props`` hold
+    ``hoyer_export.inputs``, as JSON the name of every input and its shape without the batch,
+    ``hoyer_export.outputs``, a list of names, where these are others than ``logits``, and whatever ``metadata`` adds.
 
     Args:
-        model: any network whose output is one tensor [N, ...].
-        example_inputs: tensor [N, ...], or a tuple of them; N and the values do not matter.
+        model: any network that returns tensors, in tuples, lists, dicts or dataclasses; at least one is [N, ...].
+        example_inputs, example_kwargs: what it is called with, as for ``trace_channels``; how many examples N there
+            are does not matter, nor do the values.
         path: the file; it is replaced if it exists.
-        opset: 18, 19 or 20.
+        opset: from 17 to 25, as far as the installed torch and onnx go.
+        input_names: one a tensor that goes in.
+        output_names: one a tensor that comes out.
+        dynamic_size: height and width of inputs [N, C, H, W] are dynamic too.
         metadata: key → text (JSON for anything but text), such as ``mean`` and ``std``, without the prefix.
 
     Raises:
-        NetworkError: the network cannot be exported, does not keep the batch dynamic, or is too large for one file.
+        NetworkError: the network cannot be exported, does not keep the batch dynamic, or is too large for one file;
+            names that do not fit it.
         FileError: ``path`` cannot be written, or the opset is none of these.
     """
     path = Path(path)
     if opset not in OPSETS:
-        raise FileError(f"opset must be one of {', '.join(map(str, OPSETS))}, got {opset}; leave it out for 20")
-    examples = _pair_of_examples(example_inputs)
-    proto = _exported(inference_copy(model), examples, opset)
-    inputs = {value.name: list(example.shape[1:]) for value, example in zip(proto.graph.input, examples, strict=True)}
+        raise FileError(f"opset must be from {OPSETS[0]} to {OPSETS[-1]}, got {opset}; leave it out for 20")
+    network, call = inference_copy(model), as_float32(Call.of(model, example_inputs, example_kwargs))
+    if not call.tensors or call.batch_size < 1:
+        raise NetworkError(f"example inputs must begin with a batch of at least 1, got shapes {call.shapes or 'none'}")
+    call = call.rows(torch.arange(_ROWS) % call.batch_size)  # the exporter takes a batch of one for a constant
+    weight_bytes = sum(t.numel() * t.element_size() for t in network.state_dict().values())
+    if weight_bytes > _MAX_WEIGHT_BYTES:
+        size = f"{weight_bytes / 2**30:.1f} GiB of weights, one ONNX file holds at most 2; cut more"
+        raise NetworkError(f"{type(model).__name__} has {size}")
+    returned = _returned(network, call, "a batch of two")
+    if dynamic_size and not any(x.ndim == 4 for x in call.tensors):
+        raise NetworkError(f"dynamic_size is for images [N, C, H, W], got shapes {call.shapes}; leave it out")
+    if dynamic_size:  # the exporter believes a network that flattens its images
+        _returned(network, larger(call), "larger images")
+    if not any(True for _ in tensors_in(returned)):
+        raise NetworkError(f"{type(model).__name__} returns a {type(returned).__name__} without a tensor; return some")
+    inputs = interface.input_names(network, call, input_names)
+    outputs = interface.output_names(returned, inputs, output_names)
+    proto = _exported(network, call, returned, inputs, outputs, opset, dynamic_size)
     flushed = sum(map(_flush_tensor_, tensors_of(proto.graph)))
     _strip_(proto)
-    facts = {**(metadata or {}), "inputs": json.dumps(inputs)}
+    sizes = {it.name: sizes_of(it)[is_batched(it) :] for it in proto.graph.input}
+    facts = {**(metadata or {}), "inputs": json.dumps(sizes)}
+    if outputs != ["logits"]:
+        facts["outputs"] = json.dumps(outputs)
     for key, value in facts.items():
         if not isinstance(value, str):
             raise FileError(f"metadata {key!r} must be text, got {type(value).__name__}: give it as JSON")
@@ -97,7 +141,7 @@ def export_onnx(
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise NetworkError(
             f"torch.onnx wrote {type(model).__name__} with operations that ONNX does not have ({first_line(error)}); "
-            "change that in its forward: bfloat16 or float16 inside (autocast), say"
+            "change that in its forward: of an autocast inside, say, make it `enabled=self.training`"
         ) from error
 
     content = proto.SerializeToString(deterministic=True)
@@ -106,13 +150,13 @@ def export_onnx(
     return ExportRecord(path, opset, len(content), hashlib.sha256(content).hexdigest(), flushed)
 
 
-def input_names(count: int) -> list[str]:
-    """Return what the file's inputs are called."""
-    return ["input", *(f"input_{i}" for i in range(1, count))]
-
-
 def inference_copy(model: nn.Module) -> nn.Module:
-    """Return what is shipped: a float32 copy of ``model`` on the CPU, contiguous, in eval mode, without gradients."""
+    """Return what is shipped: a float32 copy of ``model`` on the CPU, contiguous, in eval mode, without gradients.
+
+    Raises:
+        NetworkError: ``model`` is wrapped, quantised or lazy.
+    """
+    check_wrappers(model)
     # Types of one's own for weights cannot always be copied; a copy computes with their numbers.
     memo: dict[int, Any] = {
         id(p): nn.Parameter(_plain(p.detach()).clone()) for p in model.parameters() if _is_dressed(p)
@@ -123,10 +167,9 @@ def inference_copy(model: nn.Module) -> nn.Module:
     return result
 
 
-def as_float32(inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Return inputs as a tuple of plain tensors on the CPU, contiguous, floating-point ones in float32."""
-    tensors = inputs if isinstance(inputs, tuple) else (inputs,)
-    return tuple(_plain((x.float() if x.is_floating_point() else x).detach().cpu().contiguous()) for x in tensors)
+def as_float32(call: Call) -> Call:
+    """Return a call with plain tensors on the CPU, contiguous, floating-point ones in float32."""
+    return call.map(lambda x: _plain((x.float() if x.is_floating_point() else x).detach().cpu().contiguous()))
 
 
 def _is_dressed(tensor: Tensor) -> bool:
@@ -139,67 +182,86 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.as_subclass(Tensor) if _is_dressed(tensor) else tensor
 
 
-def _pair_of_examples(example_inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Return the inputs with a batch of two: the exporter takes a batch of one for a constant."""
-    examples = as_float32(example_inputs)
-    shapes = [list(x.shape) for x in examples]
-    if not examples or any(x.ndim == 0 or len(x) != len(examples[0]) or len(x) == 0 for x in examples):
-        raise NetworkError(
-            f"example inputs must share a first dimension, the batch, of at least 1, got shapes {shapes}"
-        )
-    return tuple(torch.cat([x, x])[:2] for x in examples)
+class _Flat(nn.Module):
+    """A network that takes its tensors one after the other, and returns those in its result in a row."""
+
+    def __init__(self, network: nn.Module, call: Call) -> None:
+        super().__init__()
+        self.network, self._call = network, call
+
+    def forward(self, *tensors: Tensor) -> list[Tensor]:
+        call = self._call.with_tensors(tensors)
+        return list(tensors_in(self.network(*call.args, **call.kwargs)))
 
 
-def _exported(model: nn.Module, examples: tuple[Tensor, ...], opset: int) -> onnx.ModelProto:
-    """Return the exporter's result; its batch is dynamic, its output one tensor."""
-    name = type(model).__name__
-    weight_bytes = sum(t.numel() * t.element_size() for t in model.state_dict().values())
-    if weight_bytes > _MAX_WEIGHT_BYTES:
-        raise NetworkError(
-            f"{name} has {weight_bytes / 2**30:.1f} GiB of weights, one ONNX file holds at most 2; cut more"
-        )
+def _returned(model: nn.Module, call: Call, what: str) -> Any:
+    """Return what a network returns for an example that is called ``what``."""
     try:
         with torch.no_grad():
-            output = model(*examples)
+            return call.on(model)
     except Exception as error:  # whatever the user's forward raises
-        shapes = ", ".join(str(list(x.shape)) for x in examples)
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise NetworkError(f"{name} does not run on a batch of two, {shapes} ({reason}); correct the shape") from error
-    if not isinstance(output, Tensor):
+        name, reason = type(model).__name__, f"{type(error).__name__}: {first_line(error)}"
         raise NetworkError(
-            f"{name} returns a {type(output).__name__}, expected one tensor; wrap it to return the logits"
-        )
-    batch = Dim("batch")
+            f"{name} does not run on {what}, {call.shapes}{users_line(error)} ({reason}); correct the shape"
+        ) from error
+
+
+def _exported(
+    model: nn.Module, call: Call, returned: Any, inputs: list[str], outputs: list[str], opset: int, dynamic_size: bool
+) -> onnx.ModelProto:
+    """Return the exporter's result; its batch is dynamic."""
+    name, axes = type(model).__name__, dynamic_axes(call, inputs, size=dynamic_size)
+    # As it is where it takes and returns plain tensors.
+    is_plain = not call.kwargs and all(isinstance(it, Tensor) for it in (*call.args, returned))
     try:
         with _quiet_exporter():
             program = torch.onnx.export(
-                model,
-                examples,
+                model if is_plain else _Flat(model, call).eval(),
+                call.tensors,
                 dynamo=True,
-                opset_version=opset,
-                input_names=input_names(len(examples)),
-                output_names=["logits"],
-                dynamic_shapes=tuple({0: batch} for _ in examples),
+                opset_version=max(opset, _LEAST_OF_TORCH),
+                input_names=inputs,
+                output_names=outputs,
+                dynamic_shapes=axes if is_plain else (axes,),
                 external_data=False,
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
-        reason = first_line(error.__cause__ or error)
-        raise NetworkError(f"torch.onnx cannot export {name} ({reason}); change that in its forward") from error
+        reason = first_line(root_cause(error))
+        raise NetworkError(f"torch.onnx cannot export {name}{users_line(error)} ({reason}); change that") from error
     assert program is not None  # only the old exporter returns nothing
+    for weight in () if is_plain else list(program.model.graph.initializers.values()):
+        weight.name = (weight.name or "").removeprefix("network.")
     proto: onnx.ModelProto = program.model_proto
-    for value in (*proto.graph.input, *proto.graph.output):
-        dims = value.type.tensor_type.shape.dim
-        if not dims or dims[0].dim_param != "batch":
-            sizes = ", ".join(d.dim_param or str(d.dim_value) for d in dims)
-            raise NetworkError(
-                f"{name} fixes the batch in its {value.name}: expected [batch, ...], got [{sizes}]; "
-                "take the batch from x.shape[0] in its forward"
-            )
     found = next(entry.version for entry in proto.opset_import if entry.domain == "")
-    if found != opset:
+    if found != max(opset, _LEAST_OF_TORCH):
         raise NetworkError(f"torch.onnx wrote {name} with opset {found} instead of {opset}; ask for {found}")
+    if opset < found:
+        lower_(proto, opset)
+    _check_axes(proto.graph, model, call, returned, axes)
     return proto
+
+
+def _check_axes(graph: onnx.GraphProto, model: nn.Module, call: Call, returned: Any, axes: DynamicAxes) -> None:
+    """Refuse a graph in which a size is a constant that is none in torch."""
+    fixed = [
+        (value, dim.__name__)
+        for value, dims in zip(graph.input, axes, strict=True)
+        for axis, dim in (dims or {}).items()
+        if not isinstance(sizes_of(value)[axis], str)
+    ]
+    if not any(map(is_batched, graph.output)):
+        fixed += [(value, BATCH) for value in graph.output[:1]]
+    suspects = [at for at, value in enumerate(graph.output) if sizes_of(value)[:1] == [_ROWS]]
+    if suspects and not fixed:
+        three = list(tensors_in(_returned(model, call.rows(torch.arange(_ROWS + 1) % _ROWS), "a batch of three")))
+        fixed += [(graph.output[at], BATCH) for at in suspects if len(three[at]) != _ROWS]
+    for value, what in fixed:
+        expected = "batch, ..." if what == BATCH else f"..., {what}, ..."
+        raise NetworkError(
+            f"{type(model).__name__} fixes the {what} in its {value.name}: expected [{expected}], got "
+            f"[{', '.join(map(str, sizes_of(value)))}]; take it from x.shape in its forward"
+        )
 
 
 @contextmanager

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from onnx.external_data_helper import load_external_data_for_model
 from torch import Tensor, nn
 
+from hoyer_export.call import Call
 from hoyer_export.deploy.export import OPSETS, export_onnx
-from hoyer_export.deploy.macs import count_macs
-from hoyer_export.deploy.onnx_file import read_onnx, tensors_of
+from hoyer_export.deploy.macs import NodeMacs, count_macs
+from hoyer_export.deploy.onnx_file import fed_inputs, read_onnx, tensors_of
 from hoyer_export.deploy.weight_sizes import contraction_weights, plain_sizes
 from hoyer_export.errors import NetworkError
 
@@ -38,12 +39,12 @@ class FileWeights:
     Args:
         path: the file.
         network: float32, in eval mode, on the CPU.
-        inputs: two examples.
+        call: with two examples.
     """
 
     path: Path
     network: nn.Module
-    inputs: tuple[Tensor, ...]
+    call: Call
 
     def wrong_sizes(self) -> int:
         """Return how many sizes of weights only one of the two has: the file's contractions or those that torch runs.
@@ -51,8 +52,8 @@ class FileWeights:
         Sizes, not weights: the exporter merges a module that is called twice on the same input. Where it writes a
         weight in another form than torch multiplies with, what counts is what it writes for this network.
         """
-        in_file = _contraction_sizes(self.path)
-        wrong = in_file ^ contraction_weights(self.network, self.inputs)
+        in_file = _contraction_sizes(self.path, self.call)
+        wrong = in_file ^ contraction_weights(self.network, self.call)
         if wrong and self._written is not None:
             wrong = in_file ^ self._written[1]
         return len(wrong)
@@ -79,20 +80,30 @@ class FileWeights:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "again.onnx"
             try:
-                export_onnx(self.network, self.inputs, path, opset=opset if opset in OPSETS else OPSETS[-1])
+                export_onnx(self.network, self.call, path, opset=opset if opset in OPSETS else OPSETS[-1])
             except NetworkError:  # the file is older than something that stops the exporter now
                 return None
-            return _weights(path), _contraction_sizes(path)
+            return _weights(path), _contraction_sizes(path, self.call)
 
 
-def _contraction_sizes(path: Path) -> set[tuple[int, ...]]:
+def _contraction_sizes(path: Path, call: Call) -> set[tuple[int, ...]]:
     sizes = set()
-    for node in count_macs(path).nodes:
+    for node in _nodes_at(path, call):
         if node.state_shape:  # it stacks its directions, which torch multiplies one by one
             sizes |= {plain_sizes(node.weight_shape[1:]), plain_sizes(node.state_shape[1:])}
         elif node.weight_shape:
             sizes.add(plain_sizes(node.weight_shape))
     return sizes
+
+
+def _nodes_at(path: Path, call: Call) -> tuple[NodeMacs, ...]:
+    """Return what is counted where the file's inputs, apart from the batch, have the sizes of ``call``."""
+    values = [value.name for value in fed_inputs(read_onnx(path).graph)]
+    shapes = {
+        name: (1, *x.shape[1:]) if call.is_batched(x) else tuple(x.shape)
+        for name, x in zip(values, call.tensors, strict=True)
+    }
+    return count_macs(path, shapes=shapes).nodes
 
 
 def _weights(path: Path) -> Weights:

@@ -27,10 +27,12 @@ from torch import Tensor, nn
 from torch._decomp import decomposition_table
 from torch.utils._pytree import tree_leaves
 
+from hoyer_export.call import Call
 from hoyer_export.deploy.onnx_file import first_line
 from hoyer_export.deploy.weight_sizes import unfused
 from hoyer_export.errors import DataError
 from hoyer_export.operations import Watched
+from hoyer_export.tensors import tensors_in
 
 LEAST = 1e-5
 """Relative: what two runtimes that round differently may differ by, where torch is certain."""
@@ -47,8 +49,8 @@ _PRODUCTS = dict.fromkeys(("mm", "bmm", "mv", "dot"), 0) | dict.fromkeys(("addmm
 _MEANS = ("mean", "sum", "linalg_vector_norm", "logsumexp", "_adaptive_avg_pool2d")
 _VARIANCES = ("var", "var_mean", "std", "std_mean")
 
-Inputs = tuple[Tensor, ...]
 Floats = NDArray[np.float64]
+Outputs = list[Floats]
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,14 @@ class Expected:
     """What torch returns for one batch.
 
     Args:
-        inputs: the batch.
-        output: float32 as float64, [N, ...].
-        scale: max(1, max |output|), the unit of relative errors.
+        call: with the batch.
+        outputs: float32 as float64, each [N, ...].
+        scales: of each max(1, max |output|), the unit of relative errors.
     """
 
-    inputs: Inputs
-    output: Floats
-    scale: float
+    call: Call
+    outputs: Outputs
+    scales: list[float]
 
 
 @dataclass(frozen=True)
@@ -93,47 +95,52 @@ class Sensitivity:
     def __init__(self, network: nn.Module) -> None:
         self._network = network
         self._exact: nn.Module | None = None
-        self._rounding: dict[tuple[bytes, ...], float] = {}
+        self._rounding: dict[tuple[bytes, ...], list[float]] = {}
 
-    def expected(self, inputs: Inputs) -> Expected:
+    def expected(self, call: Call) -> Expected:
         """Run the network on one batch."""
-        output = torch_output(self._network, inputs)
-        largest = float(np.abs(output).max(initial=0))
-        return Expected(inputs, output, max(1.0, largest) if math.isfinite(largest) else 1.0)
+        outputs = torch_outputs(self._network, call)
+        largest = [float(np.abs(output).max(initial=0)) for output in outputs]
+        return Expected(call, outputs, [max(1.0, it) if math.isfinite(it) else 1.0 for it in largest])
 
-    def judge(self, output: Floats, reference: Floats, expected: Expected, least: float = LEAST) -> Judged:
-        """Compare two outputs for the batch that ``expected`` belongs to; ``least`` is the relative tolerance."""
-        error, scale, tolerance = _max_error(output, reference), expected.scale, least * expected.scale
-        if error <= tolerance or not np.isfinite(expected.output).all():
+    def judge(self, found: Outputs, reference: Outputs, expected: Expected, least: float = LEAST) -> list[Judged]:
+        """Compare outputs for the batch that ``expected`` belongs to; ``least`` is the relative tolerance."""
+        pairs = zip(found, reference, strict=True)
+        return [self._judge(at, _max_error(*pair), expected, least) for at, pair in enumerate(pairs)]
+
+    def _judge(self, at: int, error: float, expected: Expected, least: float) -> Judged:
+        scale = expected.scales[at]
+        tolerance = least * scale
+        if error <= tolerance or not np.isfinite(expected.outputs[at]).all():
             return Judged(error, tolerance, scale, False)
-        wanted = _MARGIN * self._rounded(expected.inputs)
+        wanted = _MARGIN * self._rounded(expected.call)[at]
         tolerance = max(tolerance, min(wanted, MOST * scale))
         return Judged(error, tolerance, scale, error > tolerance and wanted > MOST * scale)
 
-    def _rounded(self, inputs: Inputs) -> float:
-        """Return r, once for each batch; infinite where rounding alone may lead to what is no number."""
-        if all(bool((x == x[:1]).all()) for x in inputs):  # equal images are as certain as one of them
-            inputs = tuple(x[:1] for x in inputs)
-        key = tuple(x.numpy().tobytes() for x in inputs)
+    def _rounded(self, call: Call) -> list[float]:
+        """Return r of each output, once a batch; infinite where rounding alone may lead to what is no number."""
+        if all(bool((x == x[:1]).all()) for x in call.tensors if call.is_batched(x)):
+            call = call.rows(slice(1))  # equal images are as certain as one of them
+        key = tuple(x.numpy().tobytes() for x in call.tensors)
         if key not in self._rounding:
-            self._rounding[key] = self._round(inputs)
+            self._rounding[key] = self._round(call)
         return self._rounding[key]
 
-    def _round(self, inputs: Inputs) -> float:
-        exact = self._exact = self._exact or float64_copy(self._network, inputs)
+    def _round(self, call: Call) -> list[float]:
+        exact = self._exact = self._exact or float64_copy(self._network, call)
         if exact is None:
-            return 0.0
-        doubles = _as_float64(inputs)
-        right = torch_output(exact, doubles)
-        errors = [_max_error(torch_output(self._network, inputs), right)]
+            return [0.0] * len(torch_outputs(self._network, call))
+        doubles = _as_float64(call)
+        right = torch_outputs(exact, doubles)
+        errors = [_max_errors(torch_outputs(self._network, call), right)]
         for seed in range(_DRAWS):
             # torch takes a norm apart in most forms, not in all; then what is known without is what counts.
             with unfused(), Watched(_Rounding(seed).see), suppress(DataError):
-                errors.append(_max_error(torch_output(exact, doubles), right))
-        return max(errors)
+                errors.append(_max_errors(torch_outputs(exact, doubles), right))
+        return [max(of_output) for of_output in zip(*errors, strict=True)]
 
 
-def float64_copy(network: nn.Module, inputs: Inputs) -> nn.Module | None:
+def float64_copy(network: nn.Module, call: Call) -> nn.Module | None:
     """Return ``network`` in float64; None where some of it would not run in that, or runs in less than float32.
 
     A network that rounds by itself (an autocast inside, a literal ``.float()``) does so by what its code says, and any
@@ -151,31 +158,34 @@ def float64_copy(network: nn.Module, inputs: Inputs) -> nn.Module | None:
     exact = copy.deepcopy(network).double()
     try:
         with torch.no_grad(), Watched(see):
-            for candidate, images in ((network, inputs), (exact, _as_float64(inputs))):
-                candidate(*(x.clone() for x in images))
+            call.on(network)
+            _as_float64(call).on(exact)
     except Exception:  # whatever a forward raises that meets a type it was not written for
         return None
     return None if any(narrowed) else exact
 
 
-def torch_output(network: nn.Module, inputs: Inputs) -> Floats:
-    """Return what ``network`` returns, as float64.
+def torch_outputs(network: nn.Module, call: Call) -> Outputs:
+    """Return every tensor that ``network`` returns, as float64.
 
     Raises:
         DataError: it does not run on these inputs.
     """
     try:
         with torch.no_grad():
-            output: Tensor = network(*(x.clone() for x in inputs))  # a network may write into its input
+            outputs = call.on(network)
     except Exception as error:
-        shapes = [list(x.shape) for x in inputs]
-        raise DataError(f"the network does not run on inputs of shape {shapes} ({first_line(error)})") from error
-    return output.double().numpy()
+        raise DataError(f"the network does not run on inputs of shape {call.shapes} ({first_line(error)})") from error
+    return [output.double().numpy() for output in tensors_in(outputs)]
 
 
-def _as_float64(inputs: Inputs) -> Inputs:
-    """Return inputs with the floating-point ones in float64."""
-    return tuple(x.double() if x.is_floating_point() else x for x in inputs)
+def _as_float64(call: Call) -> Call:
+    """Return a call with the floating-point tensors in float64."""
+    return call.map(lambda x: x.double() if x.is_floating_point() else x)
+
+
+def _max_errors(outputs: Outputs, expected: Outputs) -> list[float]:
+    return list(map(_max_error, outputs, expected))
 
 
 def _max_error(output: Floats, expected: Floats) -> float:

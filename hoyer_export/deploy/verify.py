@@ -27,21 +27,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hoyer_export.deploy.export import as_float32, inference_copy, input_names
+from hoyer_export.call import Call, ExampleInputs, ExampleKwargs
+from hoyer_export.deploy.export import as_float32, inference_copy
 from hoyer_export.deploy.file_weights import FileWeights
-from hoyer_export.deploy.interface import check_interface
+from hoyer_export.deploy.interface import check_interface, is_batched, larger, sizes_of
 from hoyer_export.deploy.onnx_file import read_onnx, subnormals, tensors_of
 from hoyer_export.deploy.runtime import DEFAULT, as_runtime
 from hoyer_export.deploy.runtime.protocol import RunFailed, Runtime, Session
-from hoyer_export.deploy.sensitivity import LEAST, MOST, Expected, Floats, Inputs, Judged, Sensitivity, torch_output
+from hoyer_export.deploy.sensitivity import LEAST, MOST, Expected, Judged, Outputs, Sensitivity, torch_outputs
 from hoyer_export.environment import usable_threads
 from hoyer_export.errors import DataError, VerificationFailed
 
 RELATIVE_TOLERANCE = LEAST
 
 Optimization = Literal["disabled", "all"]
-_Labelled = Iterable[tuple[Tensor | tuple[Tensor, ...], Tensor]]
-_Run = Callable[[Inputs], Floats]
+_Labelled = Iterable[tuple[ExampleInputs, Tensor]]
+_Run = Callable[[Call], Outputs]
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,10 @@ class Check:
 
 @dataclass(frozen=True)
 class OnnxComparison:
-    """One batch through the runtime and through torch.
+    """One output of one batch through the runtime and through torch.
 
     Args:
+        output: its name.
         batch: number of images.
         inputs: ``real``, ``zeros``, ``ones`` or ``noise`` (normal, variance 1).
         optimization: ``disabled`` or ``all`` of the runtime's graph optimisations.
@@ -76,6 +78,7 @@ class OnnxComparison:
         scale: max(1, max |torch|).
     """
 
+    output: str
     batch: int
     inputs: str
     optimization: Optimization
@@ -115,8 +118,9 @@ class _Agreement:
 def verify_onnx(
     path: str | Path,
     model: nn.Module,
-    inputs: Tensor | tuple[Tensor, ...],
+    inputs: ExampleInputs,
     *,
+    example_kwargs: ExampleKwargs | None = None,
     batches: Sequence[int] = (1, 2, 3, 8),
     labelled: _Labelled | None = None,
     sha256: str | None = None,
@@ -128,8 +132,8 @@ def verify_onnx(
     Args:
         path: a file that ``export_onnx`` wrote.
         model: the network that was exported; a float32 copy in eval mode on the CPU is what is compared.
-        inputs: real images [N, ...], normalised, or a tuple of tensors for a network of several inputs; repeated where
-            N is less than the largest batch.
+        inputs, example_kwargs: real images [N, ...], normalised, or whatever else the network is called with, as for
+            ``trace_channels``; repeated where N is less than the largest batch.
         batches: batch sizes.
         labelled: batches of (inputs, classes int64 [N]), for the top-1.
         sha256: of what ``export_onnx`` wrote for this very model, if known: a file of the same bytes need not be
@@ -142,32 +146,35 @@ def verify_onnx(
         VerificationFailed: the file has another interface, or does not take these inputs.
         DataError: there are no images, or labels for a network whose output is not [N, classes].
     """
-    real = as_float32(inputs)
-    if any(len(x) == 0 for x in real) or not batches or min(batches) < 1:
-        raise DataError(f"verification needs images and batches of at least 1, got {[list(x.shape) for x in real]}")
-    file = read_onnx(path)
-    check_interface(file.graph, path, real)
-    network = inference_copy(model)
+    real = as_float32(Call.of(model, inputs, example_kwargs))
+    if not real.tensors or real.batch_size == 0 or not batches or min(batches) < 1:
+        raise DataError(f"verification needs images and batches of at least 1, got {real.shapes or 'no tensor'}")
+    file, network = read_onnx(path), inference_copy(model)
+    names = check_interface(file, path, network, real)
     cases = _cases(real, max(2, *batches))
-    two = _rows(cases["real"], 0, 2)
+    two = cases["real"].rows(slice(2))
     torchs = Sensitivity(network)
     expected = {
-        (kind, batch): torchs.expected(_rows(inputs, 0, batch)) for kind, inputs in cases.items() for batch in batches
+        (kind, batch): torchs.expected(call.rows(slice(batch))) for kind, call in cases.items() for batch in batches
     }
+    if any(len(sizes_of(value)) > 2 and isinstance(sizes_of(value)[2], str) for value in file.graph.input):
+        expected["larger", 2] = torchs.expected(larger(two))
     load, levels = partial(as_runtime(runtime).load, Path(path), usable_threads()), get_args(Optimization)
-    runs = {level: partial(_output, path, load(level == "all")) for level in levels}
+    runs = {level: partial(_outputs, path, load(level == "all"), names) for level in levels}
 
     judged = {
-        (*key, optimization): torchs.judge(run(it.inputs), it.output, it, tolerance)
+        (*key, optimization): torchs.judge(run(it.call), it.outputs, it, tolerance)
         for key, it in expected.items()
         for optimization, run in runs.items()
     }
     comparisons = tuple(
-        OnnxComparison(batch, kind, optimization, it.error, it.tolerance, it.scale)
-        for (kind, batch, optimization), it in judged.items()
+        OnnxComparison(value.name, batch, kind, optimization, it.error, it.tolerance, it.scale)
+        for (kind, batch, optimization), of_outputs in judged.items()
+        for value, it in zip(file.graph.output, of_outputs, strict=True)
         if not it.is_open
     )
-    left_open = len(judged) - len(comparisons)
+    left_open = len(judged) * len(file.graph.output) - len(comparisons)
+    with_rows = [is_batched(value) for value in file.graph.output]
     weights = FileWeights(Path(path), network, two)
     checks = [
         _check("interface", 0, 0),
@@ -175,8 +182,8 @@ def verify_onnx(
             _closest(f"outputs, optimisation {level}", [it for (*_, of), it in judged.items() if of == level])
             for level in levels
         ),
-        *([_check("inputs left open", left_open, len(judged) - 1)] if left_open else []),
-        _closest("rows of a batch", _judged_rows(runs.values(), torchs, cases, expected, tolerance)),
+        *([_check("inputs left open", left_open, left_open + len(comparisons) - 1)] if left_open else []),
+        _closest("rows of a batch", _judged_rows(runs.values(), torchs, cases, expected, tolerance, with_rows)),
         _check("weight sizes", weights.wrong_sizes(), 0),
         _check("subnormal weights", sum(int(subnormals(tensor).sum()) for tensor in tensors_of(file.graph)), 0),
     ]
@@ -195,40 +202,53 @@ def _check(name: str, value: float, tolerance: float) -> Check:
     return Check(name, value, tolerance, value <= tolerance)
 
 
-def _closest(name: str, judged: list[Judged]) -> Check:
-    """Return the check of the error that is largest beside its tolerance; where all are open nothing was shown."""
+def _closest(name: str, judged: list[list[Judged]]) -> Check:
+    """Return the check of the error that is largest beside its tolerance; an output that is always open shows nothing.
+
+    Args:
+        name: of the check.
+        judged: for every comparison its outputs.
+    """
     nothing = Judged(math.inf, RELATIVE_TOLERANCE, 1.0, False)
-    worst = max((it for it in judged if not it.is_open), key=lambda it: it.error / it.tolerance, default=nothing)
+
+    def share(it: Judged) -> float:
+        return it.error / it.tolerance
+
+    of_outputs = [[it for it in found if not it.is_open] for found in zip(*judged, strict=True)]
+    worst = max((max(found, key=share, default=nothing) for found in of_outputs), key=share)
     return _check(name, worst.error / worst.scale, worst.tolerance / worst.scale)
 
 
 def _judged_rows(
     runs: Iterable[_Run],
     torchs: Sensitivity,
-    cases: dict[str, Inputs],
+    cases: dict[str, Call],
     expected: dict[tuple[str, int], Expected],
     tolerance: float,
-) -> list[Judged]:
+    with_rows: list[bool],
+) -> list[list[Judged]]:
     """Compare every batch's rows with the runs of single images: real ones, or others where those are left open."""
-    judged: list[Judged] = []
-    for kind, inputs in cases.items():
+    judged: list[list[Judged]] = []
+    for kind, call in cases.items():
         batches = {batch: it for (of, batch), it in expected.items() if of == kind}
         for run in runs:
-            alone = [run(_rows(inputs, i, i + 1)) for i in range(max(batches))]
+            alone = [run(call.rows(slice(i, i + 1))) for i in range(max(batches))]
             for batch, it in batches.items():
-                judged.append(torchs.judge(run(it.inputs), np.concatenate(alone[:batch]), it, tolerance))
-        if not all(it.is_open for it in judged):
+                whole, outputs = run(it.call), zip(*alone[:batch], strict=True)
+                rows = [np.concatenate(of) if has else y for of, has, y in zip(outputs, with_rows, whole, strict=True)]
+                judged.append(torchs.judge(whole, rows, it, tolerance))
+        if not all(it.is_open for found in judged for it in found):
             break
     return judged
 
 
-def _cases(real: Inputs, count: int) -> dict[str, Inputs]:
+def _cases(real: Call, count: int) -> dict[str, Call]:
     """Return ``count`` inputs of each kind; integer inputs are real ones everywhere: their range is the network's."""
-    repeated = tuple(x[torch.arange(count) % len(x)] for x in real)
+    repeated = real.rows(torch.arange(count) % real.batch_size)
     generator = torch.Generator().manual_seed(0)
 
-    def filled(values: Any) -> Inputs:
-        return tuple(values(x) if x.is_floating_point() else x for x in repeated)
+    def filled(values: Any) -> Call:
+        return repeated.map(lambda x: values(x) if x.is_floating_point() and x.ndim else x)
 
     return {
         "real": repeated,
@@ -238,29 +258,23 @@ def _cases(real: Inputs, count: int) -> dict[str, Inputs]:
     }
 
 
-def _rows(inputs: Inputs, start: int, stop: int) -> Inputs:
-    return tuple(x[start:stop] for x in inputs)
-
-
-def _output(path: str | Path, session: Session, inputs: Inputs) -> Floats:
-    feed = dict(zip(input_names(len(inputs)), (x.numpy() for x in inputs), strict=True))
+def _outputs(path: str | Path, session: Session, names: list[str], call: Call) -> Outputs:
+    feed = dict(zip(names, (x.numpy() for x in call.tensors), strict=True))
     try:
-        output: Floats = session.run(feed)[0].astype(np.float64)
+        return [output.astype(np.float64) for output in session.run(feed)]
     except RunFailed as error:
-        shapes = [list(x.shape) for x in inputs]
-        raise VerificationFailed(f"{path} does not run on inputs {shapes} ({error}); export again") from error
-    return output
+        raise VerificationFailed(f"{path} does not run on inputs {call.shapes} ({error}); export again") from error
 
 
 def _agreement(run: _Run, network: nn.Module, labelled: _Labelled, tolerance: float) -> _Agreement:
     """Compare first classes; two logits that are closer than ``tolerance``, relative, may change places."""
     tallies = []
     for inputs, targets in labelled:
-        batch, classes = as_float32(inputs), targets.cpu().numpy()
-        if classes.shape != (len(batch[0]),):
-            came = f"labels {list(classes.shape)} of {len(batch[0])} images"
+        batch, classes = as_float32(Call.of(network, inputs)), targets.cpu().numpy()
+        if classes.shape != (batch.batch_size,):
+            came = f"labels {list(classes.shape)} of {batch.batch_size} images"
             raise DataError(f"top-1 needs one class an image, got {came}")
-        expected, output = torch_output(network, batch), run(batch)
+        expected, output = torch_outputs(network, batch)[0], run(batch)[0]
         if expected.ndim != 2 or expected.shape[1] < 2:
             raise DataError(f"top-1 needs logits [N, at least 2 classes], the network returns {list(expected.shape)}")
         second, best = np.sort(expected)[:, -2:].T

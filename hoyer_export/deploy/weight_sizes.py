@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
+from hoyer_export.call import Call
 from hoyer_export.operations import Watched
 
 _aten = torch.ops.aten
@@ -53,30 +54,29 @@ class TorchMacs:
     uncounted: dict[str, int]
 
 
-def torch_macs(network: nn.Module, inputs: tuple[Tensor, ...]) -> TorchMacs:
-    """Count the MACs of one image as torch runs ``network``, on noise in the shape of ``inputs``.
+def torch_macs(network: nn.Module, call: Call) -> TorchMacs:
+    """Count the MACs of one image as torch runs ``network``, on noise in the shape of ``call``.
 
     MACs(3 images) - MACs(2 images): what is computed from weights alone costs an image nothing.
     """
     generator = torch.Generator().manual_seed(0)
-    three = tuple(x[torch.arange(3) % len(x)] for x in inputs)
-    noise = tuple(
-        torch.randn(x.shape, generator=generator).to(x) if x.is_floating_point() else x for x in three
+    noise = call.rows(torch.arange(3) % call.batch_size).map(
+        lambda x: torch.randn(x.shape, generator=generator).to(x) if x.is_floating_point() and x.ndim else x
     )  # zeros or equal images would make products equal that are not
-    runs = [_watched(network, tuple(x[:count] for x in noise)) for count in (2, 3)]
+    runs = [_watched(network, noise.rows(slice(count))) for count in (2, 3)]
     macs = [sum(run.macs) for run in runs]
     distinct = [sum(run.distinct.values()) for run in runs]
     return TorchMacs(macs[1] - macs[0], distinct[1] - distinct[0], dict(runs[0].unknown))
 
 
-def contraction_weights(network: nn.Module, inputs: tuple[Tensor, ...]) -> set[tuple[int, ...]]:
+def contraction_weights(network: nn.Module, call: Call) -> set[tuple[int, ...]]:
     """Return the sorted sizes of the weights of all convolutions and matrix products that ``network`` runs.
 
     A weight is the operand that does not depend on the inputs; products of two activations have none, and layers that
     are not run (auxiliary heads) or compute constants do not count, as they are not in an exported file either. Give a
     batch of two or more: with one image a weight that is repeated for each image cannot be told from one that is not.
     """
-    return _watched(network, inputs).weights
+    return _watched(network, call).weights
 
 
 def plain_sizes(sizes: Iterable[int]) -> tuple[int, ...]:
@@ -84,11 +84,11 @@ def plain_sizes(sizes: Iterable[int]) -> tuple[int, ...]:
     return tuple(sorted(size for size in sizes if size != 1))
 
 
-def _watched(network: nn.Module, inputs: tuple[Tensor, ...]) -> "_Contractions":
-    inputs = tuple(x.clone() for x in inputs)  # a network may write into them
-    seen = _Contractions(inputs)
+def _watched(network: nn.Module, call: Call) -> "_Contractions":
+    copies = call.map(torch.clone)  # a network may write into them
+    seen = _Contractions(copies.tensors)
     with unfused(), torch.no_grad(), Watched(seen.see):
-        network(*inputs)
+        network(*copies.args, **copies.kwargs)
     return seen
 
 

@@ -330,7 +330,7 @@ class Distill(_Table):
 class Export(_Table):
     """The ONNX file."""
 
-    opset: Annotated[int, Field(ge=18, le=20)] = 20
+    opset: Annotated[int, Field(ge=17, le=25)] = 20
     """The version of ONNX's operators."""
 
 

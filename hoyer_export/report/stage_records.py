@@ -215,8 +215,9 @@ class Check(Record):
 
 
 class OnnxComparison(Record):
-    """The largest difference between torch and onnxruntime for one batch size, kind of input and optimisation level."""
+    """The largest difference of an output in torch and onnxruntime for one batch size, kind of input and level."""
 
+    output: str = "logits"
     batch: Count
     inputs: str
     optimization: str

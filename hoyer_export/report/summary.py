@@ -59,7 +59,9 @@ def _steps(report: Report) -> Iterator[Step]:
             yield _step(file, check.name, check.value, check.tolerance, check.passed)
         for row in artifact.verified.onnx:
             stage = f"{file}, optimisations {row.optimization}"
-            yield _step(stage, f"batch {row.batch}, {row.inputs}", row.max_abs_error, row.tolerance, row.passed)
+            yield _step(
+                stage, f"{row.output}, batch {row.batch}, {row.inputs}", row.max_abs_error, row.tolerance, row.passed
+            )
 
 
 def _step(stage: str, name: str, value: float | bool | str | None, tolerance: float | None, passed: bool) -> Step:

@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from hoyer_export.call import ExampleInputs
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.cost import dense_macs, macs_of_keep
 from hoyer_export.channels.norms import channel_norms
-from hoyer_export.channels.trace import ExampleInputs, trace_channels
+from hoyer_export.channels.trace import trace_channels
 from hoyer_export.choices import Method
 from hoyer_export.data.splits import Split
 from hoyer_export.report.number_format import points, share

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hoyer_export.channels.channel_map import ChannelMap
+from hoyer_export.call import Call
+from hoyer_export.channels.channel_map import ChannelMap, nothing_prunable
 from hoyer_export.channels.cost import dense_macs
 from hoyer_export.choices import ALIGNMENTS
 from hoyer_export.data import DataSplits
@@ -99,7 +100,7 @@ def check(job: Job) -> CheckRecord:
     """
     started = time.perf_counter()
     check_gather(job)
-    if job.recipe.trains:  # what is exported at once need not be tried before
+    if job.recipe.trains or job.recipe.cut.refit:  # what is exported at once need not be tried before
         check_export(job)
     return CheckRecord(least=check_budget(job), seconds=time.perf_counter() - started)
 
@@ -129,7 +130,7 @@ def check_export(job: Job) -> None:
 
 def macs_in_torch(network: nn.Module, example: Tensor) -> TorchMacs:
     """Count what one image costs when torch runs what is shipped of ``network``."""
-    return torch_macs(inference_copy(network), as_float32(example))
+    return torch_macs(inference_copy(network), as_float32(Call.of(network, example)))
 
 
 def uncounted_words(uncounted: Mapping[str, int]) -> str:
@@ -186,11 +187,7 @@ def proved_channels(job: Job, network: nn.Module) -> ChannelMap:
                 f"self-test: {verdict.group} is not proved ({verdict.channels} channels): {verdict.reason}"
             )
     if not tested.channels.groups:
-        reasons = sorted({entry.reason for entry in tested.channels.unprunable})
-        raise NetworkError(
-            f"nothing in {job.recipe.network.name} can be pruned exactly "
-            f"({'; '.join(reasons[:3]) or 'no channels found'}); see  hoyer-export inspect"
-        )
+        raise NetworkError(f"{job.recipe.network.name}: {nothing_prunable(tested.channels)}; see  hoyer-export inspect")
     return tested.channels
 
 

@@ -1,5 +1,6 @@
 """What a network offers before any training: its channel groups, what each carries, and what can be reached."""
 
+import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.cost import dense_macs, macs_of_keep, params_of_keep
 from hoyer_export.channels.trace import trace_channels
+from hoyer_export.deploy.export import export_onnx
 from hoyer_export.errors import NetworkError
 from hoyer_export.recipe.tables import Recipe
 from hoyer_export.run.inputs import macs_in_torch
@@ -74,6 +76,7 @@ class Inspection:
         reachable: whether that can be reached; None where nothing was asked, or something is not counted.
         cross_check: what torch-pruning finds on the same network, where that was asked and it can trace it.
         cross_check_failed: why it cannot.
+        export_failed: why torch.onnx cannot write the network; None where it can, or where nothing was proved.
     """
 
     network: str
@@ -90,6 +93,7 @@ class Inspection:
     reachable: bool | None
     cross_check: CrossCheck | None
     cross_check_failed: str | None
+    export_failed: str | None
 
 
 def inspect_recipe(
@@ -99,7 +103,7 @@ def inspect_recipe(
 
     Args:
         recipe: its network, data, and of [cut] the share of the MACs that is wanted and the alignment.
-        prove: zero and cut random channels of every group, and compare (the self-test).
+        prove: zero and cut random channels of every group, and compare (the self-test); and try the export.
         second_opinion: also ask torch-pruning which channels are coupled.
         allow_import: packages that may be imported for ``package.module:function``.
 
@@ -143,7 +147,18 @@ def inspect_recipe(
         reachable=None if asked is None or uncounted else share <= asked,
         cross_check=opinion,
         cross_check_failed=failed,
+        export_failed=_export_failed(network, example, recipe.export.opset) if prove else None,
     )
+
+
+def _export_failed(network: nn.Module, example: Tensor, opset: int) -> str | None:
+    """Return why a network cannot be exported; better now than after the cut."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            export_onnx(network, example, Path(folder) / "dense.onnx", opset=opset)
+        except NetworkError as error:
+            return str(error)
+    return None
 
 
 def _uncounted(network: nn.Module, example: Tensor, traced: int) -> dict[str, int]:

@@ -127,6 +127,7 @@ def _verified(job: Job, artifact: Artifact, sha256: str | None) -> records.FileV
         ),
         onnx=tuple(
             records.OnnxComparison(
+                output=it.output,
                 batch=it.batch,
                 inputs=it.inputs,
                 optimization=it.optimization,

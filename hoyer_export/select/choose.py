@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hoyer_export.channels.channel_map import ChannelMap
+from hoyer_export.channels.channel_map import ChannelMap, nothing_prunable
 from hoyer_export.channels.cost import dense_macs, macs_of_keep
 from hoyer_export.choices import METHODS, WITHOUT_BUDGET
 from hoyer_export.errors import HoyerExportError
@@ -164,6 +164,8 @@ def meet(channels: ChannelMap, scores: Mapping[str, Tensor], align: int, budget:
     candidates = sorted({0.0, float("inf"), *torch.cat(list(scores.values()) or [torch.zeros(0)]).tolist()})
     if not budget.is_met_by(least := cost_at(float("inf")), dense):
         reachable = f"{least / dense:.4f}" if budget.share is not None else cost.describe(least)
+        if not channels.groups:
+            raise HoyerExportError(f"{budget} cannot be met: {nothing_prunable(channels)}")
         raise HoyerExportError(
             f"{budget} cannot be met: with align = {align} the least that can be reached is {reachable};"
             " ask for more, or lower align"

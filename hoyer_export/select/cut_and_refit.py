@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hoyer_export.call import Call, ExampleInputs
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.cost import dense_macs, macs_of_keep
-from hoyer_export.channels.trace import ExampleInputs, trace_channels
+from hoyer_export.channels.trace import trace_channels
 from hoyer_export.errors import DataError, HoyerExportError, NetworkError
 from hoyer_export.modes import kept_modes
 from hoyer_export.select.align import Keep, aligned_keep, least_keep
@@ -193,7 +194,7 @@ def output_change(dense: nn.Module, batches: CalibrationInputs) -> Loss:
     Raises:
         DataError, NetworkError: there is no batch, or the network does not run on one; when the loss is asked for, too.
     """
-    held = list(as_batches(batches))
+    held = list(as_batches(dense, batches))
     expected = list(_rows(dense, held))
 
     def loss(model: nn.Module) -> float:
@@ -247,14 +248,14 @@ def _returned(model: nn.Module, batches: CalibrationInputs) -> Iterator[Any]:
         yield from run_each(model.eval(), batches)
 
 
-def _rows(model: nn.Module, batches: list[tuple[Tensor, ...]]) -> Iterator[Tensor]:
+def _rows(model: nn.Module, batches: list[Call]) -> Iterator[Tensor]:
     """Yield all outputs of a model in eval mode, one row an image, float64."""
-    for (images, *_), outputs in zip(batches, _returned(model, batches), strict=True):
+    for images, outputs in zip((call.batch_size for call in batches), _returned(model, batches), strict=True):
         tensors = [tensor.cpu().double() for tensor in tensors_in(outputs)]
-        if not tensors or any(tensor.shape[:1] != images.shape[:1] for tensor in tensors):
+        if not tensors or any(tensor.shape[:1] != (images,) for tensor in tensors):
             shapes = ", ".join(str(list(tensor.shape)) for tensor in tensors) or "none"
             raise NetworkError(
-                f"output_change compares outputs [{len(images)}, ...] of {len(images)} images, the network returns"
+                f"output_change compares outputs [{images}, ...] of {images} images, the network returns"
                 f" {shapes}; give a loss of your own"
             )
-        yield torch.cat([tensor.reshape(len(images), -1) for tensor in tensors], 1)
+        yield torch.cat([tensor.reshape(images, -1) for tensor in tensors], 1)

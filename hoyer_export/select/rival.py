@@ -14,6 +14,7 @@ import torch
 import torch_pruning
 from torch import Tensor, nn
 
+from hoyer_export.call import Call, ExampleInputs
 from hoyer_export.channels.channel_map import ChannelGroup, ChannelMap, weight_members
 from hoyer_export.errors import NetworkError, one_line
 
@@ -37,7 +38,7 @@ class CrossCheck:
     only_there: tuple[str, ...]
 
 
-def cross_check(model: nn.Module, example_inputs: Tensor, channels: ChannelMap) -> CrossCheck:
+def cross_check(model: nn.Module, example_inputs: ExampleInputs, channels: ChannelMap) -> CrossCheck:
     """Compare the coupled channels of ``channels`` with torch-pruning's on the same network.
 
     Only slices of convolution and linear weights are compared: torch-pruning names no others in the same way.
@@ -72,9 +73,7 @@ def _our_channels(group: ChannelGroup) -> list[_Slices]:
     return [frozenset(found) for found in slices]
 
 
-def group_importance(
-    model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...], channels: ChannelMap
-) -> dict[str, Tensor]:
+def group_importance(model: nn.Module, example_inputs: ExampleInputs, channels: ChannelMap) -> dict[str, Tensor]:
     """Score channels as torch-pruning's ``GroupMagnitudeImportance`` does by default.
 
     Σ w² of each layer's slice, batch norms' γ included, averaged over the group's layers, over the mean of the group.
@@ -113,14 +112,16 @@ def group_importance(
 
 
 def _their_groups(
-    model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]
+    model: nn.Module, example_inputs: ExampleInputs
 ) -> Iterator[tuple[Any, dict[int, set[tuple[str, int, int]]]]]:
     """Yield torch-pruning's groups, each with the slices of weights that belong to every index of its root."""
     network = copy.deepcopy(model).eval()
     names = {module: name for name, module in network.named_modules()}
     layers = (nn.modules.conv._ConvNd, nn.Linear)
     try:
-        graph = torch_pruning.DependencyGraph().build_dependency(network, example_inputs)
+        graph = torch_pruning.DependencyGraph().build_dependency(
+            network, Call.of(network, example_inputs), forward_fn=lambda model, call: call.on(model)
+        )
         groups = list(graph.get_all_groups(root_module_types=list(layers)))
     except Exception as error:
         raise NetworkError(f"torch-pruning cannot trace the network ({one_line(error)}); do without it") from error

@@ -60,8 +60,8 @@ def channel_scores(
         # A second to import, and only this method needs it.
         from hoyer_export.select.rival import group_importance
 
-        first = next(iter(as_batches(inputs)))
-        scores = group_importance(model, tuple(tensor[:1] for tensor in first), channels)
+        first = next(iter(as_batches(model, inputs)))
+        scores = group_importance(model, first.rows(slice(1)), channels)
     for name, score in scores.items():
         if not bool(score.isfinite().all()):
             raise HoyerExportError(f"the weights of channel group {name!r} are not finite: train the network again")

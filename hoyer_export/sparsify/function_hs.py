@@ -28,7 +28,7 @@ from math import inf, log
 import torch
 from torch import Tensor, nn
 
-from hoyer_export.channels.channel_map import ChannelGroup, ChannelMap, Member
+from hoyer_export.channels.channel_map import ChannelGroup, ChannelMap, Member, nothing_prunable
 from hoyer_export.channels.energy import InputMoments, Moments
 from hoyer_export.errors import NetworkError, TrainingError
 from hoyer_export.select.align import aligned_keep, least_keep
@@ -61,7 +61,8 @@ class FunctionHS:
 
     Raises:
         NetworkError: ``channels`` does not fit ``model``.
-        TrainingError: the budget cannot be reached, or a number makes no sense.
+        TrainingError: nothing can be pruned, everything is frozen, the budget cannot be reached, or a number makes no
+            sense.
     """
 
     def __init__(
@@ -81,6 +82,10 @@ class FunctionHS:
                 f"expected steps and every of 1 or more, and a ramp below 1, got {steps}, {every} and {ramp}"
             )
         dense = budget.cost.of_keep(channels, {})
+        if not channels.groups:
+            raise TrainingError(nothing_prunable(channels))
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise TrainingError("every parameter is frozen (requires_grad=False): nothing could make up for what fades")
         if not budget.is_met_by(least := budget.cost.of_keep(channels, least_keep(channels, align)), dense):
             reached = budget.cost.describe(least)
             raise TrainingError(f"{budget} cannot be met: with align = {align} the least is {reached}")

@@ -45,7 +45,7 @@ class GroupHS:
 
     Raises:
         NetworkError: ``channels`` does not fit ``model``.
-        TrainingError: a strength, scale, cost, rate or width that makes no sense.
+        TrainingError: every weight is frozen, or a strength, scale, cost, rate or width that makes no sense.
     """
 
     def __init__(
@@ -78,6 +78,12 @@ class GroupHS:
         self._owners = [_find(model, weight.parameter) for weight in self._grid.weights]
         for weight, (module, name) in zip(self._grid.weights, self._owners, strict=True):
             check_fits(weight, getattr(module, name))
+        weights = [getattr(module, name) for module, name in self._owners]
+        if any(isinstance(it, nn.Parameter) for it in weights) and not any(it.requires_grad for it in weights):
+            raise TrainingError(
+                "every weight that Group-HS acts on is frozen (requires_grad=False), so that nothing would shrink;"
+                " unfreeze some before this"
+            )
 
     def penalty(self) -> Tensor:
         """Compute strength · Σ_g cost_g · scale_g · G_H(g) for autograd, a 0-d tensor in float64."""

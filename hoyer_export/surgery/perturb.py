@@ -8,15 +8,14 @@ from contextlib import suppress
 import torch
 from torch import Tensor, nn
 
-from hoyer_export.surgery.proof import ExampleInputs, in_float64, proof_cases, run
+from hoyer_export.call import Call
+from hoyer_export.surgery.proof import in_float64, proof_cases, run
 
 
-def perturbed(
-    model: nn.Module, example_inputs: ExampleInputs, generator: torch.Generator, size: float = 1.0
-) -> nn.Module:
+def perturbed(model: nn.Module, call: Call, generator: torch.Generator, size: float = 1.0) -> nn.Module:
     """Return a perturbed copy in float64 whose batch norms measured their statistics; arguments as for ``perturb_``."""
     model = in_float64(model)
-    perturb_(model, generator, size, example_inputs)
+    perturb_(model, generator, size, call)
     return model
 
 
@@ -24,7 +23,7 @@ def perturb_(
     model: nn.Module,
     generator: torch.Generator,
     size: float = 1.0,
-    example_inputs: ExampleInputs | None = None,
+    call: Call | None = None,
     *,
     either_sign: bool = False,
 ) -> None:
@@ -34,7 +33,7 @@ def perturb_(
         model: any network.
         generator: of the numbers that are drawn, on the CPU.
         size: of the numbers: what is added to a vector or a constant is from 0.2 to 0.7 of it.
-        example_inputs: what it is called with; its batch norms measure their statistics on them and on noise first.
+        call: what it is called with; its batch norms measure their statistics on them and on noise first.
         either_sign: half of what is added is taken away instead: shifts that all add up cost float32 its last digits.
     """
     with torch.no_grad():
@@ -44,8 +43,8 @@ def perturb_(
                 if either_sign:
                     shift.mul_(_noise(parameter, generator).round_().mul_(2).sub_(1))
                 parameter.add_(shift)
-        if example_inputs is not None:
-            _measure_statistics_(model, example_inputs)
+        if call is not None:
+            _measure_statistics_(model, call)
         buffers = dict(model.named_buffers())
         for name, variance in buffers.items():
             if name.endswith("running_var"):
@@ -60,7 +59,7 @@ def _is_constant(parameter: Tensor) -> bool:
     return parameter.ndim < 2 or bool((numbers == numbers[:1]).all())
 
 
-def _measure_statistics_(model: nn.Module, example_inputs: ExampleInputs) -> None:
+def _measure_statistics_(model: nn.Module, call: Call) -> None:
     """Let batch norms take their running statistics from one run in training mode.
 
     With the initial ones (0, 1) the signal of many an untrained network is 10⁻⁸ of its output after ten blocks, and
@@ -69,7 +68,7 @@ def _measure_statistics_(model: nn.Module, example_inputs: ExampleInputs) -> Non
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._NormBase):
             module.momentum = 1.0
-    *_, together = proof_cases(example_inputs)
+    *_, together = proof_cases(call)
     with suppress(Exception):  # code that cannot train has no statistics to measure
         run(model.train(), together)
     model.eval()

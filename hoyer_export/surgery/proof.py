@@ -15,13 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from hoyer_export.channels.trace import ExampleInputs as ExampleInputs
+from hoyer_export.call import Call
 from hoyer_export.errors import CutRefused, one_line
 from hoyer_export.random_state import kept_random_state, seed_generators
 from hoyer_export.surgery.decisions import TOLERANCE, Decision, Decisions, difference, is_continuous
 from hoyer_export.tensors import WITHOUT_FLOAT64, named_tensors, tensors_in
-
-Case = tuple[Tensor, ...]
 
 # Truth values are drawn both ways in two rounds; a threshold on numbers that Python reads has to be met.
 _ROUNDS, _READ_ROUNDS = 2, 16
@@ -65,14 +63,14 @@ class Comparison:
 
 
 def prove_equal(
-    before: nn.Module, after: nn.Module, example_inputs: ExampleInputs, cause: str, *, part_is_gone: bool = False
+    before: nn.Module, after: nn.Module, call: Call, cause: str, *, part_is_gone: bool = False
 ) -> Comparison:
     """Compare two networks' outputs, and what they make their decisions from, in float64.
 
     Args:
         before: the network as it was.
         after: what it was turned into.
-        example_inputs: what both are called with.
+        call: what both are called with.
         cause: what it means if they differ, for the message.
         part_is_gone: ``after`` may lack modules, and the decisions that they made.
 
@@ -81,7 +79,7 @@ def prove_equal(
     """
     first, second = in_float64(before), in_float64(after)
     with torch.no_grad():
-        cases = _runs(first, example_inputs)
+        cases = _runs(first, call)
         for y in (y for _, expected in cases for y in expected.outputs if y.is_floating_point() and y.numel()):
             # An infinite number may be a mask's; not a number is nothing that could be compared.
             if bool(y.isnan().any()) or not bool(y.isfinite().any()):
@@ -93,38 +91,36 @@ def prove_equal(
         if cases[0][1].decisions:
             reads = any(decision.is_read for decision in cases[0][1].decisions)
             rounds = _READ_ROUNDS if reads else _ROUNDS
-            error = max(error, _drawn_error(first, second, example_inputs, cause, part_is_gone, rounds))
+            error = max(error, _drawn_error(first, second, call, cause, part_is_gone, rounds))
         blind = _blind(first, *cases[0])
-        _require_training(first, second, proof_cases(example_inputs)[0])
+        _require_training(first, second, proof_cases(call)[0])
     return Comparison(error, all(blind), any(blind))
 
 
-def rel_difference(before: nn.Module, after: nn.Module, example_inputs: ExampleInputs) -> float:
+def rel_difference(before: nn.Module, after: nn.Module, call: Call) -> float:
     """Return how far two networks' outputs are apart in float64, relative to the largest, rounded weights and all."""
     first, second = in_float64(before), in_float64(after)
     worst = 0.0
     with torch.no_grad():
-        for case, expected in _runs(first, example_inputs):
+        for case, expected in _runs(first, call):
             decisions = Decisions(followed=expected.decisions, tolerance=float("inf"), skips=True)
             found = run(second, case, decisions)
             worst = max([worst, *map(difference, expected.outputs, found.outputs)])
     return worst
 
 
-def _runs(model: nn.Module, example_inputs: ExampleInputs) -> list[tuple[Case, Run]]:
+def _runs(model: nn.Module, call: Call) -> list[tuple[Call, Run]]:
     """Run a network on all proof cases in one batch, or one by one where its code holds the batch size."""
-    real, noise, together = proof_cases(example_inputs)
+    real, noise, together = proof_cases(call)
     try:
         return [(together, run(model, together))]
     except Exception:
         return [(case, run_in_float64(model, case)) for case in (real, noise)]
 
 
-def _drawn_error(
-    first: nn.Module, second: nn.Module, example_inputs: ExampleInputs, cause: str, part_is_gone: bool, rounds: int
-) -> float:
+def _drawn_error(first: nn.Module, second: nn.Module, call: Call, cause: str, part_is_gone: bool, rounds: int) -> float:
     """Return the error behind decisions that are drawn: branches, filters and experts that the inputs never ask for."""
-    real, _, together = proof_cases(example_inputs)
+    real, _, together = proof_cases(call)
     error = 0.0
     for seed in range(rounds):
         for case in (together, real):
@@ -160,35 +156,42 @@ def in_float64(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model, memo).double().eval()
 
 
-def proof_cases(example_inputs: ExampleInputs) -> tuple[Case, Case, Case]:
-    """Return the example inputs, noise of their shapes, and both in one batch with one more, in float64."""
-    real = tuple(_in_float64(x) for x in tensors_in(example_inputs))
+def proof_cases(call: Call) -> tuple[Call, Call, Call]:
+    """Return the example inputs, noise of their shapes, and both in one batch with one more, in float64.
+
+    A single number is no image: a scale or a threshold, which stays.
+    """
+    real = call.map(_in_float64)
     generator = torch.Generator().manual_seed(_NOISE)
-    noise = tuple(torch.randn(x.shape, generator=generator).to(x) if x.is_floating_point() else x for x in real)
+    noise = real.map(
+        lambda x: torch.randn(x.shape, generator=generator).to(x) if x.is_floating_point() and x.ndim else x
+    )
     # Another batch size, where the network takes one: a size may hide behind the example's.
-    one_more = (y[:1] / 2 if y.is_floating_point() else y[:1] for y in noise if y.ndim)
-    together = tuple(torch.cat([x, y, next(one_more)]) if x.ndim else x for x, y in zip(real, noise, strict=True))
-    return real, noise, together
+    pairs = zip(real.tensors, noise.tensors, strict=True)
+    together = (
+        torch.cat([x, y, y[:1] / 2 if y.is_floating_point() else y[:1]]) if real.is_batched(x) else x for x, y in pairs
+    )
+    return real, noise, real.with_tensors(together)
 
 
-def run(model: nn.Module, case: Case, decisions: Decisions | None = None) -> Run:
+def run(model: nn.Module, case: Call, decisions: Decisions | None = None) -> Run:
     """Run a network once, with random numbers of a fixed seed; ``case`` stays as it is.
 
     Args:
         model: the network, in the mode that it is in.
-        case: its arguments; copies are handed over, for it may write into them.
+        case: its arguments.
         decisions: what notes them, and hands over those that are to be followed; nothing is followed where None.
     """
     decisions = decisions or Decisions()
     with kept_random_state():
-        seed_generators(0, case[0].device)
+        seed_generators(0, case.tensors[0].device)
         with decisions.watch():
-            outputs = model(*(x.clone() for x in case))
+            outputs = case.on(model)
     values = tuple(leaf for leaf in tree_leaves(outputs) if isinstance(leaf, bool | int | float | str))
     return Run(tuple(tensors_in(outputs)), values, tuple(decisions.made))
 
 
-def run_in_float64(model: nn.Module, case: Case) -> Run:
+def run_in_float64(model: nn.Module, case: Call) -> Run:
     """Return what ``run`` returns for a network that is as it was given; CutRefused if it fails."""
     try:
         return run(model, case)
@@ -199,7 +202,7 @@ def run_in_float64(model: nn.Module, case: Case) -> Run:
         ) from error
 
 
-def _error(slim: nn.Module, case: Case, expected: Run, cause: str, part_is_gone: bool) -> float:
+def _error(slim: nn.Module, case: Call, expected: Run, cause: str, part_is_gone: bool) -> float:
     """Return the error of one run that takes over the other's decisions; CutRefused where it is more than rounding."""
     decisions = Decisions(followed=expected.decisions, skips=part_is_gone)
     try:
@@ -229,15 +232,16 @@ def _same_values(expected: tuple[Any, ...], found: tuple[Any, ...]) -> bool:
     )
 
 
-def _blind(model: nn.Module, case: Case, expected: Run) -> list[bool]:
+def _blind(model: nn.Module, case: Call, expected: Run) -> list[bool]:
     """Return of every tensor in which a change would show whether it is the same for other inputs; [True] for none.
 
     Where no other input can be had, nothing is held against the network.
     """
     blind: list[bool] = []
     for factor in (0.5, -3.0):  # a sign may only turn over with the input's
+        changed = (x.flip(0) * factor if x.ndim and x.is_floating_point() else x for x in case.tensors)
         try:
-            other = run(model, tuple(x.flip(0) * factor if x.ndim and x.is_floating_point() else x for x in case))
+            other = run(model, case.with_tensors(changed))
         except Exception:  # its code does not take such numbers: they tell nothing
             continue
         pairs = zip_longest(expected.witnesses(), other.witnesses())
@@ -262,7 +266,7 @@ def shows_change(first: Run, second: Run, least: float) -> bool:
     return any(x is None or y is None or x.shape != y.shape or changed(x, y) for x, y in pairs)
 
 
-def _require_training(first: nn.Module, second: nn.Module, case: Case) -> None:
+def _require_training(first: nn.Module, second: nn.Module, case: Call) -> None:
     """Refuse a slim network that cannot train although the zeroed one can: code that runs only then was not traced."""
     try:
         run(second.train(), case)

@@ -13,9 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from hoyer_export.call import Call, ExampleInputs, ExampleKwargs
 from hoyer_export.channels.channel_map import Axis, ChannelMap, Member, Unprunable, removed_channels
 from hoyer_export.channels.rules import Rules
-from hoyer_export.channels.trace import ExampleInputs, trace_channels
+from hoyer_export.channels.trace import trace_channels
 from hoyer_export.errors import CutRefused
 from hoyer_export.surgery.attachments import check_attachments
 from hoyer_export.surgery.cut import cut
@@ -70,7 +71,7 @@ class _Probe:
     model: nn.Module
     channels: ChannelMap
     keep: Mapping[str, Tensor]
-    example_inputs: ExampleInputs
+    call: Call
 
     def zeroed(self, groups: Iterable[str]) -> nn.Module:
         model = copy.deepcopy(self.model)
@@ -80,7 +81,7 @@ class _Probe:
     def error(self, groups: Sequence[str]) -> float:
         """Return the error of the cut that takes the drawn channels of ``groups``; CutRefused where it is too large."""
         keep = {name: self.keep[name] for name in groups}
-        error = cut(self.zeroed(groups), self.channels, keep, self.example_inputs).max_rel_error
+        error = cut(self.zeroed(groups), self.channels, keep, self.call).max_rel_error
         assert error is not None
         return error
 
@@ -89,6 +90,7 @@ def self_test(
     model: nn.Module,
     example_inputs: ExampleInputs,
     *,
+    example_kwargs: ExampleKwargs | None = None,
     rules: Rules | None = None,
     seed: int = 0,
 ) -> SelfTest:
@@ -103,7 +105,7 @@ def self_test(
 
     Args:
         model: any network that can be traced, trained or not; it is not touched.
-        example_inputs: what it is called with, a tensor or a tuple of tensors, batch first.
+        example_inputs, example_kwargs: what it is called with, as for ``trace_channels``.
         rules: as for ``trace_channels``.
         seed: of the channels and the values that are drawn.
 
@@ -114,11 +116,12 @@ def self_test(
         NetworkError: the network cannot be traced.
         CutRefused: something hangs on the network that no cut can carry over.
     """
-    channels = trace_channels(model, example_inputs, rules=rules)
+    channels = trace_channels(model, example_inputs, example_kwargs=example_kwargs, rules=rules)
+    call = Call.of(model, example_inputs, example_kwargs)
     check_attachments(model, ())  # before a copy loses what it would refuse
     generator = torch.Generator().manual_seed(seed)
-    other = perturbed(model, example_inputs, generator)
-    probe = _Probe(other, channels, random_keep(channels, generator), example_inputs)
+    other = perturbed(model, call, generator)
+    probe = _Probe(other, channels, random_keep(channels, generator), call)
     proved, refuted, error = _prove_together([group.name for group in channels.groups], probe.error)
     unseen = _unseen(probe, proved)
     verdicts = {
@@ -209,7 +212,7 @@ def _unseen(probe: _Probe, groups: Sequence[str]) -> set[str]:
 
     One backward run clears nearly all groups; the others are zeroed one by one.
     """
-    _, noise, _ = proof_cases(probe.example_inputs)
+    _, noise, _ = proof_cases(probe.call)
     seen = _seen_by_gradient(probe, noise)
     suspects = [name for name in groups if name not in seen]
     if not suspects:
@@ -220,12 +223,12 @@ def _unseen(probe: _Probe, groups: Sequence[str]) -> set[str]:
         return {name for name, after in zeroed.items() if not shows_change(before, after, LEAST_SEEN)}
 
 
-def _seen_by_gradient(probe: _Probe, inputs: tuple[Tensor, ...]) -> set[str]:
+def _seen_by_gradient(probe: _Probe, case: Call) -> set[str]:
     """Return the groups whose drawn slices w change the output to first order: |Σ gradient · w| > least · |output|."""
     model = copy.deepcopy(probe.model)
     try:
         with torch.enable_grad():
-            outputs = [y.abs().sum() for y in run(model.requires_grad_(True), inputs).outputs if y.requires_grad]
+            outputs = [y.abs().sum() for y in run(model.requires_grad_(True), case).outputs if y.requires_grad]
             total = torch.stack(outputs).sum()
         total.backward()  # type: ignore[no-untyped-call]
     except Exception:  # code that cannot be differentiated says nothing about the cut

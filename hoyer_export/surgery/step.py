@@ -5,9 +5,10 @@ from dataclasses import KW_ONLY, dataclass, field
 
 from torch import nn
 
+from hoyer_export.call import Call
 from hoyer_export.surgery.edits import ShortcutEdit
 from hoyer_export.surgery.plan import PruningPlan, compose, with_plan
-from hoyer_export.surgery.proof import ExampleInputs, in_float64, prove_equal, rel_difference
+from hoyer_export.surgery.proof import in_float64, prove_equal, rel_difference
 from hoyer_export.tensors import TensorRecord
 
 
@@ -48,7 +49,7 @@ def as_slim(model: nn.Module | SlimModel) -> SlimModel:
 def proved_step(
     given: SlimModel,
     plan: PruningPlan,
-    example_inputs: ExampleInputs,
+    call: Call,
     *,
     cause: str,
     fill_: Callable[[nn.Module], None] | None = None,
@@ -58,7 +59,7 @@ def proved_step(
     Args:
         given: the model, and the plan so far.
         plan: what is done to it.
-        example_inputs: what it is called with.
+        call: what it is called with.
         cause: what it means if both differ, for the message.
         fill_: puts the numbers that the step computes into the new model: in float64 into the one that is proved, and
             rounded once into the one that is returned.
@@ -68,12 +69,12 @@ def proved_step(
     """
     slim = with_plan(given.model, plan)
     if fill_ is None:
-        error = delivered = prove_equal(given.model, slim, example_inputs, cause).error
+        error = delivered = prove_equal(given.model, slim, call, cause).error
     else:
         proved = with_plan(in_float64(given.model), plan)
         for model in (proved, slim):
             fill_(model)
         gone = any(isinstance(edit, ShortcutEdit) for edit in plan.edits)
-        error = prove_equal(given.model, proved, example_inputs, cause, part_is_gone=gone).error
-        delivered = rel_difference(given.model, slim, example_inputs)
+        error = prove_equal(given.model, proved, call, cause, part_is_gone=gone).error
+        delivered = rel_difference(given.model, slim, call)
     return SlimModel(slim, compose(given.plan, plan), max_rel_error=error, delivered_rel_error=delivered)

@@ -238,7 +238,7 @@ def test_a_network_without_tensors_in_its_output_is_refused() -> None:
 
 
 def test_a_network_that_cannot_run_on_the_inputs_is_named_in_one_line() -> None:
-    with pytest.raises(NetworkError, match=r"fails on an input of shape 2x4x8x8: .*channels") as caught:
+    with pytest.raises(NetworkError, match=r"fails on an input of shape 2×4×8×8: .*channels") as caught:
         trace_channels(networks.chain(), torch.zeros(2, 4, 8, 8))
     assert "\n" not in str(caught.value)
 
@@ -283,3 +283,33 @@ def test_a_bug_in_a_rule_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(BUILT_IN, F.relu, hx.rules.Rule(broken))  # type: ignore[arg-type]
     with pytest.raises(ZeroDivisionError):
         trace_channels(networks.chain(), IMAGE)
+
+
+CHECKS = {
+    "== 0": lambda y: y.shape[1] == 0,
+    "< 1": lambda y: y.shape[1] < 1,
+    "not > 0": lambda y: not y.shape[1] > 0,
+    "not": lambda y: not y.shape[1],
+    "not >= 1": lambda y: not y.shape[1] >= 1,
+}
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_a_check_that_there_are_channels_at_all_fixes_none(check: str) -> None:
+    def forward(net: networks.Net, x: torch.Tensor) -> torch.Tensor:
+        y = net.a(x)
+        if CHECKS[check](y):
+            raise ValueError("no channels")
+        return net.fc(y.mean((2, 3)))
+
+    model = networks.Net(forward, a=networks.conv(3, 8), fc=nn.Linear(8, 5))
+    assert [group.width for group in trace_channels(model, torch.zeros(2, 3, 8, 8)).groups] == [8]
+
+
+def test_a_synchronised_batch_norm_is_a_batch_norm() -> None:
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(networks.chain())
+    widths = [
+        [group.width for group in trace_channels(it, torch.zeros(2, 3, 16, 16)).groups]
+        for it in (model, networks.chain())
+    ]
+    assert widths[0] == widths[1] != []

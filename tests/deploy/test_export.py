@@ -105,13 +105,13 @@ def test_memory_format_and_training_mode_do_not_change_the_file(tmp_path):
     assert export_onnx(other, IMAGES.to(memory_format=torch.channels_last), tmp_path / "2").sha256 == plain.sha256
 
 
-def test_a_network_of_several_inputs_gets_numbered_names(tmp_path):
+def test_several_inputs_are_called_as_the_networks_arguments_are(tmp_path):
     model = Lambda(lambda image, extra: image.mean((2, 3)) + extra)
     export_onnx(model, (IMAGES, torch.zeros(1, 3)), tmp_path / "f.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "f.onnx")
     assert [(v.name, v.shape) for v in session.get_inputs()] == [
-        ("input", ["batch", 3, 8, 8]),
-        ("input_1", ["batch", 3]),
+        ("image", ["batch", 3, 8, 8]),
+        ("extra", ["batch", 3]),
     ]
 
 
@@ -123,9 +123,9 @@ REFUSED = [
         r"fixes the batch in its input: .* \[2, 3, 8, 8\]",
     ),
     ("batch in the output", lambda x: x.sum(0), NetworkError, r"fixes the batch in its logits: .* got \[3, 8, 8\]"),
-    ("two outputs", lambda x: (x, x), NetworkError, "returns a tuple, expected one tensor"),
+    ("no output", lambda x: None, NetworkError, "returns a NoneType without a tensor"),
     ("a branch on values", lambda x: x + 1 if x.sum() > 0 else x, NetworkError, "cannot export Lambda"),
-    ("a network that does not run", lambda x: x @ torch.zeros(3, 3), NetworkError, r"batch of two, \[2, 3, 8, 8\]"),
+    ("a network that does not run", lambda x: x @ torch.zeros(3, 3), NetworkError, r"batch of two, 2×3×8×8"),
 ]
 
 
@@ -139,9 +139,9 @@ def test_what_cannot_be_exported_is_refused_in_one_line_and_nothing_is_written(t
 
 
 def test_other_opsets_empty_batches_and_large_weights_are_refused(tmp_path, monkeypatch):
-    with pytest.raises(FileError, match="opset must be one of 18, 19, 20, got 17"):
-        export_onnx(network(), IMAGES, tmp_path / "f.onnx", opset=17)
-    with pytest.raises(NetworkError, match=r"at least 1, got shapes \[\[0, 3, 8, 8\]\]"):
+    with pytest.raises(FileError, match="opset must be from 17 to 25, got 16"):
+        export_onnx(network(), IMAGES, tmp_path / "f.onnx", opset=16)
+    with pytest.raises(NetworkError, match=r"at least 1, got shapes 0×3×8×8"):
         export_onnx(network(), IMAGES[:0], tmp_path / "f.onnx")
     monkeypatch.setattr(export, "_MAX_WEIGHT_BYTES", 1000)
     with pytest.raises(NetworkError, match="GiB of weights, one ONNX file holds at most 2"):

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import get_model
 
+from hoyer_export.call import Call
 from hoyer_export.channels.cost import dense_macs
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.deploy.export import export_onnx
@@ -128,7 +129,7 @@ def test_recurrent_layers_and_cells_count_alike_in_the_map_and_in_torch(rnn, mac
     for starts in (False, True):
         network, images = Recurrent(rnn(), starts).eval().requires_grad_(False), torch.randn(2, 3, 6)
         assert dense_macs(trace_channels(network, images)) == macs
-        assert torch_macs(network, (images,)) == TorchMacs(macs, macs, {})
+        assert torch_macs(network, Call((images,))) == TorchMacs(macs, macs, {})
 
 
 # The exporter takes seconds for each.

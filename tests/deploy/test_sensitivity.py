@@ -7,6 +7,7 @@ from networks import Net, conv
 from torch import nn
 from torch.nn import functional as F
 
+from hoyer_export.call import Call
 from hoyer_export.deploy.sensitivity import LEAST, MOST, Sensitivity, float64_copy
 
 
@@ -22,8 +23,9 @@ def standardised() -> nn.Module:
 def allowed(network: nn.Module, images: torch.Tensor, error: float):
     """Return how an error of every output is judged, in units of the outputs' scale."""
     torchs = Sensitivity(network)
-    expected = torchs.expected((images,))
-    return torchs.judge(expected.output + error * expected.scale, expected.output, expected)
+    expected = torchs.expected(Call((images,)))
+    [scale], [output] = expected.scales, expected.outputs
+    return torchs.judge([output + error * scale], [output], expected)[0]
 
 
 def test_an_ordinary_input_allows_the_least_and_a_constant_one_what_its_rounding_makes() -> None:
@@ -53,9 +55,9 @@ def test_an_output_of_torch_that_is_not_finite_allows_nothing_more() -> None:
             return x.mean((2, 3)) / x.amax((1, 2, 3))[:, None]
 
     torchs = Sensitivity(Divides())
-    expected = torchs.expected((torch.zeros(1, 3, 4, 4),))
-    judged = torchs.judge(expected.output, expected.output, expected)
-    assert np.isnan(expected.output).all()
+    expected = torchs.expected(Call((torch.zeros(1, 3, 4, 4),)))
+    [judged] = torchs.judge(expected.outputs, expected.outputs, expected)
+    assert np.isnan(expected.outputs[0]).all()
     assert (judged.error, judged.tolerance, judged.is_open) == (np.inf, LEAST, False)
 
 
@@ -82,6 +84,6 @@ ROUNDS = [
 @pytest.mark.parametrize(("make", "has_copy"), [c[1:] for c in ROUNDS], ids=[c[0] for c in ROUNDS])
 def test_a_network_that_rounds_by_itself_has_no_exact_copy(make, has_copy: bool) -> None:
     network = make().eval().requires_grad_(False)
-    found = float64_copy(network, (torch.randn(2, 3, 8, 8),))
+    found = float64_copy(network, Call((torch.randn(2, 3, 8, 8),)))
     assert (found is not None) == has_copy
     assert next(network.parameters()).dtype == torch.float32

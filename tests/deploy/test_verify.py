@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torchvision.models import get_model
 
+from hoyer_export.call import Call
 from hoyer_export.deploy import file_weights, sensitivity, verify
 from hoyer_export.deploy.export import export_onnx
 from hoyer_export.deploy.sensitivity import MOST, Judged
@@ -214,7 +215,7 @@ def test_images_of_another_size_or_no_images_are_said_in_one_line(net, file):
         VerificationFailed, match=r"takes input FLOAT \[batch, 2, 8, 8\], expected .* \[batch, 2, 9, 9\]"
     ):
         verify_onnx(file, net, torch.zeros(2, 2, 9, 9))
-    with pytest.raises(DataError, match=r"needs images and batches of at least 1, got \[\[0, 2, 8, 8\]\]"):
+    with pytest.raises(DataError, match=r"needs images and batches of at least 1, got 0×2×8×8"):
         verify_onnx(file, net, IMAGES[:0])
     with pytest.raises(DataError, match="top-1 needs labelled images, got none"):
         verify_onnx(file, net, IMAGES, batches=(1,), labelled=[])
@@ -287,7 +288,7 @@ def test_weights_are_those_that_meet_the_input_whatever_holds_them():
             x = x @ self.used + self.table(torch.ones(4, 7)).sum()
             return self.attention(x, x, x, need_weights=False)[0]
 
-    found = contraction_weights(Odd().eval().requires_grad_(False), (torch.randn(2, 3, 6),))
+    found = contraction_weights(Odd().eval().requires_grad_(False), Call((torch.randn(2, 3, 6),)))
     assert found == {(4, 6), (4, 12), (4, 4)}
     assert torch.backends.mha.get_fastpath_enabled()
 
@@ -367,7 +368,7 @@ def test_a_norm_of_constant_images_condemns_no_right_file_and_passes_no_wrong_on
 
 def test_where_torch_leaves_every_input_open_nothing_is_verified():
     judged = [Judged(error=1.0, tolerance=1e-3, scale=1.0, is_open=True)]
-    check = verify._closest("outputs", judged)
+    check = verify._closest("outputs", [judged])
     assert (check.value, check.passed) == (math.inf, False)
 
 

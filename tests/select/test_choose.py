@@ -187,3 +187,9 @@ def test_by_function_a_group_that_nobody_can_be_seen_to_read_is_named() -> None:
     assert chosen.warning.endswith("could be measured: a")
     with pytest.raises(HoyerExportError, match="needs inputs"):
         select_channels(trace_channels(model, IMAGE), model, macs=0.5, method="function")
+
+
+def test_a_network_without_channels_to_remove_is_not_asked_for_more() -> None:
+    layer = torch.nn.Linear(3, 2)
+    with pytest.raises(HoyerExportError, match="cannot be met: nothing in the network can be pruned exactly"):
+        select_channels(trace_channels(layer, torch.ones(2, 3)), layer, macs=0.5)

@@ -11,6 +11,7 @@ from torch.overrides import _get_current_function_mode_stack
 import hoyer_export as hx
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.cost import dense_macs, macs_of_keep
+from hoyer_export.channels.trace import trace_channels
 from hoyer_export.errors import NetworkError, TrainingError
 from hoyer_export.select.budget import MACS, PARAMS, Budget
 from hoyer_export.sparsify.function_hs import FunctionHS
@@ -265,6 +266,16 @@ def test_a_forward_that_is_broken_off_leaves_nothing_on(error: type[BaseExceptio
 def test_what_makes_no_sense_is_one_line(options: dict, message: str) -> None:
     with pytest.raises(TrainingError, match=message):
         made(**options)
+
+
+def test_where_everything_is_frozen_or_nothing_can_go_that_is_said() -> None:
+    model, images = network()[0], next(iter(batches(0)))[0]
+    channels = trace_channels(model, images)
+    with pytest.raises(TrainingError, match="every parameter is frozen"):
+        FunctionHS(channels, model.requires_grad_(False), Budget(MACS, 0.5), 10)
+    layer = nn.Linear(3, 2)
+    with pytest.raises(TrainingError, match=r"nothing in the network can be pruned exactly \(the model's output"):
+        FunctionHS(trace_channels(layer, torch.ones(2, 3)), layer, Budget(MACS, 0.5), 10)
 
 
 def test_another_model_is_refused() -> None:

@@ -269,6 +269,12 @@ def test_frozen_weights_count_in_the_norms_and_get_no_gradient():
     assert_same(by_autograd(penalty, model), frozen | {"inside.weight": None})
 
 
+def test_where_everything_is_frozen_that_is_said():
+    model, channels = wired()
+    with pytest.raises(TrainingError, match=r"every weight that Group-HS acts on is frozen .*unfreeze some"):
+        GroupHS(channels, model.requires_grad_(False))
+
+
 def test_a_weight_that_is_a_buffer_counts_in_the_norms():
     model, channels = single(torch.tensor([[3.0], [4.0]]))
     weight = model.weight.detach()

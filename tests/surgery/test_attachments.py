@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import networks
 import pytest
@@ -217,6 +218,27 @@ def quantised(model: networks.Net) -> nn.Module:
     return torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
 
 
+def prepared(model: networks.Net) -> nn.Module:
+    model.qconfig = torch.ao.quantization.get_default_qat_qconfig("x86")
+    return torch.ao.quantization.prepare_qat(model.train())
+
+
+def scripted(model: networks.Net) -> nn.Module:
+    return torch.jit.trace(model.eval(), torch.zeros(1, 3, 16, 16))
+
+
+def exported(model: networks.Net) -> Any:
+    return torch.export.export(model.eval(), (torch.zeros(1, 3, 16, 16),))
+
+
+def exported_module(model: networks.Net) -> nn.Module:
+    return exported(model).module()
+
+
+def only_forward(model: networks.Net) -> Any:
+    return model.forward
+
+
 def sharded(model: networks.Net) -> nn.Module:
     fully_sharded = type("FullyShardedDataParallel", (nn.Sequential,), {"__module__": "torch.distributed.fsdp"})
     return fully_sharded(model)
@@ -231,6 +253,11 @@ WRAPPED = [
     (masked, r"b has a pruning mask on its weight: call prune\.remove\(module, 'weight'\) first"),
     (masked_twice, r"b has a pruning mask on its weight"),
     (weight_normed, r"b has weight_norm on its weight: call torch\.nn\.utils\.remove_weight_norm"),
+    (prepared, r"is prepared for quantisation: cut the network first, and prepare the slim model"),
+    (scripted, r"the network is scripted: pass the nn\.Module that it was made of"),
+    (exported, r"the network went through torch\.export: pass what went in"),
+    (exported_module, r"the network went through torch\.export: pass what went in"),
+    (only_forward, r"expected a network that is an nn\.Module, got method"),
     (quantised, r"fc is quantised.*quantise the slim model"),
 ]
 

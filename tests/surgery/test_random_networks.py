@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from random_networks import Program, programs
 from torch import Tensor, nn
 
+from hoyer_export.call import Call
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.errors import CutRefused
@@ -52,9 +53,9 @@ def agree(program: Program, seed: int) -> ChannelMap:
 def is_constant(model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
     """Return whether a network returns the same for the inputs of the proof, turned round, halved and negated."""
     model = copy.deepcopy(model).double().eval()
-    *_, case = proof_cases(inputs)
-    cases = [case, *(tuple(x.flip(0) * f if x.is_floating_point() else x for x in case) for f in (0.5, -3.0))]
-    first, *others = (list(tensors_in(model(*(x.clone() for x in case)))) for case in cases)
+    *_, case = proof_cases(Call.of(model, inputs))
+    cases = [case, *(case.map(lambda x, f=f: x.flip(0) * f if x.is_floating_point() else x) for f in (0.5, -3.0))]
+    first, *others = (list(tensors_in(case.on(model))) for case in cases)
     return all(torch.allclose(a, b, rtol=1e-9) for other in others for a, b in zip(first, other, strict=True))
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hoyer_export.call import Call
 from hoyer_export.channels.channel_map import Axis, ChannelMap, Contraction, SizeAttribute
 from hoyer_export.channels.cost import dense_macs, macs_of_keep
 from hoyer_export.channels.trace import trace_channels
@@ -192,7 +193,9 @@ def test_the_signal_of_an_untrained_network_is_not_lost_on_its_way(monkeypatch: 
 )
 def test_whatever_is_constant_is_moved(parameter: Tensor, constant: bool) -> None:
     assert perturb._is_constant(parameter) is constant
-    moved = perturb.perturbed(nn.ParameterList([parameter]), torch.zeros(1, 1), torch.Generator().manual_seed(0))[0]
+    moved = perturb.perturbed(
+        nn.ParameterList([parameter]), Call((torch.zeros(1, 1),)), torch.Generator().manual_seed(0)
+    )[0]
     assert bool((moved != parameter).all()) is constant
 
 

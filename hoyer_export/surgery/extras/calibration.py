@@ -1,6 +1,6 @@
 """Calibration images: what may be given as such, and a network that runs on them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from hoyer_export.call import Call
 from hoyer_export.errors import DataError, NetworkError, one_line
 
-CalibrationInputs = Tensor | Iterable[Tensor | tuple[Tensor, ...]]
-"""One batch, or several; a network of several inputs takes a tuple of tensors a batch."""
+CalibrationInputs = Any
+"""One batch, or several: each a tensor, a tuple or list of arguments, a dict of arguments by name, or a ``Call``."""
 
 
 _NAMED = 3
@@ -26,15 +27,14 @@ def run_each(model: nn.Module, inputs: CalibrationInputs, watched_by: TorchFunct
         NetworkError: the model does not run on a batch.
     """
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-    for batch in as_batches(inputs):
-        tensors = tuple(tensor.to(device) for tensor in batch)
+    for batch in as_batches(model, inputs):
+        call = batch.map(lambda tensor: tensor.to(device))
         try:
             with torch.no_grad(), watched_by or nullcontext():
-                outputs = model(*tensors)
+                outputs = model(*call.args, **call.kwargs)
         except Exception as error:
-            shapes = ", ".join("×".join(map(str, tensor.shape)) for tensor in tensors)
             raise NetworkError(
-                f"the network does not run on a calibration batch of shape {shapes} ({one_line(error)}); give"
+                f"the network does not run on a calibration batch of shape {call.shapes} ({one_line(error)}); give"
                 " batches of what it is called with, without labels"
             ) from error
         yield outputs
@@ -46,22 +46,22 @@ def watch_each(model: nn.Module, inputs: CalibrationInputs, watched_by: TorchFun
         pass
 
 
-def as_batches(inputs: CalibrationInputs) -> Iterator[tuple[Tensor, ...]]:
-    """Yield every batch as the arguments that the network is called with.
+def as_batches(model: nn.Module, inputs: CalibrationInputs) -> Iterator[Call]:
+    """Yield every batch as the call of a network.
 
     Raises:
         DataError: there is no batch, one holds no images, or a number in it is not finite.
     """
     expected = "expected calibration images without labels, a batch [N, ...] or several"
-    if not isinstance(inputs, Iterable) or isinstance(inputs, str):
+    if not isinstance(inputs, Iterable | Call) or isinstance(inputs, str):
         raise DataError(f"{expected}, got {type(inputs).__name__}")
     number = -1
-    for number, given in enumerate([inputs] if isinstance(inputs, Tensor) else inputs):
-        batch = tuple(given) if isinstance(given, tuple | list) else (given,)
-        for images in batch:
-            if not isinstance(images, Tensor) or images.ndim == 0 or len(images) == 0:
-                got = f"a tensor {list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-                raise DataError(f"{expected}; batch {number} holds {got}")
+    for number, given in enumerate([inputs] if isinstance(inputs, Tensor | Mapping | Call) else inputs):
+        batch = Call.of(model, given, collated=True)
+        if not batch.tensors or batch.batch_size == 0 or batch.tensors[0].ndim == 0:
+            got = f"a tensor {list(batch.tensors[0].shape)}" if batch.tensors else type(given).__name__
+            raise DataError(f"{expected}; batch {number} holds {got}")
+        for images in filter(batch.is_batched, batch.tensors):
             finite = images.flatten().isfinite().view(len(images), -1).all(1)
             if not bool(finite.all()):
                 which = ", ".join(map(str, (~finite).nonzero().flatten()[:_NAMED].tolist()))

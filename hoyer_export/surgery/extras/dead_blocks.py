@@ -20,10 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hoyer_export.call import Call, ExampleInputs
 from hoyer_export.random_state import kept_random_state, seed_generators
 from hoyer_export.surgery.edits import ShortcutEdit, shortcut_of
 from hoyer_export.surgery.plan import PruningPlan
-from hoyer_export.surgery.proof import ExampleInputs, in_float64, proof_cases, run_in_float64
+from hoyer_export.surgery.proof import in_float64, proof_cases, run_in_float64
 from hoyer_export.surgery.step import SlimModel, as_slim, proved_step
 
 _SCALES = (3.0, 1e6)
@@ -43,7 +44,7 @@ def remove_dead_blocks(model: nn.Module | SlimModel, example_inputs: ExampleInpu
 
     Args:
         model: a model, or what an earlier step returned: its plan goes on.
-        example_inputs: what the model is called with.
+        example_inputs: what the model is called with, as for ``trace_channels``, or a ``Call``.
 
     Returns:
         The new model; its ``plan.edits`` name the blocks. What was given, where no block is dead.
@@ -54,9 +55,9 @@ def remove_dead_blocks(model: nn.Module | SlimModel, example_inputs: ExampleInpu
     given = as_slim(model)
     if not any(_candidates(given.model)):
         return given
-    wide = in_float64(given.model)
+    wide, call = in_float64(given.model), Call.of(given.model, example_inputs)
     reductions: list[_Reduction] = []
-    for name, x in _inputs(wide, example_inputs).items():
+    for name, x in _inputs(wide, call).items():
         if any(name.startswith(f"{reduction.edit.module}.") for reduction in reductions):
             continue  # goes with the block that it is part of
         if not _shares(wide, name) and (reduction := _reduction(name, wide.get_submodule(name), x)) is not None:
@@ -71,7 +72,7 @@ def remove_dead_blocks(model: nn.Module | SlimModel, example_inputs: ExampleInpu
                 bias.copy_(bias.double() + by)
 
     plan = PruningPlan(edits=tuple(reduction.edit for reduction in reductions))
-    return proved_step(given, plan, example_inputs, cause=_CAUSE, fill_=fill_)
+    return proved_step(given, plan, call, cause=_CAUSE, fill_=fill_)
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def _candidates(model: nn.Module) -> Iterator[str]:
             yield name
 
 
-def _inputs(model: nn.Module, example_inputs: ExampleInputs) -> dict[str, Tensor]:
+def _inputs(model: nn.Module, call: Call) -> dict[str, Tensor]:
     """Return what reaches every candidate that turns one tensor into another, outermost first."""
     inputs: dict[str, Tensor] = {}
 
@@ -123,7 +124,7 @@ def _inputs(model: nn.Module, example_inputs: ExampleInputs) -> dict[str, Tensor
         for name in candidates:
             module = model.get_submodule(name)
             hooks.callback(module.register_forward_hook(partial(after, name), with_kwargs=True).remove)
-        run_in_float64(model, proof_cases(example_inputs)[0])
+        run_in_float64(model, proof_cases(call)[0])
     return {name: inputs[name] for name in candidates if name in inputs}
 
 

@@ -19,12 +19,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from hoyer_export.call import Call, ExampleInputs
 from hoyer_export.channels.channel_map import ChannelGroup, ChannelMap, Member, removed_channels
 from hoyer_export.errors import CutRefused
 from hoyer_export.surgery.edits import BiasEdit
 from hoyer_export.surgery.extras.observing import CONVOLUTIONS, TRANSPOSED, InputRange, input_ranges
 from hoyer_export.surgery.plan import PruningPlan, check_fits, checked_keep
-from hoyer_export.surgery.proof import ExampleInputs, in_float64
+from hoyer_export.surgery.proof import in_float64
 from hoyer_export.surgery.step import SlimModel, as_slim, proved_step
 from hoyer_export.surgery.zero import live_channels, zero_slices
 from hoyer_export.tensors import TensorRecord, named_tensors
@@ -64,7 +65,7 @@ def fold_constants(
         model: the traced model; filters, or the batch-norm γ behind them, are zero on the channels to be removed.
         channels: its channel map.
         keep: group name → sorted int64 indices of the channels that are to stay.
-        example_inputs: what the model is called with.
+        example_inputs: what the model is called with, as for ``trace_channels``, or a ``Call``.
 
     Returns:
         The folded model and what can be removed from it: ``cut(folding.model, folding.channels, folding.keep, …)``;
@@ -75,12 +76,13 @@ def fold_constants(
     """
     keep = checked_keep(channels, keep)
     check_fits(model, channels)
+    call = Call.of(model, example_inputs)
     tensors = named_tensors(model)
     live = {g.name: live_channels(g, removed_channels(g, keep[g.name]), tensors) for g in channels.groups}
     step = SlimModel(model, PruningPlan())
     left: dict[str, dict[int, str]] = {}
     if any(live.values()):
-        network = _network(model, example_inputs)
+        network = _network(model, call)
         slices: list[tuple[Member, Tensor]] = []
         for group in channels.groups:
             reasons = {channel: _why_not(network, group, channel) for channel in live[group.name]}
@@ -92,9 +94,9 @@ def fold_constants(
                 folded = torch.tensor([channel for channel in reasons if channel not in stay])
                 slices += [(member, torch.isin(member.owner, folded)) for member in group.members if member.reads]
         try:
-            step = _folded(model, network, slices, example_inputs, into_batch_norms=True)
+            step = _folded(model, network, slices, call, into_batch_norms=True)
         except CutRefused:  # more than a batch norm reads what its layer puts out: only the layer's bias is right
-            step = _folded(model, network, slices, example_inputs, into_batch_norms=False)
+            step = _folded(model, network, slices, call, into_batch_norms=False)
     return Folding(
         model=step.model,
         plan=step.plan,
@@ -123,13 +125,13 @@ class _Network:
     shared: frozenset[str]
 
 
-def _network(model: nn.Module, example_inputs: ExampleInputs) -> _Network:
+def _network(model: nn.Module, call: Call) -> _Network:
     wide = in_float64(model)
     tensors = named_tensors(wide)
     names = [name for name, _ in wide.named_parameters(remove_duplicate=False)]
     aliased = {id(wide.get_parameter(name)) for name in names if name not in tensors}
     shared = frozenset(name for name, tensor in tensors.items() if id(tensor) in aliased)
-    return _Network(wide, tensors, input_ranges(wide, example_inputs), shared)
+    return _Network(wide, tensors, input_ranges(wide, call), shared)
 
 
 def _why_not(network: _Network, group: ChannelGroup, channel: int) -> str | None:
@@ -224,7 +226,7 @@ def _folded(
     model: nn.Module,
     network: _Network,
     slices: list[tuple[Member, Tensor]],
-    example_inputs: ExampleInputs,
+    call: Call,
     *,
     into_batch_norms: bool,
 ) -> SlimModel:
@@ -244,7 +246,7 @@ def _folded(
     return proved_step(
         as_slim(model),
         PruningPlan(edits=tuple(BiasEdit(module=layer) for layer in new)),
-        example_inputs,
+        call,
         cause="a channel that looked constant is none, or is read unseen",
         fill_=fill_,
     )

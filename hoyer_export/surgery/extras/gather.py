@@ -10,10 +10,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from hoyer_export.call import Call, ExampleInputs
 from hoyer_export.errors import CutRefused
 from hoyer_export.surgery.edits import GatherEdit
 from hoyer_export.surgery.plan import PruningPlan
-from hoyer_export.surgery.proof import ExampleInputs
 from hoyer_export.surgery.step import SlimModel, as_slim, proved_step
 from hoyer_export.surgery.zero import zero_slices
 from hoyer_export.tensors import named_tensors
@@ -29,7 +29,7 @@ def gather_inputs(
     Args:
         model: a model, or what an earlier step returned: its plan goes on.
         layers: names of linear layers that read what cannot be cut, such as the network's input.
-        example_inputs: what the model is called with.
+        example_inputs: what the model is called with, as for ``trace_channels``, or a ``Call``.
 
     Returns:
         The new model; a layer that uses all of its features stays as it is.
@@ -57,5 +57,6 @@ def gather_inputs(
             edits.append(edit)
     if not edits:
         return given
+    call = Call.of(given.model, example_inputs)
     plan = PruningPlan(kept, {weight: tuple(tensors[weight].shape) for weight in kept}, tuple(edits))
-    return proved_step(given, plan, example_inputs, cause="the layer's weight is used in another way as well")
+    return proved_step(given, plan, call, cause="the layer's weight is used in another way as well")

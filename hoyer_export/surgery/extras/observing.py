@@ -11,7 +11,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from hoyer_export.surgery.proof import ExampleInputs, proof_cases, run
+from hoyer_export.call import Call
+from hoyer_export.surgery.proof import proof_cases, run
 from hoyer_export.tensors import TensorRecord
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -47,7 +48,7 @@ class InputRange(TensorRecord):
         return torch.where(is_constant, self.low, torch.nan)
 
 
-def input_ranges(model: nn.Module, example_inputs: ExampleInputs) -> Mapping[str, InputRange]:
+def input_ranges(model: nn.Module, call: Call) -> Mapping[str, InputRange]:
     """Run a float64 network in eval mode and return what its convolutions and linear layers read, by name.
 
     Layers of other classes, derived ones too, are left out: what they do with their weight is their own affair.
@@ -74,8 +75,8 @@ def input_ranges(model: nn.Module, example_inputs: ExampleInputs) -> Mapping[str
                 hooks.callback(module.register_forward_hook(partial(after_layer, name)).remove)
             elif type(module) in _BATCH_NORMS and module.running_mean is not None:
                 hooks.callback(module.register_forward_pre_hook(partial(before_batch_norm, name)).remove)
-        real, noise, together = proof_cases(example_inputs)  # noise is in both that follow
-        large = tuple(_LARGE * x if x.is_floating_point() else x for x in noise)
+        real, noise, together = proof_cases(call)  # noise is in both that follow
+        large = noise.map(lambda x: _LARGE * x if x.is_floating_point() else x)
         for case in (real, together, large):
             outputs.clear()
             try:

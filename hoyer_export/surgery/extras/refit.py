@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.weak import WeakIdKeyDictionary
 
+from hoyer_export.call import Call
 from hoyer_export.channels.reading import Key, LayerCall, Watch
 from hoyer_export.errors import HoyerExportError
 from hoyer_export.modes import kept_modes
@@ -94,21 +95,21 @@ class DenseOutputs:
             if not isinstance(value, int) or value < least:
                 raise HoyerExportError(f"{name} must be a whole number of at least {least}, got {value!r}")
         self._network = copy.deepcopy(dense).eval()
-        self.batches = [tuple(tensor.cpu() for tensor in batch) for batch in as_batches(inputs)]
+        self.batches = [batch.map(Tensor.cpu) for batch in as_batches(dense, inputs)]
         self._positions, self._seed = positions, seed
         self._found: dict[tuple[Key, int], _Sample] = {}
         self.tensors = named_tensors(self._network)
         self.calls = _Scout(self._network, self.example).calls
 
     @property
-    def example(self) -> tuple[Tensor, ...]:
+    def example(self) -> Call:
         """The first two images, as the network's arguments."""
-        return tuple(tensor[:2] for tensor in self.batches[0])
+        return self.batches[0].rows(slice(2))
 
     @property
     def images(self) -> int:
         """How many there are."""
-        return sum(len(batch[0]) for batch in self.batches)
+        return sum(batch.batch_size for batch in self.batches)
 
     def at(self, key: Key, batch: int) -> _Sample | None:
         """Return the sample of a layer on a batch; None where it does not run there."""
@@ -123,7 +124,7 @@ class DenseOutputs:
         held = 0
         for key in keys[keys.index(first) :]:
             rows, outputs, *shape = self.calls[key]
-            held += rows * self.images // len(self.example[0]) * min(prod(shape), self._positions) * outputs
+            held += rows * self.images // self.example.batch_size * min(prod(shape), self._positions) * outputs
             if wanted and held > _HELD:
                 break
             wanted[key] = None
@@ -160,9 +161,7 @@ class _Scout:
         cut: names of tensors of which a part is gone.
     """
 
-    def __init__(
-        self, network: nn.Module, example: tuple[Tensor, ...], cut: Mapping[str, Collection[int]] | None = None
-    ) -> None:
+    def __init__(self, network: nn.Module, example: Call, cut: Mapping[str, Collection[int]] | None = None) -> None:
         self.calls: dict[Key, tuple[int, ...]] = {}  # in the order in which they run → [N, O, *S] of their outputs
         self.changed: set[str] = set()  # weights that may read something else than before the cut
         self.otherwise: set[str] = set()  # tensors that are used in another way, too

@@ -14,6 +14,7 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
+from hoyer_export.call import Call
 from hoyer_export.channels.reading import Key, LayerCall, Watch
 from hoyer_export.surgery.extras.calibration import watch_each
 from hoyer_export.tensors import named_tensors, tensors_in
@@ -32,7 +33,7 @@ class Stop:
     held_bytes: int
 
 
-def stops(network: nn.Module, batch: tuple[Tensor, ...]) -> Iterator[Stop]:
+def stops(network: nn.Module, batch: Call) -> Iterator[Stop]:
     """Run a twin of a network on a batch, and wait in front of every layer; closing the iterator ends the run.
 
     The twin shares the tensors, which may change meanwhile, and nothing that a forward may remember.
