@@ -15,10 +15,15 @@ from PIL import Image, ImageOps
 
 def read(path):
     """Return RGB of eight bits, or grey of more as numbers of 0..1, the right way up."""
-    image = ImageOps.exif_transpose(Image.open(path))
-    if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image) / np.float32(65_535)).astype(np.float32))
-    return image if image.mode == "F" else image.convert("RGBA").convert("RGB")
+    image = Image.open(path)
+    tags = dict(getattr(image, "tag_v2", {}))  # of a TIFF file: 281 and 258 say how many bits, 262 whether 0 is white
+    image = ImageOps.exif_transpose(image)
+    if not image.mode.startswith(("I", "F")):
+        return image.convert("RGB")
+    stated = [*tags.get(281, ()), 2 ** tags.get(258, (16,))[0] - 1]
+    largest = next((value for value in stated if value in [2**bits - 1 for bits in range(9, 17)]), 65_535)
+    values = (np.asarray(image) / np.float32(1 if image.mode == "F" else largest)).astype(np.float32)
+    return Image.fromarray(1 - values if tags.get(262) == 0 else values)
 
 
 def resized(image, width, height):

@@ -49,15 +49,15 @@ class Preprocessing(Record):
         }
 
     def words(self) -> str:
-        """Return how a picture gets its size, e.g. ``resized to 32×32 (bilinear), whatever its proportions``."""
-        size = "×".join(map(str, self.shape[1:]))
+        """Return how a picture gets its size, e.g. ``a picture is resized to 32×32 (bilinear), ...``."""
+        size, by = "×".join(map(str, self.shape[1:])), f"({self.interpolation})"
         match self.resize:
             case "crop":
-                how = f"shorter side resized to {self.short_side} pixels ({self.interpolation}), "
-                return f"{how}then the middle {size} cut out"
+                side = f"a picture's shorter side is resized to {self.short_side} pixels"
+                return f"{side} {by}, and the middle {size} is cut out"
             case "squash":
-                return f"resized to {size} ({self.interpolation}), whatever its proportions"
+                return f"a picture is resized to {size} {by}, whatever its proportions"
             case "pad":
-                return f"resized to fit into {size} ({self.interpolation}), with black around it"
+                return f"a picture is resized to fit into {size} {by}, with black around it"
             case None:
-                return f"{size} already, used as it is"
+                return f"a picture is {size} already, and used as it is"

@@ -9,6 +9,7 @@ its own colour, whatever would shine through. Grey images of more than eight bit
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -16,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from hoyer_export.errors import DataError, one_line
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _MAX_SAMPLE_VALUE = 258, 262, 281  # tags of TIFF 6.0, section 8
-_DEEP = {2**bits - 1 for bits in range(9, 17)}
+_DEEP = [2**bits - 1 for bits in range(9, 17)]
 
 
 def read_image(path: Path | str) -> Image.Image:
@@ -81,7 +82,7 @@ def _read(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _deep(image: Image.Image, tags: Mapping[int, object]) -> Image.Image:
+def _deep(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
     """Return a grey image of more than eight bits as mode F, values in 0..1."""
     values = np.asarray(image)
     full_scale = 1 if image.mode == "F" else _full_scale(tags)
@@ -94,14 +95,10 @@ def _deep(image: Image.Image, tags: Mapping[int, object]) -> Image.Image:
     return Image.fromarray(1 - shares if tags.get(_PHOTOMETRIC) == 0 else shares)  # 0: white is zero
 
 
-def _full_scale(tags: Mapping[int, object]) -> int:
+def _full_scale(tags: Mapping[int, Any]) -> int:
     """Return the value that stands for 1.0: of all bits that a TIFF file says a pixel has, else 65,535.
 
     MaxSampleValue may also be the largest value of this one image, which says nothing: then it is no power of 2 less 1.
     """
-    match tags.get(_MAX_SAMPLE_VALUE), tags.get(_BITS_PER_SAMPLE):
-        case (int(most) | (int(most),), _) if most in _DEEP:
-            return most
-        case (_, (int(bits),)) if 2**bits - 1 in _DEEP:
-            return int(2**bits - 1)
-    return 2**16 - 1
+    stated = [*tags.get(_MAX_SAMPLE_VALUE, ()), 2 ** tags.get(_BITS_PER_SAMPLE, (16,))[0] - 1]
+    return next((int(value) for value in stated if value in _DEEP), _DEEP[-1])
