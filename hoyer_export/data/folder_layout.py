@@ -12,7 +12,8 @@ from pathlib import Path
 from hoyer_export.data.splits import hold_out, the_first
 from hoyer_export.errors import DataError, one_line
 
-LAYOUT = "train/CLASS/*.jpg and test/CLASS/*.jpg (or val/), or CLASS/*.jpg alone"
+LAYOUT = "train/CLASS/*.jpg and test/CLASS/*.jpg (or val/)"
+_FLAT = ", or CLASS/*.jpg alone"
 _PARTS = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation"),
@@ -99,6 +100,11 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in _SUFFIXES
 
 
+def as_text(name: str) -> str:
+    """Return the name of a file as text that can be written: its bytes may be no UTF-8."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
 def _is_visible(name: str) -> bool:
     return not name.startswith(".") and name.lower() not in _LEFT_BEHIND
 
@@ -120,7 +126,7 @@ def find_labelled(root: Path, validation: float, seed: int) -> Layout:
     """
     parts = _parts(root)
     if parts and "train" not in parts:
-        raise DataError(f"no folder {root / 'train'}; expected {LAYOUT} there")
+        raise DataError(f"no folder {root / 'train'}; expected {LAYOUT} there{_FLAT}")
     others: Counter[str] = Counter()
     found = {name: _images(folder, others) for name, folder in (parts or {"train": root}).items()}
     classes, train = found.pop("train")
@@ -166,7 +172,7 @@ def _parts(root: Path) -> dict[str, Path]:
         DataError: there is no such folder, or there are two of one part.
     """
     if not root.is_dir():
-        raise DataError(f"no folder {root}; expected {LAYOUT} there")
+        raise DataError(f"no folder {root}; expected {LAYOUT} there{_FLAT}")
     found: dict[str, Path] = {}
     for folder in _folders(root):
         names = [part for part, names in _PARTS.items() if folder.name.lower() in names]
@@ -191,7 +197,7 @@ def _images(folder: Path, others: Counter[str]) -> tuple[list[str], Samples]:
     expected = "expected one folder a class, each with at least one image"
     try:
         folders = _folders(folder)
-        names = [it.name for it in folders]
+        names = [as_text(it.name) for it in folders]
         if not {name.lower() for name in names} - {name for part in _PARTS.values() for name in part}:
             raise DataError(f"{folder}: it holds {'no folder' if not names else ' and '.join(names)}; {expected}")
         samples: Samples = []

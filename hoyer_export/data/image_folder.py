@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from hoyer_export.data.folder_layout import Layout, Samples
+from hoyer_export.data.folder_layout import Layout, Samples, as_text
 from hoyer_export.data.image_file import read_image, why_unreadable
 from hoyer_export.data.options import Augmentation
 from hoyer_export.data.resizing import resized, squared
@@ -132,7 +132,7 @@ def readable(layout: Layout, root: Path) -> Layout:
         DataError: of some class no image can be read.
     """
     bad = why_each([path for split in layout.splits for path, _ in split])
-    left_out = tuple(f"{Path(path).relative_to(root).as_posix()} ({reason})" for path, reason in bad.items())
+    left_out = tuple(f"{as_text(Path(path).relative_to(root).as_posix())} ({reason})" for path, reason in bad.items())
     return layout.without(bad, left_out) if bad else layout
 
 

@@ -13,9 +13,9 @@ def resized(image: Image.Image, how: Preprocessing) -> Image.Image:
         return ImageOps.pad(image, (width, height), filter_)
     if how.resize == "squash":
         return image.resize((width, height), filter_)
-    short, long = how.short_side or min(height, width), max(image.size)
-    scaled = tuple(short if side == min(image.size) else int(short * long / min(image.size)) for side in image.size)
-    image = image.resize((scaled[0], scaled[1]), filter_)
+    short, (least, most) = how.short_side or min(height, width), sorted(image.size)
+    wide, high = (short if side == least else int(short * most / least) for side in image.size)
+    image = image.resize((wide, high), filter_)
     left, top = round((image.width - width) / 2), round((image.height - height) / 2)
     return image.crop((left, top, left + width, top + height))
 
