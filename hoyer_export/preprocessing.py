@@ -42,7 +42,7 @@ class Preprocessing(Record):
 
     def metadata(self) -> dict[str, str]:
         """Return what a file's metadata say of it beside the shape: words as they are, all else as JSON."""
-        facts = self.model_dump(exclude={"shape"}, exclude_none=True)
+        facts = self.model_dump(include=set(Preprocessing.model_fields) - {"shape"}, exclude_none=True)
         return {
             key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             for key, value in facts.items()
