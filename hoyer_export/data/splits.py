@@ -121,7 +121,7 @@ class DataSplits:
             count = "an image" if len(bad) == 1 else f"{len(bad):,} images"
             raise DataError(
                 f"cannot read {count} of {self.name}: {the_first(bad)}; replace what is damaged, take it out of the"
-                " folder, or go on without it: data.skip_unreadable = true"
+                " folder, or go on without it: data.skip_unreadable = true (--skip-unreadable)"
             )
 
 

@@ -1,4 +1,4 @@
-"""How numbers and clauses are written on the page, the card and the terminal: three digits and a unit, the same everywhere.
+"""How numbers and clauses are written on page, card and terminal: three digits and a unit, the same everywhere.
 
 A minus is the keyboard's, as in 1e-5 and in JSON: what is copied can be computed with.
 """

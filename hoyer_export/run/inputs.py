@@ -46,6 +46,10 @@ def look_at_inputs(job: Job) -> InputsRecord:
     network, weights = job.given()
     if weights is not None:
         job.progress.note(weights.describe())
+    if data is not None:
+        for note in data.notes:
+            job.progress.note(note)
+        data.check_readable()
     if data is not None and recipe.trains:
         check_labels(data)
     if recipe.cut.max_drop is not None and not job.has_labels:
@@ -62,9 +66,6 @@ def look_at_inputs(job: Job) -> InputsRecord:
     if data is None:
         found["network.input"] = job.shape
     else:
-        data.check_readable()
-        for note in data.notes:
-            job.progress.note(note)
         found |= {f"data.{key}": getattr(data.preprocessing, key) for key in SETTLED_BY_DATA}
         found |= {"data.image_size": data.input_shape[1], "data.augment": data.augmentation is not None}
         if data.augmentation is not None:
