@@ -133,7 +133,7 @@ def test_the_card_says_what_each_output_is_and_which_classes_lost_most() -> None
     assert "Outputs, in their order: `airplane`, `automobile`, `bird`, `cat`," in card
     table = card.partition("## Accuracy by class")[2].partition("## How to use it")[0]
     rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| `")]
-    assert rows[0] == ["| `cat`", "1,000", "83.00 %", "80.80 %", "−2.20 points |"]
+    assert rows[0] == ["| `cat`", "1,000", "83.00 %", "80.80 %", "-2.20 points |"]
     assert [row[0] for row in rows[1:3]] == ["| `bird`", "| `dog`"]
     assert rows[-1] == ["| `airplane`", "1,000", "93.00 %", "93.20 %", "+0.20 points |"]
     assert len(rows) == 10
