@@ -108,6 +108,9 @@ Shapes = Annotated[
         "--shape", metavar="NAME=SIZES", help="Sizes of a dynamic input: images=1x3x480x640; may be repeated."
     ),
 ]
+SkipUnreadable = Annotated[
+    bool, typer.Option("--skip-unreadable", help="Leave out, and name, the image files that cannot be read.")
+]
 RunDir = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run.", show_default=False)]
 
 
@@ -230,7 +233,7 @@ def init(
         str,
         typer.Option(
             metavar="NAME|DIR",
-            help="A data set, or a folder with train/CLASS/*.jpg and val/CLASS/*.jpg.",
+            help="A data set, or a folder with CLASS/*.jpg, or with train and val of these.",
             autocompletion=arguments.data_sets,
         ),
     ],
@@ -241,6 +244,7 @@ def init(
     weights_key: WeightsKey = None,
     macs: Annotated[float, typer.Option(metavar="SHARE", help="Of the dense MACs, that may stay.")] = 0.5,
     data_root: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the files of a NAME are.")] = None,
+    skip_unreadable: SkipUnreadable = False,
     classes: Classes = None,
     rules: OwnRules = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there already.")] = False,
@@ -256,7 +260,8 @@ def init(
 
     start = {"epochs": 0, "weights": str(weights), "weights_key": weights_key} if weights is not None else None
     asked = make_recipe(
-        {"network": {"name": network, "classes": classes, "rules": rules}, "data": {"name": name, "root": root}}
+        {"network": {"name": network, "classes": classes, "rules": rules}}
+        | {"data": {"name": name, "root": root, "skip_unreadable": skip_unreadable or None}}
         | {"dense": start, "cut": {"macs": macs}}
     )
     _loading("torch")
@@ -384,6 +389,7 @@ def cut(
         ),
     ] = None,
     data_root: Annotated[Path | None, typer.Option(metavar="DIR", help="Where its files are.")] = None,
+    skip_unreadable: SkipUnreadable = False,
     mean: Annotated[str | None, typer.Option(metavar="M,M,M", help="Of each channel; else the data's own.")] = None,
     std: Annotated[str | None, typer.Option(metavar="S,S,S", help="Of each channel, together with --mean.")] = None,
     calibration: Annotated[
@@ -414,7 +420,9 @@ def cut(
     arguments.check_lost("--max-change", max_change, nothing=False)
     arguments.check_align(align)
     if data is None:
-        arguments.refuse(context, {"data_root", "mean", "std", "calibration"}, "only together with --data")
+        arguments.refuse(
+            context, {"data_root", "skip_unreadable", "mean", "std", "calibration"}, "only together with --data"
+        )
     shape = None if input_shape is None else arguments.shape(input_shape)
     limit = None if threshold is None else arguments.threshold(threshold)
     if weights is None:
@@ -431,7 +439,9 @@ def cut(
     recipe = make_recipe(
         _untrained({"name": network, "classes": classes, "input": shape, "rules": rules}, seed, weights, weights_key)
         | {
-            "data": data and {"name": data, "root": root, "mean": means, "std": stds, "image_size": side},
+            "data": data
+            and {"name": data, "root": root, "mean": means, "std": stds, "image_size": side}
+            | {"skip_unreadable": skip_unreadable},
             "cut": {"macs": macs, "params": params, "threshold": limit, "method": method, "align": align}
             | {"refit": refit, "max_drop": max_drop, "max_change": max_change, "step": step}
             | {"dead_first": dead_first, "dead_blocks": dead_blocks, "gather": gather}

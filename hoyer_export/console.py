@@ -41,7 +41,7 @@ MOVED = 1e-5  # relative change of the outputs that asks for fine-tuning: what v
 def print_report(report: "Report", folder: Path) -> None:
     """Print the files side by side, how exact the cut is, what was verified, and what to do next."""
     from hoyer_export.report.making import cut_details, making
-    from hoyer_export.report.summary import budget_words, cautions, speedup_words, title, verification_steps
+    from hoyer_export.report.summary import budget_words, cautions, class_rows, speedup_words, title, verification_steps
 
     network, data = title(report)
     on = f"on {data}" if report.inputs.data else f"input {'×'.join(map(str, report.inputs.shape))}"
@@ -57,6 +57,9 @@ def print_report(report: "Report", folder: Path) -> None:
     console.print(_plain(f"cut: {removed}, align = {report.cut.align or 1}; {_agreement_words(report.cut)}"))
     for line in cut_details(report.cut):
         console.print(_plain(line))
+    if lost := [row for row in class_rows(report) if row.change < 0][:3]:
+        worst = ", ".join(f"{row.name} {row.dense:.1f} → {percent(row.slim)}" for row in lost)
+        console.print(_plain(f"classes that lost most: {worst}"))
     console.print(_plain(f"speed: {speedup_words(report)}"))
     console.print(_plain(f"budget: {budget_words(report)}"))
     passed = sum(step.passed for step in steps)

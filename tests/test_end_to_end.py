@@ -1,7 +1,10 @@
 """Networks of many kinds, each through ``run`` and through ``cut`` to verified files: exit 0."""
 
 import json
+import subprocess
 import sys
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +121,7 @@ KINDS = {
     "image_folder": 0.5,
 }
 ALLOWED = ("--allow-import", "end_to_end_nets")
+CLIENT = Path(__file__).parents[1] / "examples" / "02_onnx_client.py"
 NAMES = {"bfloat16": "plain", "image_folder": "two_colours"}
 
 
@@ -149,6 +153,18 @@ def good_within(share: float, report: dict) -> None:
     assert slim <= share * dense
 
 
+def the_client_agrees(home: Path, report: dict) -> None:
+    """Assert that the example client gives every test picture the class that the report counts."""
+    pictures = sorted(Path("pictures/val").rglob("*.png"))
+    client = [sys.executable, CLIENT, "out/slim.onnx", *map(str, pictures)]
+    said = subprocess.run(client, cwd=home, capture_output=True, text=True, check=True).stdout.splitlines()
+    first = {path: answer.split(":")[0] for path, answer in pairwise(said) if path in map(str, pictures)}
+    right = Counter(Path(path).parent.name for path, name in first.items() if Path(path).parent.name == name)
+    assert report["inputs"]["class_names"] == ["green", "red"]
+    counted = report["verify"]["artifacts"][1]["by_class"]
+    assert counted == [{"images": 24, "correct": right[name]} for name in ("green", "red")]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_run_ends_with_a_verified_file_within_the_budget(kind: str, call, home: Path) -> None:
     folder = 'root = "pictures"\nimage_size = 16' if kind == "image_folder" else ""
@@ -163,7 +179,10 @@ def test_run_ends_with_a_verified_file_within_the_budget(kind: str, call, home: 
     )
     code, out, err = call("run", "recipe.toml", "--out", "out", *ALLOWED)
     assert code == 0, out + err
-    good_within(KINDS[kind], json.loads((home / "out" / "report.json").read_text()))
+    report = json.loads((home / "out" / "report.json").read_text())
+    good_within(KINDS[kind], report)
+    if folder:
+        the_client_agrees(home, report)
 
 
 @pytest.mark.parametrize("kind", KINDS)

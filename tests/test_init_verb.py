@@ -102,6 +102,24 @@ def test_a_folder_of_images_is_looked_at_and_its_recipe_runs(call, photos: Path)
     assert run(call, lines[-1], TINY)["recipe"]["dense"]["epochs"] == 0
 
 
+def test_a_folder_without_splits_is_split_and_what_cannot_be_read_is_left_out_where_that_is_asked(
+    call, photos: Path
+) -> None:
+    asked = "--network nets_of_init:coloured --allow-import nets_of_init --data 'my photos/train' --out r.toml"
+    for name in ("c#3", "ünder"):
+        (photos / "train" / name / "0.png").write_bytes(b"hello")
+    said = init(call, asked, code=1)[0]
+    assert "cannot read 2 images of imagefolder: " in said
+    assert "data.skip_unreadable = true (--skip-unreadable)" in said
+    lines = init(call, f"{asked} --skip-unreadable")
+    assert lines[-4].startswith("there is no folder val or test: 15 % of every class are held out as test images")
+    assert lines[-3].startswith("2 unreadable images are left out: ")
+    report = run(call, lines[-1], SCRATCH)
+    assert sum(report["inputs"]["images"].values()) == 58
+    assert sorted(name.split()[0] for name in report["inputs"]["left_out"]) == ["c#3/0.png", "ünder/0.png"]
+    assert report["inputs"]["class_names"] == ["c#3", "red apples", "ünder"]
+
+
 def test_weights_with_another_head_start_with_a_new_one_which_is_trained(call, photos: Path) -> None:
     save_file(build_network("cifar_resnet20", classes=7).state_dict(), "seven.safetensors")
     lines = init(call, "--network cifar_resnet20 --data 'my photos' --weights seven.safetensors --out r.toml")

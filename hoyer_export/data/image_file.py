@@ -2,19 +2,22 @@
 
 Colours become RGB of eight bits. Transparency is dropped, as torchvision and most training code do: a pixel counts with
 its own colour, whatever would shine through. Grey images of more than eight bits keep their precision as numbers of
-0..1: those of 16 bits, and those of 32 (Pillow's mode I, which holds 16-bit values in practice), over 65,535;
-floating-point ones as they are.
+0..1: those of 16 bits, and those of 32 (Pillow's mode I, which holds 16-bit values in practice), over 65,535, or over
+4,095 where a TIFF file says that it has 12 bits; floating-point ones as they are.
 """
 
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hoyer_export.errors import DataError, one_line
 
-_FULL_SCALE = 2**16 - 1
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _MAX_SAMPLE_VALUE = 258, 262, 281  # tags of TIFF 6.0, section 8
+_DEEP = [2**bits - 1 for bits in range(9, 17)]
 
 
 def read_image(path: Path | str) -> Image.Image:
@@ -60,6 +63,8 @@ def why_unreadable(path: Path | str) -> str | None:
     try:
         with Image.open(path) as image:
             _read(image)
+    except UnidentifiedImageError:
+        return "no picture, or of a kind that Pillow does not know"
     except Exception as error:
         return one_line(error)
     return None
@@ -67,22 +72,33 @@ def why_unreadable(path: Path | str) -> str | None:
 
 def _read(image: Image.Image) -> Image.Image:
     image.load()
+    tags = dict(getattr(image, "tag_v2", {}))
     with suppress(Exception):  # a damaged EXIF block says nothing about the pixels
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
-        return _deep(image)
-    if image.mode == "P" and "transparency" in image.info:
+        return _deep(image, tags)
+    if image.mode in ("P", "PA") and "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns of the direct way
     return image.convert("RGB")
 
 
-def _deep(image: Image.Image) -> Image.Image:
+def _deep(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
     """Return a grey image of more than eight bits as mode F, values in 0..1."""
     values = np.asarray(image)
-    full_scale = 1 if image.mode == "F" else _FULL_SCALE
+    full_scale = 1 if image.mode == "F" else _full_scale(tags)
     low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= full_scale):  # also where one is no number
         raise ValueError(
             f"its values go from {low:g} to {high:g}; expected 0 to {full_scale:,} in mode {image.mode}: scale them"
         )
-    return Image.fromarray((values / np.float32(full_scale)).astype(np.float32))
+    shares = (values / np.float32(full_scale)).astype(np.float32)
+    return Image.fromarray(1 - shares if tags.get(_PHOTOMETRIC) == 0 else shares)  # 0: white is zero
+
+
+def _full_scale(tags: Mapping[int, Any]) -> int:
+    """Return the value that stands for 1.0: of all bits that a TIFF file says a pixel has, else 65,535.
+
+    MaxSampleValue may also be the largest value of this one image, which says nothing: then it is no power of 2 less 1.
+    """
+    stated = [*tags.get(_MAX_SAMPLE_VALUE, ()), 2 ** tags.get(_BITS_PER_SAMPLE, (16,))[0] - 1]
+    return next((int(value) for value in stated if value in _DEEP), _DEEP[-1])

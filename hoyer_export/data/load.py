@@ -3,7 +3,7 @@
 import difflib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,44 +12,56 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hoyer_export.data.cifar10 import HOW_TO_GET, read_cifar10
+from hoyer_export.data.folder_layout import LAYOUT, find_labelled, renamed
 from hoyer_export.data.idx import how_to_get, read_idx_set
+from hoyer_export.data.options import Augmentation, ImageOptions
 from hoyer_export.data.splits import DataSplits, hold_out
 from hoyer_export.data.tensor_split import TensorSplit
-from hoyer_export.data.unlabelled import EXPECTED, array_splits, read_array
+from hoyer_export.data.unlabelled import EXPECTED, array_splits, find_unlabelled, read_array
 from hoyer_export.errors import DataError
+from hoyer_export.preprocessing import Preprocessing
 
 _CIFAR = ("cifar10", "cifar10-16")
+_OF_FILES = {"imagefolder": LAYOUT, "images": EXPECTED}
 _DIGITS_TEST_IMAGES = 360
 _DIGITS_TEST_SEED = 0  # its own, so that the test images are the same whatever the recipe's seed
 
 
 @dataclass(frozen=True)
 class _Defaults:
-    """Mean and deviation of each channel over the training images (values in 0..1), and whether to augment."""
+    """Of a data set: mean and deviation of each channel over the training images (values in 0..1), whether they are
+    augmented, whether that flips them, and what the classes are called.
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    augment: bool
+    augment: bool = False
+    flip: bool = False
+    class_names: tuple[str, ...] | None = None
 
+
+_NUMERALS = tuple("0123456789")
+_GARMENTS = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+_THINGS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # https://docs.pytorch.org/vision/stable/models.html
 
 _DEFAULTS = {
     # over the 1,437 images that are not test images
-    "digits": _Defaults((0.3054,), (0.3761,), augment=False),
+    "digits": _Defaults((0.3054,), (0.3761,), class_names=_NUMERALS),
     # https://github.com/pytorch/examples/blob/main/mnist/main.py
-    "mnist": _Defaults((0.1307,), (0.3081,), augment=False),
-    "fashion-mnist": _Defaults((0.2860,), (0.3530,), augment=False),
-    "cifar10": _Defaults((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), augment=True),
+    "mnist": _Defaults((0.1307,), (0.3081,), class_names=_NUMERALS),
+    # names: https://github.com/zalandoresearch/fashion-mnist#labels
+    "fashion-mnist": _Defaults((0.2860,), (0.3530,), class_names=_GARMENTS),
+    # names: https://www.cs.toronto.edu/~kriz/cifar.html
+    "cifar10": _Defaults((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), True, True, _THINGS),
     # measured: the mean stays, neighbours even out
-    "cifar10-16": _Defaults((0.4914, 0.4822, 0.4465), (0.2381, 0.2347, 0.2536), augment=True),
-    # of ImageNet: https://docs.pytorch.org/vision/stable/models.html
-    "imagefolder": _Defaults((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), augment=True),
-    "images": _Defaults((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), augment=False),
+    "cifar10-16": _Defaults((0.4914, 0.4822, 0.4465), (0.2381, 0.2347, 0.2536), True, True, _THINGS),
+    "imagefolder": _Defaults(*_IMAGENET, augment=True, flip=True),
+    "images": _Defaults(*_IMAGENET, flip=True),
 }
-
-
-def augments(name: str) -> bool:
-    """Return whether the training images of a data set are augmented unless that is said."""
-    return _DEFAULTS[name].augment
+# Evaluation looks at the middle 224 of an image whose short side is 256, the custom since Krizhevsky et al. 2012.
+_SHORT_SIDE_PER_SIZE = 256 / 224
+_CROP_SCALE = 0.08  # Szegedy et al. 2015, arXiv 1409.4842, section 6
 
 
 def load_data(
@@ -63,6 +75,7 @@ def load_data(
     augment: bool | None = None,
     image_size: int | None = None,
     workers: int = 0,
+    options: ImageOptions | None = None,
 ) -> DataSplits:
     """Load a data set, with a validation split held out of its training images.
 
@@ -78,12 +91,14 @@ def load_data(
         augment: whether training batches that ask for augmentation get it. None: yes for ``cifar10`` and
             ``cifar10-16`` (window of the image with an eighth of its side in zero pixels around it, flip) and
             ``imagefolder``. For the others it is such a window, and no flip.
-        image_size: side of an image in pixels, for ``imagefolder`` only: 224 where None.
-        workers: processes that decode images, for ``imagefolder``; the others are in memory and need none.
+        image_size: side of an input in pixels, for image files only: 224 where None.
+        workers: processes that decode image files; the others are in memory and need none.
+        options: what else is asked.
 
     Raises:
         DataError: an argument is out of range, or the files are missing, damaged or of another kind.
     """
+    options = options or ImageOptions()
     if name not in _DEFAULTS:
         close = difflib.get_close_matches(name, _DEFAULTS, n=1)
         advice = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(_DEFAULTS)}"
@@ -93,41 +108,73 @@ def load_data(
     mean = _per_channel("mean", mean, defaults.mean, channels)
     std = _per_channel("std", std, defaults.std, channels)
     _check_numbers(std, validation, seed, workers)
-    augment = defaults.augment if augment is None else augment
+    augmentation = None
+    if defaults.augment if augment is None else augment:
+        augmentation = Augmentation(defaults.flip if options.flip is None else options.flip)
+
+    if name in _OF_FILES and array is None:
+        from hoyer_export.data.image_folder import folder_splits, readable  # torchvision takes a second to import
+
+        how, folder = _sizes(image_size, options), _needed(root, name, _OF_FILES[name], "name it as root")
+        find = find_labelled if name == "imagefolder" else find_unlabelled
+        layout = find(folder, validation, seed).in_order_of(options.class_names)
+        if options.skip_unreadable:
+            layout = readable(layout, folder)
+        if augmentation:
+            augmentation = replace(augmentation, crop_scale=options.crop_scale or _CROP_SCALE)
+        how = how.model_copy(update={"mean": mean, "std": std, "class_names": layout.class_names})
+        return folder_splits(name, layout, how, augmentation, seed, workers)
 
     if array is not None:
-        splits = array_splits(array, mean, std, validation, seed)
-        _, channels, height, width = array.shape
-        return DataSplits(name, *splits, None, (channels, height, width), mean, std)
-    if name in ("imagefolder", "images"):
-        from hoyer_export.data.image_folder import (  # torchvision takes a second to import
-            read_image_folder,
-            read_pictures,
-        )
+        splits, shape = array_splits(array, mean, std, validation, seed), tuple(array.shape[1:])
+    else:
+        splits, shape = _splits(name, root, mean, std, validation, seed, augmentation)
+    _check_fixed(name, shape, image_size, options)
+    how = Preprocessing(shape=shape, mean=mean, std=std, class_names=renamed(options.class_names, defaults.class_names))
+    return DataSplits(name, *splits, how, augmentation)
 
-        side = 224 if image_size is None else image_size
-        if side < 1:
-            raise DataError(f"image_size is {side}; expected pixels, at least 1")
-        layout = "train/CLASS/*.jpg and test/CLASS/*.jpg" if name == "imagefolder" else EXPECTED
-        read = read_image_folder if name == "imagefolder" else read_pictures
-        train, held_out, test, classes = read(
-            _needed(root, name, layout, "name it as root"),
-            validation=validation,
-            seed=seed,
-            mean=mean,
-            std=std,
-            augment=augment,
-            image_size=side,
-            workers=workers,
-        )
-        return DataSplits(name, train, held_out, test, classes, (3, side, side), mean, std)
 
+def _sizes(image_size: int | None, options: ImageOptions) -> Preprocessing:
+    """Return how image files get their size."""
+    side = 224 if image_size is None else image_size
+    if side < 1:
+        raise DataError(f"image_size is {side}; expected pixels, at least 1")
+    resize, short = options.resize or "crop", options.short_side
+    if short is not None and (resize != "crop" or short < side):
+        raise DataError(
+            f'short_side is {short}; expected at least the image_size, {side}, and with resize = "crop" alone'
+        )
+    return Preprocessing(
+        shape=(3, side, side),
+        resize=resize,
+        short_side=(short or round(side * _SHORT_SIDE_PER_SIZE)) if resize == "crop" else None,
+        interpolation=options.interpolation or "bilinear",
+    )
+
+
+def _check_fixed(name: str, shape: Sequence[int], image_size: int | None, options: ImageOptions) -> None:
+    """Refuse what is asked of image files where the images are in memory, in the size that they have."""
+    _, height, width = shape
+    keys = ("resize", "short_side", "interpolation", "crop_scale")
+    asked = {"image_size": None if image_size == height else image_size} | {it: getattr(options, it) for it in keys}
+    for key, value in asked.items():
+        if value is not None:
+            raise DataError(f"{key} is {value}, but the images of {name} are {height}×{width}; leave it out")
+
+
+def _splits(
+    name: str,
+    root: Path | None,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    validation: float,
+    seed: int,
+    augmentation: Augmentation | None,
+) -> tuple[tuple[TensorSplit, TensorSplit, TensorSplit], tuple[int, ...]]:
+    """Return training, validation and test images of a data set of small images, and (C, H, W) of one."""
     (images, labels), (test_images, test_labels) = _read(name, root)
-    _, height, width = images.shape[1:]
-    if image_size not in (None, height):
-        raise DataError(f"image_size is {image_size}, but the images of {name} are {height}×{width}; leave it out")
 
-    def split(images: Tensor, labels: Tensor, *, augment: bool = False) -> TensorSplit:
+    def split(images: Tensor, labels: Tensor, how: Augmentation | None = None) -> TensorSplit:
         return TensorSplit(
             images,
             labels,
@@ -135,14 +182,13 @@ def load_data(
             mean=mean,
             std=std,
             seed=seed,
-            crop_padding=height // 8 if augment else 0,  # 4 for 32×32, as He et al. 2015, section 4.2
-            flip=augment and name in _CIFAR,
+            crop_padding=images.shape[2] // 8 if how else 0,  # 4 for 32×32, as He et al. 2015, section 4.2
+            flip=how is not None and how.flip,
         )
 
     rest, chosen = hold_out(labels.numpy(), validation, seed)
-    training, held = split(images[rest], labels[rest], augment=augment), split(images[chosen], labels[chosen])
-    unseen = split(test_images, test_labels)
-    return DataSplits(name, training, held, unseen, 10, (channels, height, width), mean, std)
+    training, held = split(images[rest], labels[rest], augmentation), split(images[chosen], labels[chosen])
+    return (training, held, split(test_images, test_labels)), tuple(images.shape[1:])
 
 
 def _array(name: str, root: Path | None) -> tuple[Tensor | None, _Defaults]:
@@ -153,7 +199,7 @@ def _array(name: str, root: Path | None) -> tuple[Tensor | None, _Defaults]:
     if array.shape[1] == 3 and array.dtype == torch.uint8:
         return array, _DEFAULTS[name]
     nothing = (0.0,) * array.shape[1]  # floats are what the network takes already
-    return array, _Defaults(nothing, tuple(1.0 for _ in nothing), augment=False)
+    return array, _Defaults(nothing, tuple(1.0 for _ in nothing))
 
 
 def _check_numbers(std: tuple[float, ...], validation: float, seed: int, workers: int) -> None:

@@ -13,7 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hoyer_export.data.options import Augmentation
 from hoyer_export.errors import DataError
+from hoyer_export.preprocessing import Preprocessing
 from hoyer_export.random_state import seeded_generator
 
 _NAMED = 3
@@ -80,21 +82,33 @@ class DataSplits:
         name: as in ``load_data``.
         train: without the validation images.
         validation: held out of the training images; every choice is made on it.
-        test: for the final number only.
-        classes: number of classes; targets are 0..classes-1. None: there are no labels, and no test images.
-        input_shape: (C, H, W) of one image.
-        mean: subtracted from each channel, whose values lie in 0..1.
-        std: divides each channel after that.
+        test: for the final number only; empty where there are no labels.
+        preprocessing: how every input is made, and what the classes are called; targets are their places.
+        augmentation: what training images get beside that; None: nothing.
+        notes: what somebody who reads a result has to know of where its images come from.
+        left_out: unreadable images that are in none of the splits, each with the reason.
     """
 
     name: str
     train: Split
     validation: Split
     test: Split
-    classes: int | None
-    input_shape: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    preprocessing: Preprocessing
+    augmentation: Augmentation | None = None
+    notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def classes(self) -> int | None:
+        """How many there are; None: there are no labels, and no test images."""
+        names = self.preprocessing.class_names
+        return None if names is None else len(names)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        channels, height, width = self.preprocessing.shape
+        return channels, height, width
 
     def check_readable(self) -> None:
         """Look at every image of the three splits: a bad one is said before the first epoch, not after the last.
@@ -104,12 +118,17 @@ class DataSplits:
         """
         bad = [image for split in (self.train, self.validation, self.test) for image in split.unreadable()]
         if bad:
-            more = f" and {len(bad) - _NAMED:,} more" if len(bad) > _NAMED else ""
             count = "an image" if len(bad) == 1 else f"{len(bad):,} images"
             raise DataError(
-                f"cannot read {count} of {self.name}: {', '.join(bad[:_NAMED])}{more}; replace what is damaged, or take"
-                " it out of the folder"
+                f"cannot read {count} of {self.name}: {the_first(bad)}; replace what is damaged, take it out of the"
+                " folder, or go on without it: data.skip_unreadable = true (--skip-unreadable)"
             )
+
+
+def the_first(bad: Sequence[str]) -> str:
+    """Return the first of the bad images, and how many there are more."""
+    more = f" and {len(bad) - _NAMED:,} more" if len(bad) > _NAMED else ""
+    return f"{', '.join(bad[:_NAMED])}{more}"
 
 
 def batch_indices(count: int, batch_size: int, order: torch.Generator | None) -> list[Tensor]:

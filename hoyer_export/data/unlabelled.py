@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hoyer_export.data.folder_layout import Layout, is_image, visible_files
 from hoyer_export.data.splits import Split
 from hoyer_export.data.tensor_split import TensorSplit
 from hoyer_export.errors import DataError, one_line
@@ -56,23 +57,24 @@ def read_array(path: Path) -> Tensor:
     return images
 
 
-def pictures(folder: Path) -> list[str]:
-    """Return the paths of all pictures in a folder and those in it, sorted; hidden ones are none.
+def find_unlabelled(folder: Path, validation: float, seed: int) -> Layout:
+    """Find all pictures in a folder and those in it, whatever their folders are called; there are no test images.
 
     Raises:
         DataError: there are fewer than four.
     """
-    from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension  # takes a second to import
-
-    found = sorted(
-        str(path)
-        for path in folder.rglob("*")
-        if has_file_allowed_extension(path.name, IMG_EXTENSIONS)
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    found = sorted(str(path) for path in visible_files(folder) if is_image(path))
     if len(found) < 4:
         raise DataError(f"{folder} holds {len(found)} pictures; expected at least 4, better some hundred")
-    return found
+    rest, held = _held_out(len(found), validation, seed)
+    return Layout(([(found[i], 0) for i in rest.tolist()], [(found[i], 0) for i in held.tolist()], []))
+
+
+def _held_out(count: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Return (indices that stay, indices held out), both ascending, at least two of the latter."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    held = max(2, round(share * count))
+    return order[held:].sort().values, order[:held].sort().values
 
 
 def array_splits(
@@ -80,11 +82,10 @@ def array_splits(
 ) -> tuple[Split, Split, Split]:
     """Return training, validation and (empty) test images of an array."""
     scale = 255 if images.dtype == torch.uint8 else 1
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    held = max(2, round(validation * len(images)))
+    rest, held = _held_out(len(images), validation, seed)
     nothing = torch.zeros(len(images), dtype=torch.int64)
 
     def split(chosen: Tensor) -> TensorSplit:
         return TensorSplit(images[chosen], nothing[chosen], full_scale=scale, mean=mean, std=std, seed=seed)
 
-    return split(order[held:].sort().values), split(order[:held].sort().values), split(order[:0])
+    return split(rest), split(held), split(rest[:0])

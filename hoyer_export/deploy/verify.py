@@ -97,6 +97,8 @@ class VerifyRecord:
         onnx: the comparisons behind the checks of the outputs, on all inputs that torch does not leave open.
         onnx_accuracy: top-1 of the labelled images through the runtime in percent; None without any.
         torch_accuracy: the same through torch.
+        class_images: the labelled images of each class.
+        class_correct: those of them that torch gets right.
     """
 
     passed: bool
@@ -104,6 +106,8 @@ class VerifyRecord:
     onnx: tuple[OnnxComparison, ...]
     onnx_accuracy: float | None
     torch_accuracy: float | None
+    class_images: tuple[int, ...] = ()
+    class_correct: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,8 @@ class _Agreement:
     clear_disagreements: int = 0
     onnx_accuracy: float | None = None
     torch_accuracy: float | None = None
+    class_images: tuple[int, ...] = ()
+    class_correct: tuple[int, ...] = ()
 
 
 def verify_onnx(
@@ -195,7 +201,15 @@ def verify_onnx(
     if all(check.passed for check in checks) and (wrong := weights.wrong_values(sha256)) is not None:
         checks.append(_check("weights", wrong, 0))
     passed = all(check.passed for check in checks)
-    return VerifyRecord(passed, tuple(checks), comparisons, agreement.onnx_accuracy, agreement.torch_accuracy)
+    return VerifyRecord(
+        passed,
+        tuple(checks),
+        comparisons,
+        agreement.onnx_accuracy,
+        agreement.torch_accuracy,
+        agreement.class_images,
+        agreement.class_correct,
+    )
 
 
 def _check(name: str, value: float, tolerance: float) -> Check:
@@ -268,7 +282,7 @@ def _outputs(path: str | Path, session: Session, names: list[str], call: Call) -
 
 def _agreement(run: _Run, network: nn.Module, labelled: _Labelled, tolerance: float) -> _Agreement:
     """Compare first classes; two logits that are closer than ``tolerance``, relative, may change places."""
-    tallies = []
+    tallies, seen, right = [], [], []
     for inputs, targets in labelled:
         batch, classes = as_float32(Call.of(network, inputs)), targets.cpu().numpy()
         if classes.shape != (batch.batch_size,):
@@ -285,7 +299,12 @@ def _agreement(run: _Run, network: nn.Module, labelled: _Labelled, tolerance: fl
         numbers = np.isfinite(expected).all(1) & np.isfinite(output).all(1)
         wrong = ~numbers | (clear & (onnx_class != torch_class))
         tallies.append([len(classes), wrong.sum(), (onnx_class == classes).sum(), (torch_class == classes).sum()])
+        seen.append(classes)
+        right.append(classes[torch_class == classes])
     images, disagreements, onnx_correct, torch_correct = np.sum(tallies or [[0] * 4], axis=0).tolist()
     if images == 0:
         raise DataError("top-1 needs labelled images, got none")
-    return _Agreement(disagreements, 100 * onnx_correct / images, 100 * torch_correct / images)
+    count = np.bincount(np.concatenate(seen))
+    correct = np.bincount(np.concatenate(right), minlength=len(count))
+    by_class = tuple(count.tolist()), tuple(correct.tolist())
+    return _Agreement(disagreements, 100 * onnx_correct / images, 100 * torch_correct / images, *by_class)

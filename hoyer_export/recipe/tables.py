@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import PydanticCustomError
 
 from hoyer_export.choices import WITHOUT_BUDGET, Alignment, Method, Norms
+from hoyer_export.preprocessing import Interpolation, Resize
 
 BUDGETS = ("macs", "params", "threshold", "max_drop", "max_change")
 """The keys of [cut] of which exactly one is set."""
@@ -59,7 +60,8 @@ class Data(_Table):
     """The images that it learns from, is chosen by, and is judged on."""
 
     name: Name
-    """``digits``, ``mnist``, ``fashion-mnist``, ``cifar10``, ``cifar10-16`` (averaged to 16×16), ``imagefolder``, or
+    """``digits``, ``mnist``, ``fashion-mnist``, ``cifar10``, ``cifar10-16`` (averaged to 16×16), ``imagefolder``
+    (train/CLASS/*, val/CLASS/* and test/CLASS/*; what is missing of the last two is held out; or CLASS/* alone), or
     ``images`` (without labels)."""
     root: Name | None = None
     """The folder with the files, relative to the recipe; ``digits`` needs none."""
@@ -73,11 +75,27 @@ class Data(_Table):
     std: Deviations | None = None
     """What the rest is divided by; stands beside ``mean``."""
     augment: bool | None = None
-    """Whether training images are changed at random: a window shifted by up to an eighth of the side, for ``cifar10``
-    and ``cifar10-16`` mirrored or not; for ``imagefolder`` a part of the image of any size, mirrored or not. Unset:
-    for these three alone."""
+    """Whether training images are changed at random: a window shifted by up to an eighth of the side; of image files a
+    part of any size; some of them mirrored or not. Unset: for ``cifar10``, ``cifar10-16`` and ``imagefolder``."""
+    flip: bool | None = None
+    """With ``augment``: whether half of them are mirrored left to right; unset: for ``cifar10``, ``cifar10-16`` and
+    image files."""
+    crop_scale: Share | None = None
+    """With ``augment``, of image files: the least share of the area that is seen; 1: all of it; unset: 0.08."""
     image_size: Count | None = None
-    """Height and width that ``imagefolder`` and ``images`` are brought to; unset: 224."""
+    """Height and width that image files (``imagefolder``, ``images``) are brought to; unset: 224."""
+    resize: Resize | None = None
+    """How. ``crop`` (unless set): the shorter side becomes ``short_side``, and the middle is cut out. ``squash``: both
+    sides are resized, whatever the proportions. ``pad``: it is resized to fit, with black around it."""
+    short_side: Count | None = None
+    """With ``resize = "crop"``, in pixels; unset: 256/224 of ``image_size``."""
+    interpolation: Interpolation | None = None
+    """Of the resize; unset: bilinear."""
+    class_names: Annotated[tuple[Name, ...], Field(strict=False, min_length=1)] | None = None
+    """What the network's outputs are called, in their order; unset: the data set's own, of an image folder its folders'
+    names, sorted. Those names in another order put the outputs in that order; other names rename them."""
+    skip_unreadable: bool = False
+    """Whether image files that cannot be read are left out, and named; else they are all named, and nothing is done."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that read the image files of a folder; 0: the main one does."""
 

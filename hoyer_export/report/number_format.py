@@ -1,4 +1,4 @@
-"""How numbers are written on the page, the card and the terminal: three digits and a unit, the same everywhere.
+"""How numbers and clauses are written on page, card and terminal: three digits and a unit, the same everywhere.
 
 A minus is the keyboard's, as in 1e-5 and in JSON: what is copied can be computed with.
 """
@@ -99,5 +99,13 @@ def duration(seconds: float | None) -> str:
     return f"{hours} h {minutes:02d} min"
 
 
-WRITTEN = {it.__name__: it for it in (count, exact, size, percent, share, points, milliseconds, times, small, duration)}
+def sentence(clause: str) -> str:
+    """Return a clause with a capital and a full stop."""
+    return f"{clause[:1].upper()}{clause[1:]}."
+
+
+WRITTEN = {
+    it.__name__: it
+    for it in (count, exact, size, percent, share, points, milliseconds, times, small, duration, sentence)
+}
 """All of them by name: filters of the templates."""

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from hoyer_export.preprocessing import Preprocessing
 from hoyer_export.record import Record
 
 MOST_SAMPLES = 200
@@ -29,15 +30,15 @@ class Images(Record):
     test: Size
 
 
-class InputsRecord(Record):
-    """What the run starts from.
+class InputsRecord(Preprocessing):
+    """What the run starts from, and how a picture becomes what the ONNX files take.
 
     Args:
         data: name of the data set; None where there is none.
         classes: it has.
         images: of each split.
-        shape: (C, H, W) of one image: what the ONNX files take, float32.
-        mean, std: a channel, of pixels in 0..1.
+        notes: where its images come from, where that needs a word.
+        left_out: image files that could not be read, each with the reason.
         validation: where the validation images come from if that needs a word, e.g. "may have been seen in training".
         settled: keys of the recipe that were left open, and that machine, data and network settled.
     """
@@ -45,9 +46,8 @@ class InputsRecord(Record):
     data: str | None = None
     classes: Count | None = None
     images: Images | None = None
-    shape: tuple[Count, ...] = ()
-    mean: tuple[float, ...] | None = None
-    std: tuple[Positive, ...] | None = None
+    notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     validation: str | None = None
     settled: tuple[str, ...] = ()
 
@@ -230,8 +230,23 @@ class OnnxComparison(Record):
         return self.max_abs_error is not None and self.max_abs_error <= self.tolerance
 
 
+class ClassTally(Record):
+    """Test images of one class, and how many of them the network calls by it."""
+
+    images: Size
+    correct: Size
+
+    @property
+    def accuracy(self) -> float | None:
+        """In percent; None without images."""
+        return 100 * self.correct / self.images if self.images else None
+
+
 class FileVerification(Record):
-    """One artifact against its network; ``onnx_accuracy`` is the runtime's, both are None without test images."""
+    """One artifact against its network; ``onnx_accuracy`` is the runtime's, both are None without test images.
+
+    ``by_class`` is the network's, in the order of its outputs.
+    """
 
     name: str
     passed: bool
@@ -239,6 +254,7 @@ class FileVerification(Record):
     onnx: tuple[OnnxComparison, ...]
     accuracy: Percent | None = None
     onnx_accuracy: Percent | None = None
+    by_class: tuple[ClassTally, ...] = ()
 
 
 class VerifiedRecord(Record):

@@ -37,6 +37,21 @@ class Step:
 
 
 @dataclass(frozen=True)
+class ClassRow:
+    """Test images of one class, the accuracy of both networks on them in percent, and slim minus dense in points."""
+
+    name: str
+    images: int
+    dense: float
+    slim: float
+
+    @property
+    def change(self) -> float:
+        """Slim minus dense, in points."""
+        return self.slim - self.dense
+
+
+@dataclass(frozen=True)
 class Caution:
     """Something that makes the result worth less: ``severe`` where it must not be used as it is."""
 
@@ -97,6 +112,18 @@ def accuracy_change(report: Report) -> float | None:
     """Return slim minus dense accuracy in points; None without test images."""
     slim, dense = report.slim.accuracy, report.dense.accuracy
     return None if slim is None or dense is None else slim - dense
+
+
+def class_rows(report: Report) -> tuple[ClassRow, ...]:
+    """Return the accuracy of every class that has test images, those that lost most first."""
+    dense, slim = (it.verified.by_class for it in (report.dense, report.slim))
+    names = report.inputs.class_names or ()
+    rows = [
+        ClassRow(names[i] if i < len(names) else f"class {i}", before.images, before.accuracy, after.accuracy)
+        for i, (before, after) in enumerate(zip(dense, slim, strict=False))
+        if before.accuracy is not None and after.accuracy is not None
+    ]
+    return tuple(sorted(rows, key=lambda row: row.change))
 
 
 def accuracy_interval(accuracy: float | None, images: int) -> tuple[float, float] | None:
@@ -278,6 +305,7 @@ def facts(report: Report) -> dict[str, object]:
         "headline": headline(report),
         "of_dense": {key: of_dense(report, key) for key in ("macs", "params", "size_bytes")},
         "accuracy_change": accuracy_change(report),
+        "class_rows": class_rows(report),
         "intervals": {it.file.name: accuracy_interval(it.accuracy, images) for it in report.artifacts},
         "budget": budget_words(report),
         "speedup": speedup_words(report),

@@ -3,7 +3,6 @@
 docs/adding-an-artifact.md adds one.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ def write_float32(artifact: "Artifact", job: Job, path: Path) -> None:
     """Export the artifact's network as it is, with what a client has to know in the metadata."""
     facts = {"network": job.recipe.network.name, "file": artifact.name}
     if job.has_data:
-        facts |= {"data": job.data.name, "mean": json.dumps(job.data.mean), "std": json.dumps(job.data.std)}
+        facts |= {"data": job.data.name, **job.data.preprocessing.metadata()}
     export_onnx(artifact.network(job), job.example, path, opset=job.recipe.export.opset, metadata=facts)
 
 

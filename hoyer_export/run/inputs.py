@@ -13,7 +13,6 @@ from hoyer_export.channels.channel_map import ChannelMap, nothing_prunable
 from hoyer_export.channels.cost import dense_macs
 from hoyer_export.choices import ALIGNMENTS
 from hoyer_export.data import DataSplits
-from hoyer_export.data.load import augments
 from hoyer_export.deploy.export import as_float32, export_onnx, inference_copy
 from hoyer_export.deploy.macs import count_macs
 from hoyer_export.deploy.weight_sizes import TorchMacs, torch_macs
@@ -28,6 +27,9 @@ from hoyer_export.run.stage import Stage
 from hoyer_export.select.align import least_keep
 from hoyer_export.select.budget import COSTS, Budget
 from hoyer_export.surgery.self_test import self_test
+
+SETTLED_BY_DATA = ("mean", "std", "resize", "short_side", "interpolation")
+"""Keys of [data] that stand in the resolved recipe as they are in force; names of classes are the folder's."""
 
 
 def look_at_inputs(job: Job) -> InputsRecord:
@@ -45,6 +47,10 @@ def look_at_inputs(job: Job) -> InputsRecord:
     network, weights = job.given()
     if weights is not None:
         job.progress.note(weights.describe())
+    if data is not None:
+        for note in data.notes:
+            job.progress.note(note)
+        data.check_readable()
     if data is not None and recipe.trains:
         check_labels(data)
     if recipe.cut.max_drop is not None and not job.has_labels:
@@ -61,9 +67,10 @@ def look_at_inputs(job: Job) -> InputsRecord:
     if data is None:
         found["network.input"] = job.shape
     else:
-        data.check_readable()
-        found |= {"data.mean": data.mean, "data.std": data.std, "data.augment": augments(data.name)}
-        found["data.image_size"] = data.input_shape[1]
+        found |= {f"data.{key}": getattr(data.preprocessing, key) for key in SETTLED_BY_DATA}
+        found |= {"data.image_size": data.input_shape[1], "data.augment": data.augmentation is not None}
+        if data.augmentation is not None:
+            found |= {"data.flip": data.augmentation.flip, "data.crop_scale": data.augmentation.crop_scale}
     # What a network of one's own is not told stays open: its function may not take it.
     known = {key: value for key, value in found.items() if value is not None}
     settled = left_open(recipe, known)
@@ -75,9 +82,9 @@ def look_at_inputs(job: Job) -> InputsRecord:
         data=data.name,
         classes=data.classes,
         images=Images(train=len(data.train), validation=len(data.validation), test=len(data.test)),
-        shape=data.input_shape,
-        mean=data.mean,
-        std=data.std,
+        notes=data.notes,
+        left_out=data.left_out,
+        **data.preprocessing.model_dump(),
         # Nobody can tell whether given weights saw these images; training images are what weights are trained on.
         validation=None if recipe.dense.file is None else "may have been seen in training",
         settled=tuple(settled),

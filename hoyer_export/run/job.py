@@ -1,7 +1,7 @@
 """What the stages of a run share: the recipe, the folder, and what is made from them when a stage asks for it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.rules import Rules
-from hoyer_export.data import DataSplits, load_data
+from hoyer_export.data import DataSplits, ImageOptions, load_data
 from hoyer_export.environment import EnvironmentRecord, environment_record
 from hoyer_export.errors import DataError, NetworkError
 from hoyer_export.networks import build_network, default_input_shape, is_function_name
@@ -70,6 +70,7 @@ class Job:
             augment=table.augment,
             image_size=table.image_size,
             workers=table.workers,
+            options=ImageOptions(**{field.name: getattr(table, field.name) for field in fields(ImageOptions)}),
         )
         data = replace(data, train=data.train.in_order_of(self.recipe.seed))
         told = self.recipe.network

@@ -86,7 +86,9 @@ def propose_recipe(asked: Recipe, path: Path, *, overwrite: bool = False, allow_
         FileError: ``path`` is taken, or cannot be written.
     """
     check_new_file(path, overwrite=overwrite)
-    job = _that_fits(_with_head(asked, allow_import), allow_import)
+    asked = _with_head(asked, allow_import)
+    _looking(asked, allow_import).data.check_readable()
+    job = _that_fits(asked, allow_import)
     network, weights = job.given()
     job.channels = proved_channels(job, network)
     job.recipe = _filled(job, network)
@@ -100,6 +102,7 @@ def propose_recipe(asked: Recipe, path: Path, *, overwrite: bool = False, allow_
         f" network keeps {share(least)}",
         *([weights.describe()] if weights else []),
         _training_words(job),
+        *job.data.notes,
     )
     run = shlex.join(["hoyer-export", "run", str(path), "--out", str(_free_folder(path))])
     for package in allow_import:

@@ -138,6 +138,10 @@ def _verified(job: Job, artifact: Artifact, sha256: str | None) -> records.FileV
         ),
         accuracy=found.torch_accuracy,
         onnx_accuracy=found.onnx_accuracy,
+        by_class=tuple(
+            records.ClassTally(images=images, correct=correct)
+            for images, correct in zip(found.class_images, found.class_correct, strict=True)
+        ),
     )
 
 

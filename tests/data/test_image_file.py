@@ -1,6 +1,7 @@
 """Each of Pillow's modes is read by its own range: the same picture comes out, whatever it was saved as."""
 
 import io
+import struct
 import warnings
 from pathlib import Path
 
@@ -36,6 +37,7 @@ MODES = {
     ),
     **dict.fromkeys(["P.png", "P.bmp", "CMYK.jpg", "CMYK.tiff", "YCbCr.jpg", "RGBA.webp", "RGBA.tiff"], 2.5),
     **dict.fromkeys(["I;16.png", "I;16.tiff", "I;16B.tiff", "I.tiff", "I;16.pgm", "F.tiff"], 0.001),
+    **dict.fromkeys(["RGBX.tiff", "YCbCr.tiff", "LAB.tiff"], 3.5),
     "1.png": 127.5,
 }
 
@@ -63,6 +65,31 @@ def test_transparency_is_dropped_without_a_word(tmp_path: Path) -> None:
         warnings.simplefilter("error")
         for name in ("rgba.png", "palette.png"):
             assert np.abs(np.asarray(read_image(tmp_path / name), int) - [200, 0, 0]).max() <= 2
+
+
+def test_grey_images_of_twelve_bits_are_read_over_4095(tmp_path: Path) -> None:
+    values = (RAMP * 4095).round().astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "stated.tiff", tiffinfo={281: 4095})
+    first, second = values[:, ::2].astype(int), values[:, 1::2].astype(int)
+    packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], -1).astype(np.uint8)
+    Image.fromarray(values).save(tmp_path / "packed.tiff", strip_size=2**20)
+    content = (tmp_path / "packed.tiff").read_bytes()
+    for tag, kind, before, after in ((258, 3, 16, 12), (279, 4, values.nbytes, packed.nbytes)):
+        entry = struct.pack("<HHI", tag, kind, 1)
+        assert content.count(entry + struct.pack("<I", before)) == 1
+        content = content.replace(entry + struct.pack("<I", before), entry + struct.pack("<I", after))
+    assert content.count(values.tobytes()) == 1
+    (tmp_path / "packed.tiff").write_bytes(content.replace(values.tobytes(), packed.tobytes()))
+    for name in ("stated.tiff", "packed.tiff"):
+        assert np.abs(np.asarray(read_image(tmp_path / name)) - values / 4095).max() < 1e-6
+    # The largest value of one image says nothing.
+    Image.fromarray(values).save(tmp_path / "largest.tiff", tiffinfo={281: 4000})
+    assert np.abs(np.asarray(read_image(tmp_path / "largest.tiff")) - values / 65_535).max() < 1e-6
+
+
+def test_where_white_is_zero_white_comes_out(tmp_path: Path) -> None:
+    Image.fromarray((RAMP * 65_535).round().astype(np.uint16)).save(tmp_path / "a.tiff", tiffinfo={262: 0})
+    assert np.abs(np.asarray(read_image(tmp_path / "a.tiff")) - (1 - RAMP)).max() < 1e-4
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hoyer_export.data import DataSplits, Split, load_data
+from hoyer_export.data import DataSplits, ImageOptions, Split, load_data
 from hoyer_export.errors import DataError
+from hoyer_export.preprocessing import Resize
 
 # Python 3.12 warns of every fork in a process with threads; torch's are idle here, and its loader forks by default.
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork.. may lead to deadlocks:DeprecationWarning")
@@ -133,12 +134,11 @@ def empty(folder: str):
     ("damage", "message"),
     [
         (remove("train"), "no folder {root}/train; expected train/CLASS/*.jpg and test/CLASS/*.jpg (or val/) there"),
-        (remove("val"), "{root} has neither test nor val"),
         (move("val/bee", "val/wasp"), "{root}: the class 'bee' is in train only; train and val need the same classes"),
         (move("train/ant", "train/emu"), "the class 'ant' is in val only"),
         (remove("val/cat"), "the class 'cat' is in train only"),
         (lambda root: [remove(f"train/{name}")(root) for name in CLASSES], "expected one folder a class"),
-        (empty("train/bee"), "{root}/train: Found no valid file for the classes bee"),
+        (empty("train/bee"), "{root}/train: no image in the class 'bee'; expected one folder a class"),
         (lambda root: [path.unlink() for path in list((root / "train/bee").iterdir())[1:]], "cannot hold out 0.25"),
     ],
 )
@@ -176,6 +176,50 @@ def test_every_unreadable_image_of_every_split_is_found_at_once(root: Path, work
     with pytest.raises(DataError, match=r"cannot read 25 images .* and 22 more; ") as caught:
         load(root, workers=workers).check_readable()
     assert "\n" not in str(caught.value)
+
+
+def test_unreadable_images_are_left_out_where_that_is_asked_and_named(root: Path) -> None:
+    bad = ["val/bee/1.png", "train/ant/0.png", "train/cat/3.png"]
+    whole, tested = load(root), everything(load(root).test)[0]
+    for name in bad:
+        (root / name).write_bytes(b"hello")
+    data = load(root, options=ImageOptions(skip_unreadable=True))
+    data.check_readable()
+    images, labels = everything(data.test)
+    assert labels.tolist() == [0, 0, 1, 2, 2]
+    assert torch.equal(images, tested[[0, 1, 2, 4, 5]])
+    assert len(data.train) + len(data.validation) == len(whole.train) + len(whole.validation) - 2
+    why = "no picture, or of a kind that Pillow does not know"
+    assert sorted(data.left_out) == [f"{name} ({why})" for name in sorted(bad)]
+    assert "3 unreadable images are left out: " in data.notes[-1]
+    assert load(root).left_out == ()
+    (root / "val/bee/0.png").write_bytes(b"")
+    with pytest.raises(DataError, match="cannot read any image of the class 'bee' in one of the splits: "):
+        load(root, options=ImageOptions(skip_unreadable=True))
+
+
+def test_a_crop_scale_of_one_crops_nothing_and_flips_can_be_turned_off(root: Path) -> None:
+    plain = everything(load(root).train)[0]
+    for flip in (True, False):
+        data = load(root, options=ImageOptions(crop_scale=1.0, flip=flip))
+        images = everything(data.train, augment=True)[0]
+        mirrored = [not torch.equal(image, before) for image, before in zip(images, plain, strict=True)]
+        assert any(mirrored) == flip
+        assert not all(mirrored)
+        for image, before, is_mirrored in zip(images, plain, mirrored, strict=True):
+            assert torch.equal(image, before.flip(-1) if is_mirrored else before)
+    cropped = load(root, options=ImageOptions(crop_scale=0.3, flip=False)).train
+    assert not torch.equal(everything(cropped, augment=True)[0], plain)
+
+
+@pytest.mark.parametrize(("resize", "seen"), [("squash", 1.0), ("pad", 0.25)])
+def test_a_random_crop_has_the_proportions_that_evaluation_sees(root: Path, resize: Resize, seen: float) -> None:
+    for path in root.glob("*/*/*.png"):
+        Image.new("RGB", (40, 10), "white").save(path)
+    options = ImageOptions(resize=resize, crop_scale=0.9)
+    data = load(root, mean=[0, 0, 0], std=[1, 1, 1], options=options)
+    for images in (everything(data.test)[0], everything(data.train, augment=True)[0]):
+        assert abs(float(images.mean()) - seen) < 0.06
 
 
 def test_what_is_hidden_is_neither_a_class_nor_an_image(root: Path) -> None:

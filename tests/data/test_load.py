@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hoyer_export.data import DataSplits, Split, load_data
+from hoyer_export.data import DataSplits, ImageOptions, Split, load_data
 from hoyer_export.errors import DataError
 
 
@@ -19,7 +19,7 @@ def everything(split: Split, **options) -> tuple[Tensor, Tensor]:
 def pixels(data: DataSplits, split: Split) -> Tensor:
     """Undo the normalisation: values in 0..1, float64."""
     images, _ = everything(split)
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (data.mean, data.std))
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (data.preprocessing.mean, data.preprocessing.std))
     return images.double() * std + mean
 
 
@@ -27,6 +27,7 @@ def test_the_digits_need_no_files_and_have_360_stratified_test_images() -> None:
     data = load_data("digits")
     assert (len(data.train), len(data.validation), len(data.test)) == (1221, 216, 360)
     assert (data.name, data.classes, data.input_shape) == ("digits", 10, (1, 8, 8))
+    assert data.preprocessing.class_names == tuple("0123456789")
     for split in (data.train, data.validation, data.test):
         images, labels = everything(split)
         assert images.shape == (len(split), 1, 8, 8)
@@ -56,13 +57,13 @@ def test_the_seed_chooses_the_validation_images_and_never_the_test_images() -> N
 def test_the_default_mean_and_deviation_of_the_digits_are_those_of_the_images_that_are_not_test() -> None:
     data = load_data("digits")
     values = torch.cat([pixels(data, data.train), pixels(data, data.validation)])
-    assert abs(float(values.mean()) - data.mean[0]) < 5e-5
-    assert abs(float(values.std(correction=0)) - data.std[0]) < 5e-5
+    assert abs(float(values.mean()) - data.preprocessing.mean[0]) < 5e-5
+    assert abs(float(values.std(correction=0)) - data.preprocessing.std[0]) < 5e-5
 
 
 def test_given_mean_and_deviation_are_used_and_returned() -> None:
     data = load_data("digits", mean=[0.5], std=[0.25])
-    assert (data.mean, data.std) == ((0.5,), (0.25,))
+    assert (data.preprocessing.mean, data.preprocessing.std) == ((0.5,), (0.25,))
     images, _ = everything(data.test)
     assert (float(images.min()), float(images.max())) == (-2.0, 2.0)  # (0 - 0.5) / 0.25 and (1 - 0.5) / 0.25
 
@@ -75,6 +76,18 @@ def test_the_digits_are_augmented_on_request_only_and_validation_and_test_never(
     assert torch.equal(everything(moved.train)[0], original)
     for split in (moved.validation, moved.test):
         assert torch.equal(everything(split, augment=True)[0], everything(split)[0])
+
+
+def test_images_in_memory_are_flipped_where_that_is_asked_and_named_as_is_asked() -> None:
+    names = ("null", *(f"number {i}" for i in range(1, 10)))
+    flipped = load_data("digits", augment=True, options=ImageOptions(flip=True, class_names=names))
+    still = load_data("digits", augment=True, options=ImageOptions(flip=False))
+    assert flipped.preprocessing.class_names == names
+    assert not torch.equal(everything(flipped.train, augment=True)[0], everything(still.train, augment=True)[0])
+    assert torch.equal(
+        everything(load_data("digits", augment=True).train, augment=True)[0], everything(still.train, augment=True)[0]
+    )
+    assert torch.equal(everything(flipped.train)[1], everything(still.train)[1])
 
 
 @pytest.mark.parametrize(
@@ -97,6 +110,10 @@ def test_the_digits_are_augmented_on_request_only_and_validation_and_test_never(
         ({"std": [float("inf")]}, "std is [inf]"),
         ({"workers": -1}, "workers is -1"),
         ({"image_size": 28}, "image_size is 28, but the images of digits are 8×8; leave it out"),
+        ({"options": ImageOptions(resize="pad")}, "resize is pad, but the images of digits are 8×8; leave it out"),
+        ({"options": ImageOptions(crop_scale=0.5)}, "crop_scale is 0.5, but the images of digits are 8×8"),
+        ({"options": ImageOptions(class_names=("a", "b"))}, "class_names is ['a', 'b']; expected 10 different names"),
+        ({"options": ImageOptions(class_names=("a",) * 10)}, "expected 10 different names, one a class"),
         ({"name": "mnist"}, "the data set 'mnist' needs a root, the folder that holds MNIST/raw/*-ubyte: python -c"),
         ({"name": "fashion-mnist", "root": Path("no/such")}, "no folder no/such, where the data set 'fashion-mnist'"),
         (
@@ -105,6 +122,14 @@ def test_the_digits_are_augmented_on_request_only_and_validation_and_test_never(
         ),
         ({"name": "imagefolder"}, "needs a root, the folder that holds train/CLASS/*.jpg and test/CLASS/*.jpg"),
         ({"name": "imagefolder", "root": Path(), "image_size": 0}, "image_size is 0; expected pixels, at least 1"),
+        (
+            {"name": "imagefolder", "root": Path(), "options": ImageOptions(short_side=200)},
+            "short_side is 200; expected at least the image_size, 224",
+        ),
+        (
+            {"name": "imagefolder", "root": Path(), "options": ImageOptions(resize="squash", short_side=256)},
+            'short_side is 256; expected at least the image_size, 224, and with resize = "crop" alone',
+        ),
     ],
 )
 def test_a_wrong_argument_is_explained_in_one_line(arguments, message: str) -> None:
@@ -135,8 +160,8 @@ def test_real_sets_are_whole_and_their_default_mean_and_deviation_are_right(name
     assert sizes == ((count - 10_000) * 9 // 10, (count - 10_000) // 10, 10_000)
     # A tenth of the images knows the mean of all to about 0.12 / √5,000 = 0.0017.
     values = pixels(data, data.validation)
-    assert (values.mean((0, 2, 3)) - torch.tensor(data.mean)).abs().max() < 0.005
-    assert (values.transpose(0, 1).flatten(1).std(1) - torch.tensor(data.std)).abs().max() < 0.005
+    assert (values.mean((0, 2, 3)) - torch.tensor(data.preprocessing.mean)).abs().max() < 0.005
+    assert (values.transpose(0, 1).flatten(1).std(1) - torch.tensor(data.preprocessing.std)).abs().max() < 0.005
     images, _ = next(data.train.batches(64, augment=True))
     plain, _ = next(data.train.batches(64))
     assert torch.equal(images, plain) == (name != "cifar10")

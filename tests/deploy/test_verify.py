@@ -170,6 +170,17 @@ def test_a_network_that_mixes_the_images_of_a_batch_fails_the_rows(tmp_path):
     assert failed(verify_onnx(tmp_path / "f.onnx", Mixing(), IMAGES)) == ["rows of a batch"]
 
 
+def test_every_class_has_its_own_count_of_images_and_of_right_answers(net, file):
+    with torch.no_grad():
+        answers = net.eval()(IMAGES).argmax(1)
+    labels = answers.clone()
+    labels[0] = (answers[0] + 1) % 5
+    record = verify_onnx(file, net, IMAGES, labelled=[(IMAGES[:3], labels[:3]), (IMAGES[3:], labels[3:])])
+    seen, right = labels.bincount(), labels[labels == answers].bincount(minlength=len(labels.bincount()))
+    assert (record.class_images, record.class_correct) == (tuple(seen.tolist()), tuple(right.tolist()))
+    assert record.torch_accuracy == 100 * sum(record.class_correct) / sum(record.class_images)
+
+
 def test_top_1_counts_clear_disagreements_only(net, file, tmp_path):
     labels = net.eval()(IMAGES).argmax(1)
     bias = 100 * np.eye(5, dtype=np.float32)[(labels[0] + 1) % 5]  # every image gets a class that is not the first's

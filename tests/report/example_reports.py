@@ -10,6 +10,7 @@ from hoyer_export.report.stage_records import (
     BlockedConvs,
     BudgetRecord,
     Check,
+    ClassTally,
     CutRecord,
     Environment,
     ExportsRecord,
@@ -35,6 +36,12 @@ EXAMPLES = (
     *("without_data", "three_artifacts", "without_macs"),
 )
 
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CORRECT = {  # of 1,000 images a class
+    "dense": (930, 960, 880, 830, 920, 870, 945, 940, 955, 943),
+    "slim": (932, 958, 872, 808, 918, 862, 944, 941, 953, 942),
+}
+
 
 def passed() -> Report:
     """Return the report of a run of ResNet-20 on CIFAR-10 at half the MACs that went well."""
@@ -58,6 +65,7 @@ def passed() -> Report:
             shape=(3, 32, 32),
             mean=(0.485, 0.456, 0.406),
             std=(0.229, 0.224, 0.225),
+            class_names=CLASSES,
         ),
         training={
             "dense": PhaseRecord(seconds=2310.4),
@@ -154,7 +162,13 @@ def example_verification(name: str, accuracy: float | None, onnx_accuracy: float
         Check(name="top-1", value=0.0, tolerance=0.0, passed=True),
     )
     return FileVerification(
-        name=name, passed=True, checks=checks, onnx=comparisons, accuracy=accuracy, onnx_accuracy=onnx_accuracy
+        name=name,
+        passed=True,
+        checks=checks,
+        onnx=comparisons,
+        accuracy=accuracy,
+        onnx_accuracy=onnx_accuracy,
+        by_class=tuple(ClassTally(images=1000, correct=correct) for correct in CORRECT.get(name, ())),
     )
 
 
@@ -312,6 +326,7 @@ def without_data() -> Report:
             "verify.sparse_accuracy": None,
         }
         | {f"verify.artifacts.{index}.{key}": None for index in (0, 1) for key in ("accuracy", "onnx_accuracy")}
+        | {f"verify.artifacts.{index}.by_class": [] for index in (0, 1)}
     )
 
 
@@ -341,6 +356,8 @@ def hostile() -> Report:
         {
             "inputs.data": HOSTILE,
             "inputs.validation": HOSTILE,
+            "inputs.notes": [HOSTILE],
+            "inputs.class_names.3": HOSTILE,
             "recipe": {
                 "seed": HOSTILE,
                 "network": {"name": HOSTILE, HOSTILE: HOSTILE},

@@ -128,6 +128,31 @@ def test_a_network_without_macs_has_no_share_of_them() -> None:
     assert "MACs\nreduction" not in card
 
 
+def test_the_card_says_what_each_output_is_and_which_classes_lost_most() -> None:
+    card = render_card(example_reports.passed())
+    assert "Outputs, in their order: `airplane`, `automobile`, `bird`, `cat`," in card
+    table = card.partition("## Accuracy by class")[2].partition("## How to use it")[0]
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| `")]
+    assert rows[0] == ["| `cat`", "1,000", "83.00 %", "80.80 %", "-2.20 points |"]
+    assert [row[0] for row in rows[1:3]] == ["| `bird`", "| `dog`"]
+    assert rows[-1] == ["| `airplane`", "1,000", "93.00 %", "93.20 %", "+0.20 points |"]
+    assert len(rows) == 10
+
+
+def test_many_classes_are_not_all_on_the_card() -> None:
+    names = [f"kind {i}" for i in range(25)]
+    tallies = [{"images": 20 if i else 0, "correct": 10 if i else 0} for i in range(25)]
+    card = render_card(
+        example_reports.changed(
+            {"inputs.class_names": names, "inputs.classes": 25}
+            | {f"verify.artifacts.{file}.by_class": tallies for file in (0, 1)}
+        )
+    )
+    assert "the other 14 of 24 classes are in `report.html`" in card  # one has no test images
+    assert "`kind 19`, ... (25 in all)." in card
+    assert "`kind 11`" not in card.partition("## How to use it")[0]
+
+
 def test_the_code_on_the_card_runs_on_the_file_that_it_describes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -135,6 +160,7 @@ def test_the_code_on_the_card_runs_on_the_file_that_it_describes(
     assert report.inputs.mean is not None
     assert report.inputs.std is not None
     # Logits are the sums over each channel's pixels: images of zeros give -1024 · mean / std.
+    assert report.inputs.class_names is not None
     graph = helper.make_graph(
         [helper.make_node("ReduceSum", ["input", "axes"], ["logits"], keepdims=0)],
         "sums",
@@ -142,11 +168,11 @@ def test_the_code_on_the_card_runs_on_the_file_that_it_describes(
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])],
         [numpy_helper.from_array(np.array([2, 3]), "axes")],
     )
-    onnx.save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), tmp_path / "slim.onnx"
-    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    helper.set_model_props(model, {f"hoyer_export.{key}": text for key, text in report.inputs.metadata().items()})
+    onnx.save(model, tmp_path / "slim.onnx")
     monkeypatch.chdir(tmp_path)
     (snippet,) = re.findall(r"```python\n(.*?)```", render_card(report), re.DOTALL)
     exec(snippet, {})
     expected = int(np.argmax([-mean / std for mean, std in zip(report.inputs.mean, report.inputs.std, strict=True)]))
-    assert capsys.readouterr().out == f"[{expected}]\n"
+    assert capsys.readouterr().out == f"['{report.inputs.class_names[expected]}']\n"

@@ -155,6 +155,42 @@ CLAIMS: list[tuple[str, dict[str, Any], list[str], list[str]]] = [
         ["budget met"],
     ),
     (
+        "classes",
+        {},
+        ["Accuracy", "lost most", "A picture is 32×32 already, and used as it is."],
+        ["The other", "the other"],
+    ),
+    (
+        "a folder of pictures of which some cannot be read",
+        {
+            **{"inputs.resize": "crop", "inputs.short_side": 37, "inputs.interpolation": "bicubic"},
+            "inputs.notes": ["an unreadable image is left out: a.png (truncated)"],
+        },
+        [
+            "A picture's shorter side is resized to 37 pixels (bicubic), and the middle 32×32 is cut out.",
+            "An unreadable image is left out: a.png (truncated).",
+        ],
+        ["used as it is"],
+    ),
+    (
+        "squashed pictures",
+        {"inputs.resize": "squash", "inputs.interpolation": "bilinear"},
+        ["A picture is resized to 32×32 (bilinear), whatever its proportions."],
+        [],
+    ),
+    (
+        "padded pictures",
+        {"inputs.resize": "pad", "inputs.interpolation": "bilinear"},
+        ["A picture is resized to fit into 32×32 (bilinear), with black around it."],
+        [],
+    ),
+    (
+        "a report from before classes had names",
+        {"inputs.class_names": None, "verify.artifacts.0.by_class": [], "verify.artifacts.1.by_class": []},
+        [],
+        ["A picture", "Accuracy by class", "test images of each class", "in their order", "hoyer_export.class_names"],
+    ),
+    (
         "one class",
         {"inputs.classes": 1},
         ["One class: every answer is right, so that accuracy says nothing."],
