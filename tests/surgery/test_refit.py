@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import hoyer_export as hx
 import hoyer_export.surgery.extras.refit as refit_module
+from hoyer_export.call import Call
 from hoyer_export.surgery.extras.least_squares import LeastSquares
 from hoyer_export.surgery.extras.refit import DenseOutputs, Refit, refit_
 from hoyer_export.surgery.extras.waiting_run import Stop, stops
@@ -372,8 +373,8 @@ def test_batches_go_side_by_side_and_give_what_one_batch_gives(monkeypatch: pyte
     model, images = Remembers().double().eval(), IMAGES.double()
     runs: list[int] = []
 
-    def counted(network: nn.Module, batch: tuple[Tensor, ...]) -> Iterator[Stop]:
-        runs.append(len(batch[0]))
+    def counted(network: nn.Module, batch: Call) -> Iterator[Stop]:
+        runs.append(batch.batch_size)
         return stops(network, batch)
 
     def refitted(batches: list[Tensor]) -> dict[str, Tensor]:
@@ -397,14 +398,14 @@ def test_batches_go_side_by_side_and_give_what_one_batch_gives(monkeypatch: pyte
 
 def test_a_run_waits_in_front_of_each_layer_and_says_what_it_holds() -> None:
     model, images = Remembers().eval(), IMAGES[:2]
-    run = stops(model, (images,))
+    run = stops(model, Call((images,)))
     held = {}
     while (stop := next(run, None)) is not None:
         held[stop.key[0]] = stop.held_bytes
         del stop  # it holds what the layer reads
     pixels = 4 * 2 * 12 * 12
     assert held == {"a.weight": 0, "b.weight": pixels * 16, "c.weight": pixels * 24}
-    run = stops(model, (images,))
+    run = stops(model, Call((images,)))
     next(run)
     with torch.no_grad():
         model.a.weight.zero_()  # it shares the weights
@@ -412,7 +413,7 @@ def test_a_run_waits_in_front_of_each_layer_and_says_what_it_holds() -> None:
     assert not next(run).call.input.any()
     run.close()
     with pytest.raises(hx.NetworkError, match="does not run on a calibration batch of shape 2×4×9×9"):
-        list(stops(model, (torch.zeros(2, 4, 9, 9),)))
+        list(stops(model, Call((torch.zeros(2, 4, 9, 9),))))
     assert threading.active_count() == 1
 
 
