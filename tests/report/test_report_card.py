@@ -89,7 +89,7 @@ def test_a_failed_verification_is_the_first_thing_that_the_card_says() -> None:
     assert card.index("> **Verification failed:**") < card.index("| test accuracy")
     assert "> **Budget missed:** at most 45.0 % of the dense MACs asked, 49.6 % reached." in card
     assert "**Failed**: 3 of 77 steps." in card
-    assert "| slim.onnx, optimisations disabled, batch 2, ones | not finite | 9.2e-5 |" in card
+    assert "| slim.onnx, optimisations disabled, logits, batch 2, ones | not finite | 9.2e-5 |" in card
 
 
 def test_a_card_without_latency_claims_no_speed() -> None:
