@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from hoyer_export.errors import RecipeError
 from hoyer_export.recipe.messages import explained, one_line, show
-from hoyer_export.recipe.tables import BUDGETS, OF_NORMS, PATHS, RANDOM, Recipe
+from hoyer_export.recipe.tables import BUDGETS, GIVEN, OF_NORMS, PATHS, RANDOM, Recipe
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
@@ -63,7 +63,7 @@ def _make_whole(tables: dict[str, Any], folder: Path, set_by: Mapping[tuple[str,
     for section, key in PATHS:
         table = tables.get(section)
         given = table.get(key) if isinstance(table, dict) else None
-        if isinstance(table, dict) and isinstance(given, str) and given not in ("", RANDOM):
+        if isinstance(table, dict) and isinstance(given, str) and given not in ("", RANDOM, GIVEN):
             table[key] = os.path.abspath(given if (section, key) in set_by else folder / given)
 
 

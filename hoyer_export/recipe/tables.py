@@ -17,8 +17,10 @@ BUDGETS = ("macs", "params", "threshold", "max_drop", "max_change")
 """The keys of [cut] of which exactly one is set."""
 RANDOM = "random"
 """In the place of a file with weights: nothing is loaded. MACs and sizes are right then, outputs mean nothing."""
+GIVEN = "given"
+"""In the place of a file with weights, or of a method: what was passed in Python has them, or was cut already."""
 
-PATHS = (("data", "root"), ("dense", "weights"))
+PATHS = (("data", "root"), ("dense", "weights"), ("finetune", "weights"))
 """The keys that are a file's or a folder's."""
 
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -36,6 +38,10 @@ class _Table(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+
+def _file(weights: str | None) -> Path | None:
+    return None if weights in (None, RANDOM, GIVEN) else Path(weights)
 
 
 class Network(_Table):
@@ -124,7 +130,7 @@ class Dense(Phase):
     lr: Positive = 0.1
     weights: Name | None = None
     """A file with the weights to start from, relative to the recipe; unset or ``random``: drawn by the seed. With
-    ``epochs = 0`` one of the two is needed, except where [train] begins from scratch."""
+    ``epochs = 0`` one of the two is needed, except where [train] begins from scratch. ``given``: those of the network that was passed in Python."""
     weights_key: Name | None = None
     """Where in that file they are, e.g. ``model_ema``; unset: where all names fit, and rather raw than averaged."""
     new_head: bool | None = None
@@ -140,8 +146,8 @@ class Dense(Phase):
 
     @property
     def file(self) -> Path | None:
-        """Where the weights to start from are; None where they are random."""
-        return None if self.weights in (None, RANDOM) else Path(self.weights)
+        """Where the weights to start from are; None where no file has them."""
+        return _file(self.weights)
 
 
 OF_NORMS: dict[Any, dict[str, Any]] = {
@@ -212,10 +218,10 @@ class Cut(_Table):
     align: Alignment | None = None
     """Widths are rounded up to a multiple of it that the runtime is fast at (16 also allows 8), never above the dense
     width; unset: 16, and 1 for a method without budget."""
-    method: Method = "group-hs"
+    method: Method | Literal["given"] = "group-hs"
     """How channels are scored. ``group-hs``: by the norms of their weights. ``magnitude``: as torch-pruning scores
     them. ``function``: by what they bring to their readers, over their MACs. ``dead``: what never fires goes, and
-    nothing else. ``zero``: what is zero already, or read by nobody."""
+    nothing else. ``zero``: what is zero already, or read by nobody. ``given``: the slim network was passed in Python."""
     max_drop: NotNegative | None = None
     """Points of validation accuracy that may be lost; needs ``method = "function"`` and ``refit = true``."""
     max_change: Positive | None = None
@@ -287,6 +293,14 @@ class Finetune(Phase):
 
     epochs: Annotated[int, Field(ge=0)] = 15
     lr: Positive = 0.05
+    weights: Name | None = None
+    """A file with weights that the slim network got in a training loop of your own, relative to the recipe: they take
+    the place of these epochs; ``hoyer-export ship`` sets it. ``given``: the slim network was passed in Python."""
+
+    @property
+    def file(self) -> Path | None:
+        """Where these weights are; None where no file has them."""
+        return _file(self.weights)
 
 
 class Train(Phase):

@@ -221,7 +221,7 @@ def cautions(report: Report) -> tuple[Caution, ...]:
     if width is not None and changed_little(report):
         found.append(Caution(False, "Group-HS changed little", little_effect_words(width)))
     change = accuracy_change(report)
-    if made.cut and made.finetune_epochs == 0 and change is not None and change < -MOST_LOST:
+    if made.cut and not made.trained_after and change is not None and change < -MOST_LOST:
         lost = f"accuracy is {points(change)} from dense; fine-tune the slim network (finetune.epochs in a recipe)"
         found.append(Caution(False, "Not trained after the cut", lost))
     uncounted = report.dense.file.uncounted | report.slim.file.uncounted

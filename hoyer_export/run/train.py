@@ -60,11 +60,13 @@ def train_sparse(job: Job) -> PhaseRecord:
 
 
 def finetune(job: Job) -> PhaseRecord:
-    """Train the slim network, and write slim.safetensors."""
+    """Train the slim network, or take the weights that were trained elsewhere, and write slim.safetensors."""
     table = job.recipe.finetune
-    slim, seconds = job.slim(cut_weights(job.folder)), 0.0
+    slim, seconds = job.finetuned(cut_weights(job.folder)), 0.0
     _forget_lines(job, "finetune")
-    if table.epochs:
+    if table.weights:
+        job.progress.headline(f"fine-tune: done elsewhere, weights = {table.weights}")
+    elif table.epochs:
         job.progress.headline(f"fine-tune: {_epochs(table)} of the slim network")
         seconds = _train(job, slim.model, table, "finetune", optimizer=lambda _, how: _going_on(job, slim, how))
     write_slim(slim, job.folder.slim_weights, job)
