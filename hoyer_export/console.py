@@ -17,7 +17,8 @@ from hoyer_export.report.number_format import (
     exact,
     milliseconds,
     percent,
-    points,
+    score,
+    score_change,
     share,
     size,
     small,
@@ -101,7 +102,8 @@ def _figures(report: "Report") -> Iterator[list[str]]:
 
     shipped, dense, slim = report.artifacts, report.dense, report.slim
     if slim.accuracy is not None:
-        yield ["test accuracy", *(percent(it.accuracy) for it in shipped), points(accuracy_change(report))]
+        change = score_change(accuracy_change(report), report.metric)
+        yield [f"test {report.metric_name}", *(score(it.accuracy, report.metric) for it in shipped), change]
     for name, key, shown in (("MACs", "macs", exact), ("params", "params", exact), ("file", "size_bytes", size)):
         yield [name, *(shown(getattr(it.file, key)) for it in shipped), share(of_dense(report, key))]
     measured = report.bench.artifacts

@@ -67,6 +67,10 @@ class Split(ABC):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of these images; ``generator`` is the epoch's, and its order is drawn already."""
 
+    def steps(self, batch_size: int) -> int:
+        """Return how many batches an epoch of training has."""
+        return len(batch_indices(len(self), batch_size, torch.Generator()))
+
     @abstractmethod
     def unreadable(self) -> list[str]:
         """Look at every image that is still on disk, and return those that cannot be read, each with the reason."""
@@ -85,6 +89,7 @@ class DataSplits:
         input_shape: (C, H, W) of one image.
         mean: subtracted from each channel, whose values lie in 0..1.
         std: divides each channel after that.
+        own: the batches are somebody's own: what targets are is their business.
     """
 
     name: str
@@ -92,9 +97,15 @@ class DataSplits:
     validation: Split
     test: Split
     classes: int | None
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    own: bool = False
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether batches say what should come out."""
+        return self.own or self.classes is not None
 
     def check_readable(self) -> None:
         """Look at every image of the three splits: a bad one is said before the first epoch, not after the last.

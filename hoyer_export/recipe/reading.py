@@ -29,7 +29,16 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: the file cannot be read, or a key or value is wrong; one line that names the culprit.
     """
-    path = Path(path)
+    tables, set_by = _read(Path(path), overrides)
+    return _validated(tables, str(path), set_by)
+
+
+def read_tables(path: Path | str) -> dict[str, Any]:
+    """Return the tables of a recipe that is not whole yet; its paths are. RecipeError where it cannot be read."""
+    return _read(Path(path), ())[0]
+
+
+def _read(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -40,7 +49,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{path} is not TOML: {one_line(str(error))}") from error
     set_by = {_apply(override, tables): override for override in overrides}
     _make_whole(tables, path.parent, set_by)
-    return _validated(tables, str(path), set_by)
+    return tables, set_by
 
 
 def make_recipe(tables: Mapping[str, Any], source: str = "the recipe") -> Recipe:

@@ -84,6 +84,8 @@ class Data(_Table):
     for these three alone."""
     image_size: Count | None = None
     """Height and width that ``imagefolder`` and ``images`` are brought to; unset: 224."""
+    class_weights: Deviations | None = None
+    """One number a class, that its images count in the cross-entropy; unset: all alike."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that read the image files of a folder; 0: the main one does."""
 

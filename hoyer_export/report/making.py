@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hoyer_export.recipe.tables import GIVEN, RANDOM
-from hoyer_export.report.number_format import exact, percent, share, small
+from hoyer_export.report.number_format import exact, score, share, small
 from hoyer_export.report.report import Report
 from hoyer_export.report.stage_records import CutRecord
 
@@ -170,8 +170,10 @@ def _sparse_words(made: Making) -> str:
 
 
 def _before_words(report: Report, made: Making) -> str:
+    if made.method == GIVEN:  # what there was before is the dense network
+        return ""
     accuracy, width = report.verify.sparse_accuracy, report.effective_macs
-    found = [] if accuracy is None else [f"{percent(accuracy)} test accuracy"]
+    found = [] if accuracy is None else [f"{score(accuracy, report.metric)} test {report.metric_name}"]
     if width is not None and made.norms_tell:
         little = ": Group-HS made next to no channel weak" if changed_little(report) else ""
         found.append(f"{share(width)} of the MACs at effective widths{little}")

@@ -19,7 +19,7 @@ from hoyer_export.run_folder import RunFolder
 def write_float32(artifact: "Artifact", job: Job, path: Path) -> None:
     """Export the artifact's network as it is, with what a client has to know in the metadata."""
     facts = {"network": job.recipe.network.name, "file": artifact.name}
-    if job.has_data:
+    if job.has_data and job.data.mean:
         facts |= {"data": job.data.name, "mean": json.dumps(job.data.mean), "std": json.dumps(job.data.std)}
     export_onnx(artifact.network(job), job.example, path, opset=job.recipe.export.opset, metadata=facts)
 

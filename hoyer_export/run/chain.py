@@ -50,6 +50,7 @@ def run_recipe(
     redo_from: str | None = None,
     allow_import: Sequence[str] = (),
     progress: Progress,
+    own: Own | None = None,
 ) -> Report:
     """Run the whole chain into the folder ``out``; every stage that is already done is taken from its files.
 
@@ -61,6 +62,7 @@ def run_recipe(
         redo_from: name of the stage from which on all is done again; without it nothing is trained twice.
         allow_import: packages that may be imported for a network ``package.module:function``.
         progress: is told what happens.
+        own: what was passed in Python in the place of names.
 
     Returns:
         What report.json holds; whether verification passed and the budget was met is in it.
@@ -72,7 +74,7 @@ def run_recipe(
         raise RecipeError(f"--redo-from {redo_from}: expected one of {', '.join(names)}")
     with claimed(out, resume=resume or redo_from is not None) as begun:
         folder = RunFolder(out)
-        job = Job(recipe, folder, progress, allow_import)
+        job = Job(recipe, folder, progress, allow_import, own=own)
         before = {file: file.read_bytes() for file in _head(folder) if file.is_file()}
         if begun and is_done(INPUTS, folder):
             job.recipe = reopened(recipe, load_recipe(folder.recipe), record_of(INPUTS, folder).settled)

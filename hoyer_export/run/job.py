@@ -13,6 +13,7 @@ from hoyer_export.channels.rules import Rules
 from hoyer_export.data import DataSplits, load_data
 from hoyer_export.environment import EnvironmentRecord, environment_record
 from hoyer_export.errors import DataError, NetworkError, RecipeError
+from hoyer_export.metric import ACCURACY, Metric
 from hoyer_export.networks import build_network, default_input_shape, is_function_name
 from hoyer_export.recipe.tables import Recipe
 from hoyer_export.rules import load_rules
@@ -20,9 +21,11 @@ from hoyer_export.run.channel_file import read_channels
 from hoyer_export.run.own import Own, needs_own
 from hoyer_export.run.progress import Progress
 from hoyer_export.run_folder import RunFolder
+from hoyer_export.sparsify.epoch import Loss
 from hoyer_export.store.slim_file import is_slim_file, load_slim
 from hoyer_export.surgery.plan import PruningPlan, with_plan
 from hoyer_export.surgery.step import SlimModel
+from hoyer_export.tensors import examples_in, rows_of
 from hoyer_export.weights import LoadedWeights, load_weights
 
 
@@ -65,8 +68,18 @@ class Job:
 
     @property
     def has_labels(self) -> bool:
-        """Whether the images have labels, and there are test images."""
-        return self.has_data and self.data.classes is not None
+        """Whether there are test images, and what should come out of them is known."""
+        return self.has_data and self.data.has_targets and len(self.data.test) > 0
+
+    @property
+    def metric(self) -> Metric:
+        """What a network is judged by on validation and test images."""
+        return ACCURACY if self.own is None else self.own.metric
+
+    @property
+    def loss(self) -> Loss | None:
+        """What training minimises; cross-entropy where None."""
+        return None if self.own is None else self.own.loss
 
     @cached_property
     def data(self) -> DataSplits:
@@ -109,8 +122,6 @@ class Job:
     def shape(self) -> tuple[int, ...]:
         """(C, H, W) of one image: the data's, else what is told or what the network is meant for."""
         told = self.recipe.network
-        if self.own is not None and self.own.inputs is not None:
-            return tuple(self.own.inputs.shape[1:]) if isinstance(self.own.inputs, Tensor) else ()
         shape = self.data.input_shape if self.has_data else told.input or default_input_shape(told.name)
         if shape is None:
             self.network()  # a name that nobody knows is said first
@@ -126,13 +137,12 @@ class Job:
         Raises:
             DataError: there is a single image.
         """
-        if self.own is not None and self.own.inputs is not None:
-            inputs: Tensor = self.own.inputs
-            return inputs
         if not self.has_data:
             return torch.randn((2, *self.shape), generator=torch.Generator().manual_seed(self.recipe.seed))
         images: Tensor = next(iter(self.data.validation.batches(2)))[0]
-        if len(images) < 2:
+        if self.data.own:
+            images = rows_of(images, 2)
+        if examples_in(images) < 2:
             name = self.data.name
             raise DataError(f"the validation split of {name} holds a single image; expected at least 2: give it more")
         return images

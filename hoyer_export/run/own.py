@@ -1,14 +1,15 @@
 """What somebody holds in their hands in Python, where a recipe has only names: one more source for the ``Job``."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
 from hoyer_export.channels.rules import Rules
 from hoyer_export.data import DataSplits
+from hoyer_export.metric import ACCURACY, Metric
 from hoyer_export.recipe.tables import GIVEN, Recipe
+from hoyer_export.sparsify.epoch import Loss
 from hoyer_export.surgery.edits import BiasEdit, ShortcutEdit
 from hoyer_export.surgery.plan import PruningPlan, with_plan
 from hoyer_export.surgery.step import SlimModel
@@ -22,15 +23,17 @@ class Own:
     Args:
         network: the dense one, which is never changed.
         slim: what was cut from it and trained on, if it was cut already.
-        inputs: what the network is called with, where no batch of ``data`` says it.
         data: batches; those that the recipe names where None.
+        loss: (outputs, targets) → 0-d; cross-entropy where None.
+        metric: what it is judged by.
         rules: for tracing.
     """
 
     network: nn.Module
     slim: SlimModel | None = None
-    inputs: Any = None
     data: DataSplits | None = None
+    loss: Loss | None = None
+    metric: Metric = ACCURACY
     rules: Rules | None = None
 
 

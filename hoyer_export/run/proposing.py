@@ -122,7 +122,7 @@ def _that_fits(asked: Recipe, allow_import: Sequence[str]) -> Job:
         job = _looking(make_recipe(tables | {"data": tables["data"] | sized}), allow_import)
         check_labels(job.data)
         try:
-            check_output(asked.network.name, job.given()[0], job.example, job.data)
+            check_output(job, job.given()[0], job.data)
         except NetworkError:
             if side == sides[-1] and not fitting:
                 raise
