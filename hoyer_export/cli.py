@@ -109,6 +109,9 @@ DataName = Annotated[
 DataRoot = Annotated[Path | None, typer.Option(metavar="DIR", help="Where its files are.")]
 Mean = Annotated[str | None, typer.Option(metavar="M,M,M", help="Of each channel; else the data's own.")]
 Deviation = Annotated[str | None, typer.Option(metavar="S,S,S", help="Of each channel, together with --mean.")]
+WeightsKey = Annotated[
+    str | None, typer.Option(metavar="KEY", help="Where in it they are, e.g. model_ema; else where all names fit.")
+]
 RunDir = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run.", show_default=False)]
 
 
@@ -450,6 +453,7 @@ def ship(
     weights: Annotated[
         Path, typer.Option(metavar="FILE", help="Of the slim network, trained by you: .safetensors, .pth.")
     ],
+    weights_key: WeightsKey = None,
     data: DataName = None,
     data_root: DataRoot = None,
     mean: Mean = None,
@@ -465,7 +469,9 @@ def ship(
     from hoyer_export.run.chain import ship_weights
 
     with progress() as shown:
-        found = ship_weights(cut_dir, weights, data=table, allow_import=allow_import, progress=shown)
+        found = ship_weights(
+            cut_dir, weights, weights_key=weights_key, data=table, allow_import=allow_import, progress=shown
+        )
     _print_json(found.model_dump(mode="json")) if as_json else print_report(found, cut_dir)
     _stop_unless_good(found)
 

@@ -298,6 +298,8 @@ class Finetune(Phase):
     weights: Name | None = None
     """A file with weights that the slim network got in a training loop of your own, relative to the recipe: they take
     the place of these epochs; ``hoyer-export ship`` sets it. ``given``: the slim network was passed in Python."""
+    weights_key: Name | None = None
+    """Where in that file they are, as in [dense]."""
 
     @property
     def file(self) -> Path | None:

@@ -36,7 +36,7 @@ def training_curves(report: Report, metrics: Sequence[EpochRecord]) -> tuple[Cur
     accuracies = [series for series in (held_out, train) if any(value is not None for value in series.values)]
     if accuracies:
         plot = line_plot(
-            name="accuracy",
+            name="score",
             title=f"{report.metric or 'Accuracy'} over epochs",
             unit=report.metric or "accuracy, %",
             series=accuracies,

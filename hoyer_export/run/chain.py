@@ -134,6 +134,7 @@ def ship_weights(
     path: Path,
     weights: Path,
     *,
+    weights_key: str | None = None,
     data: Mapping[str, JsonValue] | None = None,
     allow_import: Sequence[str] = (),
     progress: Progress,
@@ -143,6 +144,7 @@ def ship_weights(
     Args:
         path: of the folder.
         weights: of the slim network: a checkpoint as for ``load_weights``, or what ``save_slim`` wrote.
+        weights_key: where in the checkpoint they are, as for ``load_weights``.
         data: table [data] of a recipe, to be judged on; the folder's own where None.
         allow_import: as for ``run_recipe``.
         progress: is told what happens.
@@ -154,7 +156,7 @@ def ship_weights(
     with opened(path) as folder:
         record_of(CUT, folder)
         tables = load_recipe(folder.recipe).model_dump(exclude_none=True)
-        tables["finetune"]["weights"] = str(weights)
+        tables["finetune"] |= {"weights": str(weights), "weights_key": weights_key}
         if data is not None:
             sized = data["name"] in ("imagefolder", "images") and "input" in tables["network"]
             tables["data"] = {**data, "image_size": tables["network"]["input"][1] if sized else None}

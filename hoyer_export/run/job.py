@@ -213,24 +213,23 @@ class Job:
         """Return the slim network: of slim.safetensors, or of another file with a plan."""
         return load_slim(path or self.folder.slim_weights, into=self.network())
 
-    def finetuned(self, cut: Path) -> SlimModel:
-        """Return the slim network in the file ``cut``, with the weights of the user's own training where it names some.
+    def finetuned(self, cut: Path) -> tuple[SlimModel, LoadedWeights | None]:
+        """Return the slim network in the file ``cut``, and in it the weights of a checkpoint that the recipe names.
 
         Raises:
             FileError, NetworkError: these weights cannot be read, or are not those of that slim network.
         """
         slim, weights = self.slim(cut), self.recipe.finetune.file
         if weights is None:
-            return slim
+            return slim, None
         if is_slim_file(weights):
             trained = self.slim(weights)
             if trained.plan != slim.plan:
                 raise NetworkError(
                     f"{weights} was cut otherwise than {cut.parent}; give what was trained from its own slim network"
                 )
-            return trained
-        load_weights(slim.model, weights)
-        return slim
+            return trained, None
+        return slim, load_weights(slim.model, weights, key=self.recipe.finetune.weights_key)
 
     def _with(self, weights: Path) -> nn.Module:
         network = self.network()

@@ -37,7 +37,7 @@ def train_dense(job: Job) -> PhaseRecord:
     network, seconds = job.given()[0], 0.0
     _forget_lines(job, "dense")
     if table.epochs:
-        job.progress.headline(f"dense: {_epochs(table)}" + (f" from {table.weights}" if table.weights else ""))
+        job.progress.headline(f"dense: {_epochs(table)}" + (f" from {table.file}" if table.file else ""))
         seconds = _train(job, network, table, "dense")
     save_weights(network, job.folder.dense_weights, job)
     return PhaseRecord(seconds=seconds)
@@ -63,10 +63,12 @@ def train_sparse(job: Job) -> PhaseRecord:
 def finetune(job: Job) -> PhaseRecord:
     """Train the slim network, or take the weights that were trained elsewhere, and write slim.safetensors."""
     table = job.recipe.finetune
-    slim, seconds = job.finetuned(cut_weights(job.folder)), 0.0
+    (slim, weights), seconds = job.finetuned(cut_weights(job.folder)), 0.0
     _forget_lines(job, "finetune")
     if table.weights:
-        job.progress.headline(f"fine-tune: done elsewhere, weights = {table.weights}")
+        job.progress.headline("fine-tune: done elsewhere")
+        if weights is not None:
+            job.progress.note(weights.describe())
     elif table.epochs:
         job.progress.headline(f"fine-tune: {_epochs(table)} of the slim network")
         seconds = _train(job, slim.model, table, "finetune", optimizer=lambda _, how: _going_on(job, slim, how))
