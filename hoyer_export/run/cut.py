@@ -18,6 +18,7 @@ from hoyer_export.channels.norms import channel_norms
 from hoyer_export.channels.trace import ExampleInputs, trace_channels
 from hoyer_export.data.splits import Split
 from hoyer_export.errors import CutRefused, FileError, one_line
+from hoyer_export.metric import outputs_of
 from hoyer_export.report.number_format import points, share
 from hoyer_export.report.stage_records import CutRecord, GroupWidth, Moved, RefitRecord, StepRecord
 from hoyer_export.run.inputs import macs_in_torch, proved_channels
@@ -42,7 +43,7 @@ from hoyer_export.surgery.proof import prove_equal
 from hoyer_export.surgery.self_test import without_groups
 from hoyer_export.surgery.step import SlimModel, as_slim
 from hoyer_export.surgery.zero import zero_
-from hoyer_export.tensors import named_tensors, tensors_in
+from hoyer_export.tensors import examples_in, named_tensors, rows_of, tensors_in
 
 TRIES = 8
 """Selections before a budget counts as missed: each comes closer by what the one before was off."""
@@ -330,9 +331,13 @@ def _batch_size(job: Job) -> int:
 
 def _images(job: Job, split: Split, *, shuffle: bool = False) -> list[Tensor]:
     """Return as many images as calibrate, or all there are, in batches and without augmentation."""
-    size, count = _batch_size(job), job.recipe.cut.images
-    found = [images for images, _ in islice(split.batches(size, shuffle=shuffle), ceil(count / size))]
-    return [*found[:-1], found[-1][: count - size * (len(found) - 1)]] if found else []
+    found, left = [], job.recipe.cut.images
+    for images, _ in split.batches(_batch_size(job), shuffle=shuffle):
+        found.append(rows_of(images, min(left, examples_in(images))))
+        left -= examples_in(found[-1])
+        if left == 0:
+            break
+    return found
 
 
 def _moved(job: Job, dense: nn.Module, zeroed: nn.Module, calibration: list[Tensor]) -> tuple[Moved, ...]:
@@ -347,14 +352,15 @@ def _difference(images: str, dense: nn.Module, zeroed: nn.Module, batches: Itera
     count, change, largest, finite = 0, 0.0, 0.0, True
     with torch.no_grad():
         for batch in batches:
-            for before, after in zip(tensors_in(first(batch)), tensors_in(second(batch)), strict=True):
+            outputs = (tensors_in(outputs_of(model, batch)) for model in (first, second))
+            for before, after in zip(*outputs, strict=True):
                 if not (before.is_floating_point() or before.is_complex()):  # a mask or a label: no difference as it is
                     before, after = before.double(), after.double()
                 finite &= bool(before.isfinite().all()) and bool(after.isfinite().all())
                 if finite and before.numel():  # NaN is larger than nothing
                     change = max(change, float((after - before).abs().max()))
                     largest = max(largest, float(before.abs().max()))
-            count += len(batch)
+            count += examples_in(batch)
     found = {"max_change": change, "max_output": largest} if finite else {"max_change": None, "max_output": None}
     return Moved(images=images, count=count, **found)
 
