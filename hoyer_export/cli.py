@@ -109,9 +109,6 @@ DataName = Annotated[
 DataRoot = Annotated[Path | None, typer.Option(metavar="DIR", help="Where its files are.")]
 Mean = Annotated[str | None, typer.Option(metavar="M,M,M", help="Of each channel; else the data's own.")]
 Deviation = Annotated[str | None, typer.Option(metavar="S,S,S", help="Of each channel, together with --mean.")]
-WeightsKey = Annotated[
-    str | None, typer.Option(metavar="KEY", help="Where in it they are, e.g. model_ema; else where all names fit.")
-]
 RunDir = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run.", show_default=False)]
 
 

@@ -132,7 +132,8 @@ class Dense(Phase):
     lr: Positive = 0.1
     weights: Name | None = None
     """A file with the weights to start from, relative to the recipe; unset or ``random``: drawn by the seed. With
-    ``epochs = 0`` one of the two is needed, except where [train] begins from scratch. ``given``: those of the network that was passed in Python."""
+    ``epochs = 0`` one of the two is needed, except where [train] begins from scratch. ``given``: those
+    of the network that was passed in Python."""
     weights_key: Name | None = None
     """Where in that file they are, e.g. ``model_ema``; unset: where all names fit, and rather raw than averaged."""
     new_head: bool | None = None
@@ -220,10 +221,11 @@ class Cut(_Table):
     align: Alignment | None = None
     """Widths are rounded up to a multiple of it that the runtime is fast at (16 also allows 8), never above the dense
     width; unset: 16, and 1 for a method without budget."""
-    method: Method | Literal["given"] = "group-hs"
+    method: Literal[Method, "given"] = "group-hs"
     """How channels are scored. ``group-hs``: by the norms of their weights. ``magnitude``: as torch-pruning scores
     them. ``function``: by what they bring to their readers, over their MACs. ``dead``: what never fires goes, and
-    nothing else. ``zero``: what is zero already, or read by nobody. ``given``: the slim network was passed in Python."""
+    nothing else. ``zero``: what is zero already, or read by nobody. ``given``: as a slim network that was passed in
+    Python lacks them."""
     max_drop: NotNegative | None = None
     """Points of validation accuracy that may be lost; needs ``method = "function"`` and ``refit = true``."""
     max_change: Positive | None = None
