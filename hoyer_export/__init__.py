@@ -27,6 +27,8 @@ if TYPE_CHECKING:
         TrainingError,
         VerificationFailed,
     )
+    from hoyer_export.in_python import run, ship
+    from hoyer_export.metric import Metric
     from hoyer_export.select.budget import BYTES, MACS, PARAMS, Budget
     from hoyer_export.select.choose import Selection, select_channels
     from hoyer_export.select.cut_and_refit import Shrunk, accuracy_drop, cut_and_refit, output_change
@@ -48,11 +50,12 @@ if TYPE_CHECKING:
 __all__ = [
     "BYTES", "MACS", "PARAMS", "BenchmarkRecord", "Budget", "Call", "CannotWrite", "ChannelGroup", "ChannelMap",
     "CutRefused", "DataError", "DenseOutputs", "ExportRecord", "FileError", "Folding", "FunctionHS", "GroupHS",
-    "HoyerExportError", "LoadedWeights", "MacsRecord", "Member", "NetworkError", "RecipeError", "Refit", "Selection",
-    "SelfTest", "Shrunk", "SlimModel", "TrainingError", "Unprunable", "Verdict", "VerificationFailed", "VerifyRecord",
-    "accuracy_drop", "benchmark", "build_slim", "count_macs", "cut", "cut_and_refit", "export_onnx", "fold_constants",
-    "gather_inputs", "load_slim", "load_weights", "output_change", "refit_", "remove_dead_blocks", "rules", "save_slim",
-    "select_channels", "self_test", "slice_optimizer", "trace_channels", "verify_onnx", "zero_",
+    "HoyerExportError", "LoadedWeights", "MacsRecord", "Member", "Metric", "NetworkError", "RecipeError", "Refit",
+    "Selection", "SelfTest", "Shrunk", "SlimModel", "TrainingError", "Unprunable", "Verdict", "VerificationFailed",
+    "VerifyRecord", "accuracy_drop", "benchmark", "build_slim", "count_macs", "cut", "cut_and_refit", "export_onnx",
+    "fold_constants", "gather_inputs", "load_slim", "load_weights", "output_change", "refit_", "remove_dead_blocks",
+    "rules", "run", "save_slim", "select_channels", "self_test", "ship", "slice_optimizer", "trace_channels",
+    "verify_onnx", "zero_",
 ]  # fmt: skip
 
 _HOME = {
@@ -69,6 +72,9 @@ _HOME = {
             "CannotWrite CutRefused DataError FileError HoyerExportError NetworkError RecipeError TrainingError"
             " VerificationFailed"
         ),
+        "in_python": "ship",
+        "run": "run",
+        "metric": "Metric",
         "rules": "rules",
         "select.budget": "BYTES Budget MACS PARAMS",
         "select.choose": "Selection select_channels",

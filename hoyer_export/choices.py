@@ -5,7 +5,11 @@ from typing import Literal, get_args
 Method = Literal["group-hs", "magnitude", "function", "dead", "zero"]
 METHODS: tuple[Method, ...] = get_args(Method)
 """How channels are scored; ``select/scores.py`` says what each means."""
-WITHOUT_BUDGET: dict[str, str] = {"dead": "what never fires", "zero": "what is zero already"}
+WITHOUT_BUDGET: dict[str, str] = {
+    "dead": "what never fires",
+    "zero": "what is zero already",
+    "given": "what the given slim network lacks",
+}
 """Methods that know themselves what goes, and take no budget → what they remove."""
 
 Norms = Literal["weights", "function"]

@@ -111,6 +111,13 @@ Shapes = Annotated[
 SkipUnreadable = Annotated[
     bool, typer.Option("--skip-unreadable", help="Leave out, and name, the image files that cannot be read.")
 ]
+DataName = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Data set, for accuracy and calibration.", autocompletion=arguments.data_sets),
+]
+DataRoot = Annotated[Path | None, typer.Option(metavar="DIR", help="Where its files are.")]
+Mean = Annotated[str | None, typer.Option(metavar="M,M,M", help="Of each channel; else the data's own.")]
+Deviation = Annotated[str | None, typer.Option(metavar="S,S,S", help="Of each channel, together with --mean.")]
 RunDir = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run.", show_default=False)]
 
 
@@ -382,16 +389,11 @@ def cut(
         list[str],
         typer.Option(metavar="LAYER", help="Let this linear layer read only inputs that its weights use (a Gather)."),
     ] = [],  # noqa: B006
-    data: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="Data set, for accuracy and calibration.", autocompletion=arguments.data_sets
-        ),
-    ] = None,
-    data_root: Annotated[Path | None, typer.Option(metavar="DIR", help="Where its files are.")] = None,
+    data: DataName = None,
+    data_root: DataRoot = None,
     skip_unreadable: SkipUnreadable = False,
-    mean: Annotated[str | None, typer.Option(metavar="M,M,M", help="Of each channel; else the data's own.")] = None,
-    std: Annotated[str | None, typer.Option(metavar="S,S,S", help="Of each channel, together with --mean.")] = None,
+    mean: Mean = None,
+    std: Deviation = None,
     calibration: Annotated[
         int | None,
         typer.Option(
@@ -420,28 +422,20 @@ def cut(
     arguments.check_lost("--max-change", max_change, nothing=False)
     arguments.check_align(align)
     if data is None:
-        arguments.refuse(
-            context, {"data_root", "skip_unreadable", "mean", "std", "calibration"}, "only together with --data"
-        )
+        arguments.refuse(context, {"skip_unreadable", "calibration"}, "only together with --data")
+    table = _data(context, data, data_root, mean, std)
     shape = None if input_shape is None else arguments.shape(input_shape)
     limit = None if threshold is None else arguments.threshold(threshold)
     if weights is None:
         arguments.refuse(context, {"weights_key"}, "only together with --weights")
-    if (mean is None) != (std is None):
-        raise typer.BadParameter("--mean and --std belong together", param_hint="--mean")
-    means = None if mean is None else arguments.numbers("--mean", mean)
-    stds = None if std is None else arguments.numbers("--std", std)
     from hoyer_export.recipe.reading import make_recipe
     from hoyer_export.run_folder import check_free
 
     side = shape[1] if shape is not None and data in ("imagefolder", "images") else None
-    root = None if data_root is None else str(data_root)
     recipe = make_recipe(
         _untrained({"name": network, "classes": classes, "input": shape, "rules": rules}, seed, weights, weights_key)
         | {
-            "data": data
-            and {"name": data, "root": root, "mean": means, "std": stds, "image_size": side}
-            | {"skip_unreadable": skip_unreadable},
+            "data": table and table | {"image_size": side, "skip_unreadable": skip_unreadable},
             "cut": {"macs": macs, "params": params, "threshold": limit, "method": method, "align": align}
             | {"refit": refit, "max_drop": max_drop, "max_change": max_change, "step": step}
             | {"dead_first": dead_first, "dead_blocks": dead_blocks, "gather": gather}
@@ -458,6 +452,36 @@ def cut(
     with progress() as shown:
         found = cut_network(recipe, out, allow_import=allow_import, progress=shown)
     _print_json(found.model_dump(mode="json")) if as_json else print_report(found, out)
+    _stop_unless_good(found)
+
+
+@app.command(cls=_Verb, epilog=_epilog("hoyer-export ship cut --weights finetuned.pth"))
+def ship(
+    context: typer.Context,
+    cut_dir: Annotated[Path, typer.Argument(metavar="CUTDIR", help="What cut, or run, left.", show_default=False)],
+    weights: Annotated[
+        Path, typer.Option(metavar="FILE", help="Of the slim network, trained by you: .safetensors, .pth.")
+    ],
+    weights_key: WeightsKey = None,
+    data: DataName = None,
+    data_root: DataRoot = None,
+    mean: Mean = None,
+    std: Deviation = None,
+    allow_import: AllowImport = [],  # noqa: B006
+    as_json: Json = False,
+) -> None:
+    """Export, verify, measure and report a slim network that your own loop has fine-tuned."""
+    table = _data(context, data, data_root, mean, std)
+    _loading("torch")
+    from hoyer_export.console import print_report
+    from hoyer_export.live import progress
+    from hoyer_export.run.chain import ship_weights
+
+    with progress() as shown:
+        found = ship_weights(
+            cut_dir, weights, weights_key=weights_key, data=table, allow_import=allow_import, progress=shown
+        )
+    _print_json(found.model_dump(mode="json")) if as_json else print_report(found, cut_dir)
     _stop_unless_good(found)
 
 
@@ -536,6 +560,20 @@ def bench(
 
     found = benchmark(files, threads=threads, batch_size=batch_size, shapes=shapes, min_seconds=min_seconds)
     _print_json(asdict(found)) if as_json else print_benchmark(found)
+
+
+def _data(
+    context: typer.Context, name: str | None, root: Path | None, mean: str | None, std: str | None
+) -> dict[str, Any] | None:
+    """Return the table [data] that the options ask for."""
+    if name is None:
+        arguments.refuse(context, {"data_root", "mean", "std"}, "only together with --data")
+        return None
+    if (mean is None) != (std is None):
+        raise typer.BadParameter("--mean and --std belong together", param_hint="--mean")
+    means = None if mean is None else arguments.numbers("--mean", mean)
+    stds = None if std is None else arguments.numbers("--std", std)
+    return {"name": name, "root": None if root is None else str(root), "mean": means, "std": stds}
 
 
 def _untrained(

@@ -1,5 +1,7 @@
 """The answer of every verb as people see it: a table and a few lines."""
 
+import json
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +18,8 @@ from hoyer_export.report.number_format import (
     exact,
     milliseconds,
     percent,
-    points,
+    score,
+    score_change,
     share,
     size,
     small,
@@ -69,14 +72,32 @@ def print_report(report: "Report", folder: Path) -> None:
     for caution in cautions(report):
         style = "bold red" if caution.severe else "yellow"
         console.print(f"[{style}]{escape(caution.title)}:[/] {escape(caution.text)}", highlight=False)
-    if any(_is_moved(moved) for moved in report.cut.moved):
+    if any(_is_moved(moved) for moved in report.cut.moved) and not made.trained_after:
         console.print(
             _plain("next: fine-tune, for what was chosen has changed what the network computes; cutting has not:")
         )
-        console.print(
-            _plain(f'      train hx.load_slim("{folder / "slim.safetensors"}").model, then hx.export_onnx it')
-        )
+        for line in _fine_tuning(report, folder):
+            console.print(_plain(f"  {line}"), soft_wrap=True)  # to be copied
     console.print(_plain(f"files: {folder}/report.html, card.md, report.json, slim.onnx, slim.safetensors"))
+
+
+def _fine_tuning(report: "Report", folder: Path) -> Iterator[str]:
+    """Yield lines of Python, and of a shell, that train the slim network in a loop of the user's own and ship it."""
+    from hoyer_export.networks import is_function_name
+
+    told = dict(report.recipe["network"])  # type: ignore[arg-type]
+    name, into, allowed = str(told["name"]), "", ""
+    yield "import torch, hoyer_export as hx"
+    if is_function_name(name):  # which load_slim never imports from the name in a file
+        module, function = name.split(":")
+        given = ", ".join(f"{key}={told[key]}" for key in ("in_channels", "classes") if told.get(key) is not None)
+        yield f"from {module} import {function}"
+        into, allowed = f", into={function}({given})", f" --allow-import {module.partition('.')[0]}"
+    path = json.dumps(str(folder / "slim.safetensors"), ensure_ascii=False)
+    yield f"slim = hx.load_slim({path}{into})"
+    yield "...  # train slim.model"
+    yield 'torch.save(slim.model.state_dict(), "finetuned.pth")'
+    yield f"hoyer-export ship {shlex.quote(str(folder))} --weights finetuned.pth{allowed}"
 
 
 def _figures(report: "Report") -> Iterator[list[str]]:
@@ -85,7 +106,8 @@ def _figures(report: "Report") -> Iterator[list[str]]:
 
     shipped, dense, slim = report.artifacts, report.dense, report.slim
     if slim.accuracy is not None:
-        yield ["test accuracy", *(percent(it.accuracy) for it in shipped), points(accuracy_change(report))]
+        change = score_change(accuracy_change(report), report.metric)
+        yield [f"test {report.metric_name}", *(score(it.accuracy, report.metric) for it in shipped), change]
     for name, key, shown in (("MACs", "macs", exact), ("params", "params", exact), ("file", "size_bytes", size)):
         yield [name, *(shown(getattr(it.file, key)) for it in shipped), share(of_dense(report, key))]
     measured = report.bench.artifacts

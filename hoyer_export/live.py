@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from hoyer_export.report.number_format import duration, percent, share
+from hoyer_export.report.number_format import duration, percent, score, share
 
 if TYPE_CHECKING:
     from hoyer_export.run.progress import Progress
@@ -72,8 +72,8 @@ def _epoch_line(epoch: "EpochRecord", epochs: int) -> str:
     said = [
         f"{epoch.phase} {epoch.epoch + 1}/{epochs}",
         f"loss {epoch.loss:.4f}",
-        f"train {percent(epoch.train_accuracy)}",
-        f"validation {percent(epoch.validation_accuracy)}",
+        *([] if epoch.train_accuracy is None else [f"train {percent(epoch.train_accuracy)}"]),
+        f"validation {epoch.metric or ''}".strip() + f" {score(epoch.validation_accuracy, epoch.metric)}",
     ]
     if epoch.phase == "sparse":
         said += [f"effective MACs {share(epoch.effective_macs)}", f"alive {share(epoch.alive_macs)}"]

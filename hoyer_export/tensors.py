@@ -52,6 +52,18 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     return (leaf for _, leaf in named_leaves(value) if isinstance(leaf, Tensor))
 
 
+def examples_in(value: Any) -> int:
+    """Return how many examples a batch holds: the first size of its first tensor that has one."""
+    return next((len(tensor) for tensor in tensors_in(value) if tensor.ndim), 1)
+
+
+def rows_of(value: Any, count: int) -> Any:
+    """Return ``count`` examples of a batch in its containers, from the start again where it has fewer."""
+    found = examples_in(value)
+    which = torch.arange(count) % found
+    return tree_map_only(Tensor, lambda it: it[which.to(it.device)] if it.ndim and len(it) == found else it, value)
+
+
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return every parameter and buffer by its first name."""
     return dict([*model.named_parameters(), *model.named_buffers()])

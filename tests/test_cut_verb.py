@@ -16,10 +16,10 @@ from hoyer_export import arguments, choices
 from hoyer_export.data import load_data
 from hoyer_export.deploy.macs import count_macs
 from hoyer_export.deploy.verify import verify_onnx
+from hoyer_export.metric import evaluate
 from hoyer_export.networks import build_network
 from hoyer_export.run import artifacts, ship
 from hoyer_export.run import cut as cutting
-from hoyer_export.sparsify.training import evaluate_accuracy
 from hoyer_export.store.slim_file import load_slim
 
 NETWORK = """
@@ -194,7 +194,7 @@ def test_people_get_a_table_and_are_told_what_to_do_next(call, dense: nn.Module)
     assert "at most 60.0 % of the dense parameters asked" in out
     assert "the weights are random" in out
     assert "next: fine-tune" in out
-    assert 'load_slim("cut/slim.safetensors")' in out
+    assert 'load_slim("cut/slim.safetensors", into=small())' in out  # tests/test_ship.py does what is printed
     code, out, _ = call(
         *SMALL, "--weights", "w.pth", "--input", "1x8x8", "--macs", "1", "--align", "4", "--out", "whole"
     )
@@ -218,7 +218,7 @@ def test_dead_channels_go_and_nothing_moves(call, dense: nn.Module, home: Path, 
     ]
     # 216 of 1,437 training images are held out.
     assert [moved["count"] for moved in found["cut"]["moved"]] == [400, 216]
-    accuracy = evaluate_accuracy(dense, load_data("digits").test.batches(100))
+    accuracy = evaluate(dense, load_data("digits").test.batches(100))
     files = shipped(found)
     assert files["dense"]["accuracy"] == files["slim"]["accuracy"] == pytest.approx(accuracy)
     assert files["slim"]["macs"] < files["dense"]["macs"]

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -35,3 +37,25 @@ def test_a_network_of_ones_own_is_proved_taught_cut_and_trained_on() -> None:
     assert "refuted    hidden    24 channels" in known
     zeroed, slim = done.stdout.splitlines()[-1].removeprefix("the next step: loss ").split(", ")
     assert float(zeroed.split()[0]) == float(slim.split()[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "needs", "shipped"),
+    [
+        ("04_from_loop_to_report", "torch", "."),
+        ("05_lightning", "lightning", "."),
+        ("06_timm_script", "timm", "shipped"),
+        ("07_hugging_face_trainer", "transformers", "shipped"),
+    ],
+)
+def test_anybodys_loop_ends_with_a_verified_report(name: str, needs: str, shipped: str, tmp_path: Path) -> None:
+    pytest.importorskip(needs)
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / f"{name}.py", tmp_path / "out"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    found = done.stdout.splitlines()[-1]
+    dense, slim = (float(part.split(" %")[0]) for part in found.split(" -> "))
+    assert found.endswith("verified: True")
+    assert min(dense, slim) > 90
+    assert (tmp_path / "out" / shipped / "report.html").is_file()

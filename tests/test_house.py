@@ -14,6 +14,7 @@ AS_WRITTEN = {  # they read or write the command line, TOML or JSON
     *(
         "arguments.py",
         "cli.py",
+        "in_python.py",
         "recipe/reading.py",
         "recipe/tables.py",
         "report/summary.py",

@@ -14,6 +14,7 @@ from hoyer_export.data import load_data
 from hoyer_export.deploy.export import export_onnx
 from hoyer_export.deploy.verify import verify_onnx
 from hoyer_export.errors import DataError
+from hoyer_export.metric import evaluate
 from hoyer_export.modes import kept_modes
 from hoyer_export.recipe.reading import make_recipe
 from hoyer_export.run.inputs import check_output
@@ -23,7 +24,7 @@ from hoyer_export.run_folder import RunFolder
 from hoyer_export.select.choose import select_channels
 from hoyer_export.select.rival import cross_check
 from hoyer_export.sparsify.phase import TrainSettings
-from hoyer_export.sparsify.training import evaluate_accuracy, train
+from hoyer_export.sparsify.training import train
 from hoyer_export.surgery.cut import cut
 from hoyer_export.surgery.extras.dead_blocks import remove_dead_blocks
 from hoyer_export.surgery.extras.folding import fold_constants
@@ -84,7 +85,7 @@ LOOKS: dict[str, Callable] = {
     "fold_constants": lambda model, tmp_path: fold(model),
     "remove_dead_blocks": lambda model, tmp_path: remove_dead_blocks(model, IMAGES),
     "export and verify": export_and_verify,
-    "evaluate_accuracy": lambda model, tmp_path: evaluate_accuracy(model, [(IMAGES, LABELS)]),
+    "evaluate": lambda model, tmp_path: evaluate(model, [(IMAGES, LABELS)]),
     "train": lambda model, tmp_path: train(model, lambda epoch: [(IMAGES, LABELS)], ONE_STEP, channels_last=True),
 }
 

@@ -69,6 +69,10 @@ class Split(ABC):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of these images; ``generator`` is the epoch's, and its order is drawn already."""
 
+    def steps(self, batch_size: int) -> int:
+        """Return how many batches an epoch of training has."""
+        return len(batch_indices(len(self), batch_size, torch.Generator()))
+
     @abstractmethod
     def unreadable(self) -> list[str]:
         """Look at every image that is still on disk, and return those that cannot be read, each with the reason."""
@@ -87,6 +91,7 @@ class DataSplits:
         augmentation: what training images get beside that; None: nothing.
         notes: what somebody who reads a result has to know of where its images come from.
         left_out: unreadable images that are in none of the splits, each with the reason.
+        own: the batches are somebody's own: what targets are is their business.
     """
 
     name: str
@@ -97,6 +102,7 @@ class DataSplits:
     augmentation: Augmentation | None = None
     notes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    own: bool = False
 
     @property
     def classes(self) -> int | None:
@@ -105,10 +111,14 @@ class DataSplits:
         return None if names is None else len(names)
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
+    def input_shape(self) -> tuple[int, ...]:
         """(C, H, W) of one image."""
-        channels, height, width = self.preprocessing.shape
-        return channels, height, width
+        return self.preprocessing.shape
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether batches say what should come out."""
+        return self.own or self.classes is not None
 
     def check_readable(self) -> None:
         """Look at every image of the three splits: a bad one is said before the first epoch, not after the last.

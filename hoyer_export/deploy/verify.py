@@ -9,6 +9,7 @@
     subnormal weights    none
     top-1                the runtime's first class is torch's, wherever torch's two best logits are further apart
                          than the tolerance
+    outputs on test images  in the place of top-1 where another metric is read: as outputs
     weights              where all of that passes: the tensors of the file are those that the exporter writes for
                          the network, to 1e-5 of their largest value
 
@@ -16,6 +17,7 @@ The tolerance is 1e-5 · max(1, max |torch|), or more where torch itself rounds 
 float32, their differences are taken in float64. An output that is not a number fails.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -25,7 +27,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hoyer_export.call import Call, ExampleInputs, ExampleKwargs
 from hoyer_export.deploy.export import as_float32, inference_copy
@@ -37,11 +39,13 @@ from hoyer_export.deploy.runtime.protocol import RunFailed, Runtime, Session
 from hoyer_export.deploy.sensitivity import LEAST, MOST, Expected, Judged, Outputs, Sensitivity, torch_outputs
 from hoyer_export.environment import usable_threads
 from hoyer_export.errors import DataError, VerificationFailed
+from hoyer_export.metric import ACCURACY, Metric, Tally, as_metric
+from hoyer_export.tensors import tensors_in
 
 RELATIVE_TOLERANCE = LEAST
 
 Optimization = Literal["disabled", "all"]
-_Labelled = Iterable[tuple[ExampleInputs, Tensor]]
+_Labelled = Iterable[tuple[ExampleInputs, Any]]
 _Run = Callable[[Call], Outputs]
 
 
@@ -95,7 +99,7 @@ class VerifyRecord:
         passed: every check passed.
         checks: in order.
         onnx: the comparisons behind the checks of the outputs, on all inputs that torch does not leave open.
-        onnx_accuracy: top-1 of the labelled images through the runtime in percent; None without any.
+        onnx_accuracy: top-1 of the labelled images through the runtime in percent, or the metric; None without any.
         torch_accuracy: the same through torch.
         class_images: the labelled images of each class.
         class_correct: those of them that torch gets right.
@@ -132,6 +136,7 @@ def verify_onnx(
     sha256: str | None = None,
     tolerance: float = RELATIVE_TOLERANCE,
     runtime: Runtime | str = DEFAULT,
+    metric: Metric | Any = None,
 ) -> VerifyRecord:
     """Compare the ONNX file ``path`` with ``model``, which stays as it is (steps above).
 
@@ -145,6 +150,7 @@ def verify_onnx(
         sha256: of what ``export_onnx`` wrote for this very model, if known: a file of the same bytes need not be
             compared with another export, which takes as long as the first.
         tolerance: largest |runtime − torch| in units of max(1, max |torch|), where torch itself rounds less.
+        metric: read on the labelled images in the place of top-1: a ``Metric``, or what one is made of.
         runtime: what runs the file: a name in ``RUNTIMES``, or one of your own.
 
     Raises:
@@ -193,8 +199,11 @@ def verify_onnx(
         _check("weight sizes", weights.wrong_sizes(), 0),
         _check("subnormal weights", sum(int(subnormals(tensor).sum()) for tensor in tensors_of(file.graph)), 0),
     ]
-    agreement = _Agreement()
-    if labelled is not None:
+    agreement, judge = _Agreement(), as_metric(metric)
+    if labelled is not None and judge is not ACCURACY:
+        agreement, on_test = _measured(runs["all"], torchs, network, labelled, judge, tolerance)
+        checks.append(_closest("outputs on test images", on_test))
+    elif labelled is not None:
         relative = [c.tolerance / c.scale for c in comparisons if c.inputs == "real"]
         agreement = _agreement(runs["all"], network, labelled, max(relative, default=MOST))
         checks.append(_check("top-1", agreement.clear_disagreements, 0))
@@ -278,6 +287,25 @@ def _outputs(path: str | Path, session: Session, names: list[str], call: Call) -
         return [output.astype(np.float64) for output in session.run(feed)]
     except RunFailed as error:
         raise VerificationFailed(f"{path} does not run on inputs {call.shapes} ({error}); export again") from error
+
+
+def _measured(
+    run: _Run, torchs: Sensitivity, network: nn.Module, labelled: _Labelled, metric: Metric, tolerance: float
+) -> tuple[_Agreement, list[list[Judged]]]:
+    """Read a metric through the runtime and through torch, and compare the outputs that it is made of."""
+    through_torch, through_runtime, judged = Tally(metric), Tally(metric), []
+    for inputs, targets in labelled:
+        batch = as_float32(Call.of(network, inputs, collated=True))
+        with torch.no_grad():
+            outputs = batch.on(network)
+        expected, found = torchs.expected(batch), run(batch)
+        judged.append(torchs.judge(found, expected.outputs, expected, tolerance))
+        through_torch.add(outputs, targets)
+        pairs = zip(tensors_in(outputs), found, strict=True)
+        # What deepcopy finds in its memo it takes as its copy: the same containers, with the runtime's numbers.
+        memo: dict[int, Any] = {id(tensor): torch.from_numpy(numbers).to(tensor.dtype) for tensor, numbers in pairs}
+        through_runtime.add(copy.deepcopy(outputs, memo), targets)
+    return _Agreement(0, through_runtime.value(), through_torch.value()), judged
 
 
 def _agreement(run: _Run, network: nn.Module, labelled: _Labelled, tolerance: float) -> _Agreement:

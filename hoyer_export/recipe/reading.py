@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from hoyer_export.errors import RecipeError
 from hoyer_export.recipe.messages import explained, one_line, show
-from hoyer_export.recipe.tables import BUDGETS, OF_NORMS, PATHS, RANDOM, Recipe
+from hoyer_export.recipe.tables import BUDGETS, GIVEN, OF_NORMS, PATHS, RANDOM, Recipe
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
@@ -29,7 +29,16 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: the file cannot be read, or a key or value is wrong; one line that names the culprit.
     """
-    path = Path(path)
+    tables, set_by = _read(Path(path), overrides)
+    return _validated(tables, str(path), set_by)
+
+
+def read_tables(path: Path | str) -> dict[str, Any]:
+    """Return the tables of a recipe that is not whole yet; its paths are. RecipeError where it cannot be read."""
+    return _read(Path(path), ())[0]
+
+
+def _read(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -40,7 +49,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{path} is not TOML: {one_line(str(error))}") from error
     set_by = {_apply(override, tables): override for override in overrides}
     _make_whole(tables, path.parent, set_by)
-    return _validated(tables, str(path), set_by)
+    return tables, set_by
 
 
 def make_recipe(tables: Mapping[str, Any], source: str = "the recipe") -> Recipe:
@@ -63,7 +72,7 @@ def _make_whole(tables: dict[str, Any], folder: Path, set_by: Mapping[tuple[str,
     for section, key in PATHS:
         table = tables.get(section)
         given = table.get(key) if isinstance(table, dict) else None
-        if isinstance(table, dict) and isinstance(given, str) and given not in ("", RANDOM):
+        if isinstance(table, dict) and isinstance(given, str) and given not in ("", RANDOM, GIVEN):
             table[key] = os.path.abspath(given if (section, key) in set_by else folder / given)
 
 

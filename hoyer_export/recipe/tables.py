@@ -18,8 +18,10 @@ BUDGETS = ("macs", "params", "threshold", "max_drop", "max_change")
 """The keys of [cut] of which exactly one is set."""
 RANDOM = "random"
 """In the place of a file with weights: nothing is loaded. MACs and sizes are right then, outputs mean nothing."""
+GIVEN = "given"
+"""In the place of a file with weights, or of a method: what was passed in Python has them, or was cut already."""
 
-PATHS = (("data", "root"), ("dense", "weights"))
+PATHS = (("data", "root"), ("dense", "weights"), ("finetune", "weights"))
 """The keys that are a file's or a folder's."""
 
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -37,6 +39,10 @@ class _Table(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+
+def _file(weights: str | None) -> Path | None:
+    return None if weights in (None, RANDOM, GIVEN) else Path(weights)
 
 
 class Network(_Table):
@@ -96,6 +102,8 @@ class Data(_Table):
     names, sorted. Those names in another order put the outputs in that order; other names rename them."""
     skip_unreadable: bool = False
     """Whether image files that cannot be read are left out, and named; else they are all named, and nothing is done."""
+    class_weights: Deviations | None = None
+    """One number a class, that its images count in the cross-entropy; unset: all alike."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that read the image files of a folder; 0: the main one does."""
 
@@ -142,7 +150,8 @@ class Dense(Phase):
     lr: Positive = 0.1
     weights: Name | None = None
     """A file with the weights to start from, relative to the recipe; unset or ``random``: drawn by the seed. With
-    ``epochs = 0`` one of the two is needed, except where [train] begins from scratch."""
+    ``epochs = 0`` one of the two is needed, except where [train] begins from scratch. ``given``: those
+    of the network that was passed in Python."""
     weights_key: Name | None = None
     """Where in that file they are, e.g. ``model_ema``; unset: where all names fit, and rather raw than averaged."""
     new_head: bool | None = None
@@ -158,8 +167,8 @@ class Dense(Phase):
 
     @property
     def file(self) -> Path | None:
-        """Where the weights to start from are; None where they are random."""
-        return None if self.weights in (None, RANDOM) else Path(self.weights)
+        """Where the weights to start from are; None where no file has them."""
+        return _file(self.weights)
 
 
 OF_NORMS: dict[Any, dict[str, Any]] = {
@@ -230,10 +239,11 @@ class Cut(_Table):
     align: Alignment | None = None
     """Widths are rounded up to a multiple of it that the runtime is fast at (16 also allows 8), never above the dense
     width; unset: 16, and 1 for a method without budget."""
-    method: Method = "group-hs"
+    method: Literal[Method, "given"] = "group-hs"
     """How channels are scored. ``group-hs``: by the norms of their weights. ``magnitude``: as torch-pruning scores
     them. ``function``: by what they bring to their readers, over their MACs. ``dead``: what never fires goes, and
-    nothing else. ``zero``: what is zero already, or read by nobody."""
+    nothing else. ``zero``: what is zero already, or read by nobody. ``given``: as a slim network that was passed in
+    Python lacks them."""
     max_drop: NotNegative | None = None
     """Points of validation accuracy that may be lost; needs ``method = "function"`` and ``refit = true``."""
     max_change: Positive | None = None
@@ -305,6 +315,16 @@ class Finetune(Phase):
 
     epochs: Annotated[int, Field(ge=0)] = 15
     lr: Positive = 0.05
+    weights: Name | None = None
+    """A file with weights that the slim network got in a training loop of your own, relative to the recipe: they take
+    the place of these epochs; ``hoyer-export ship`` sets it. ``given``: the slim network was passed in Python."""
+    weights_key: Name | None = None
+    """Where in that file they are, as in [dense]."""
+
+    @property
+    def file(self) -> Path | None:
+        """Where these weights are; None where no file has them."""
+        return _file(self.weights)
 
 
 class Train(Phase):

@@ -36,16 +36,17 @@ def training_curves(report: Report, metrics: Sequence[EpochRecord]) -> tuple[Cur
     accuracies = [series for series in (held_out, train) if any(value is not None for value in series.values)]
     if accuracies:
         plot = line_plot(
-            name="accuracy",
-            title="Accuracy over epochs",
-            unit="accuracy, %",
+            name="score",
+            title=f"{report.metric or 'Accuracy'} over epochs",
+            unit=report.metric or "accuracy, %",
             series=accuracies,
             bands=bands,
-            ceiling=100.0,
-            digits=1,
+            ceiling=None if report.metric else 100.0,
+            digits=4 if report.metric else 1,
         )
         seen = f" Validation images: {report.inputs.validation}." if report.inputs.validation else ""
-        curves.append(Curve(plot, f"Correct top-1; training images as the epoch met them.{seen}"))
+        read = "On validation images." if report.metric else "Correct top-1; training images as the epoch met them."
+        curves.append(Curve(plot, f"{read}{seen}"))
     return (*curves, *_macs(report, metrics, bands))
 
 
@@ -105,7 +106,8 @@ def _loss(metrics: Sequence[EpochRecord], bands: Sequence[Band]) -> Curve:
         log=log,
         digits=2 if min(losses) >= 0.1 else math.ceil(1 - math.log10(max(min(losses), 1e-4))),
     )
-    return Curve(plot, "Cross-entropy on the training images, without the penalty.")
+    loss = "Cross-entropy" if any(epoch.train_accuracy is not None for epoch in metrics) else "The loss"
+    return Curve(plot, f"{loss} on the training images, without the penalty.")
 
 
 def _macs(report: Report, metrics: Sequence[EpochRecord], bands: Sequence[Band]) -> tuple[Curve, ...]:

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from hoyer_export.recipe.tables import RANDOM
-from hoyer_export.report.number_format import exact, percent, share, small
+from hoyer_export.recipe.tables import GIVEN, RANDOM
+from hoyer_export.report.number_format import exact, score, share, small
 from hoyer_export.report.report import Report
 from hoyer_export.report.stage_records import CutRecord
 
@@ -23,7 +23,8 @@ class Making:
         sparse_epochs: of the phase for Group-HS; None likewise.
         strength: of Group-HS on weights; None likewise, and on function.
         norms: what Group-HS acted on, "weights" or "function".
-        finetune_epochs: of the slim network; None likewise.
+        finetune_epochs: of the slim network, here; None likewise.
+        finetuned: file with weights that the slim network got elsewhere, if any, or "given".
         method: that chose the channels; None likewise.
         before: channels of all groups.
         after: those that stay.
@@ -35,6 +36,7 @@ class Making:
     strength: float | None
     norms: str
     finetune_epochs: int | None
+    finetuned: str | None
     method: str | None
     before: int
     after: int
@@ -61,13 +63,18 @@ class Making:
 
     @property
     def trained(self) -> bool:
-        """Whether any phase had an epoch."""
-        return (self.dense_epochs, self.sparse_epochs, self.finetune_epochs) != (0, 0, 0)
+        """Whether any phase had an epoch, here or elsewhere."""
+        return (self.dense_epochs, self.sparse_epochs) != (0, 0) or self.trained_after
+
+    @property
+    def trained_after(self) -> bool:
+        """Whether the slim network was trained after the cut."""
+        return self.finetuned is not None or self.finetune_epochs != 0
 
 
 def making(report: Report) -> Making:
     """Return what the report's run did."""
-    weights = _key(report, "dense", "weights")
+    weights, finetuned = (_key(report, table, "weights") for table in ("dense", "finetune"))
     strength, method = _key(report, "sparse", "strength"), _key(report, "cut", "method")
     return Making(
         dense_epochs=_epochs(report, "dense"),
@@ -75,7 +82,8 @@ def making(report: Report) -> Making:
         sparse_epochs=_epochs(report, "sparse"),
         strength=float(strength) if isinstance(strength, (int, float)) else None,
         norms=_key(report, "sparse", "norms") or "weights",
-        finetune_epochs=_epochs(report, "finetune"),
+        finetune_epochs=0 if finetuned else _epochs(report, "finetune"),
+        finetuned=finetuned if isinstance(finetuned, str) else None,
         method=method if isinstance(method, str) else None,
         before=sum(group.dense for group in report.cut.widths),
         after=sum(group.slim for group in report.cut.widths),
@@ -113,7 +121,10 @@ def how_it_was_made(report: Report) -> tuple[str, ...]:
     found = [_dense_words(made), _sparse_words(made), _before_words(report, made), _cut_words(report, made)]
     if more := "; ".join(cut_details(report.cut)):
         found.append(f"The cut: {more}.")
-    if made.finetune_epochs == 0:
+    if made.finetuned is not None:
+        weights = "" if made.finetuned == GIVEN else f" ({made.finetuned})"
+        found.append(f"The slim network's weights{weights} come from a training loop of its user, not from here.")
+    elif made.finetune_epochs == 0:
         found.append("The slim network was not trained after the cut.")
     elif made.finetune_epochs is not None:
         together = _together_words(report, made) if report.recipe.get("train") else ""
@@ -136,12 +147,14 @@ def _dense_words(made: Making) -> str:
         return "The dense network has random weights."
     if made.weights in (None, RANDOM):
         return "" if not made.dense_epochs else f"The dense network trained for {_counted(made.dense_epochs)}."
-    given = f"The dense network is the given one ({made.weights})"
+    given = "The dense network is the given one" + ("" if made.weights == GIVEN else f" ({made.weights})")
     trained = f"trained here for {_counted(made.dense_epochs)}" if made.dense_epochs else "not trained here"
     return f"{given}, {trained}; this run cannot tell which images it had seen."
 
 
 def _sparse_words(made: Making) -> str:
+    if made.method == GIVEN:
+        return ""
     if made.sparse_epochs == 0:
         return "There was no training with Group-HS."
     epochs = "" if made.sparse_epochs is None else f" for {_counted(made.sparse_epochs)}"
@@ -157,8 +170,10 @@ def _sparse_words(made: Making) -> str:
 
 
 def _before_words(report: Report, made: Making) -> str:
+    if made.method == GIVEN:  # what there was before is the dense network
+        return ""
     accuracy, width = report.verify.sparse_accuracy, report.effective_macs
-    found = [] if accuracy is None else [f"{percent(accuracy)} test accuracy"]
+    found = [] if accuracy is None else [f"{score(accuracy, report.metric)} test {report.metric_name}"]
     if width is not None and made.norms_tell:
         little = ": Group-HS made next to no channel weak" if changed_little(report) else ""
         found.append(f"{share(width)} of the MACs at effective widths{little}")
@@ -215,6 +230,7 @@ _CHOSEN = {
     "function": "The channels that bring least to what reads them, for the MACs that they cost,",
     "dead": "The channels that never fire on the calibration images",
     "zero": "The channels that were exactly zero, or that nothing read,",
+    GIVEN: "The channels that its user chose",
 }
 
 

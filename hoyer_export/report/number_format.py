@@ -66,6 +66,19 @@ def points(difference: float | None) -> str:
     return f"{sign}{text} points"
 
 
+def score(value: float | None, metric: str | None = None) -> str:
+    """Return an accuracy in %, or four digits of what ``metric`` names."""
+    return percent(value) if metric is None or value is None else f"{value:#.4g}".removesuffix(".")
+
+
+def score_change(difference: float | None, metric: str | None = None) -> str:
+    """Return the difference of two accuracies in points, or of two values of a metric, e.g. ``−0.012``."""
+    if metric is None or difference is None:
+        return points(difference)
+    text = f"{abs(difference):.3g}"
+    return f"{'±' if float(text) == 0 else '+' if difference > 0 else '−'}{text}"
+
+
 def milliseconds(value: float | None) -> str:
     """Return milliseconds with three digits, e.g. ``1.83 ms``."""
     return ABSENT if value is None else f"{three_digits(value)} ms"
@@ -106,6 +119,20 @@ def sentence(clause: str) -> str:
 
 WRITTEN = {
     it.__name__: it
-    for it in (count, exact, size, percent, share, points, milliseconds, times, small, duration, sentence)
+    for it in (
+        count,
+        exact,
+        size,
+        percent,
+        share,
+        points,
+        score,
+        score_change,
+        milliseconds,
+        times,
+        small,
+        duration,
+        sentence,
+    )
 }
 """All of them by name: filters of the templates."""

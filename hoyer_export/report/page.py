@@ -4,13 +4,14 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from hoyer_export.report.curves import phase_names, training_curves, way_down
 from hoyer_export.report.making import aligned_words, making
-from hoyer_export.report.number_format import WRITTEN, count, milliseconds, percent, points, share, size, times
+from hoyer_export.report.number_format import WRITTEN, count, milliseconds, score, score_change, share, size, times
 from hoyer_export.report.plots import distributions_plot
 from hoyer_export.report.report import Report
 from hoyer_export.report.stage_records import GroupWidth
@@ -105,10 +106,11 @@ def render_page(report: Report, metrics: Sequence[EpochRecord]) -> str:
 def tiles(report: Report) -> tuple[Tile, ...]:
     """Return the headline's figures: accuracy, MACs, latency, parameters, bytes."""
     dense, slim = report.dense, report.slim
-    change = points(accuracy_change(report))
+    change = score_change(accuracy_change(report), report.metric)
     found = []
     if dense.accuracy is not None and slim.accuracy is not None:
-        found.append(_tile("Accuracy", percent, dense.accuracy, slim.accuracy, change))
+        written = partial(score, metric=report.metric)
+        found.append(_tile(report.metric or "Accuracy", written, dense.accuracy, slim.accuracy, change))
     found.append(_tile("MACs", count, dense.file.macs, slim.file.macs))
     if report.speed is not None and report.speed.speedup is not None and report.dense.latency is not None:
         before, after = report.dense.latency.p50, report.speed.p50
@@ -124,14 +126,14 @@ def tiles(report: Report) -> tuple[Tile, ...]:
 def _tile(
     name: str, written: Callable[[float | None], str], dense: float, slim: float, change: str | None = None
 ) -> Tile:
-    longest = max(dense, slim) or 1.0
+    longest = max(dense, slim, 0.0) or 1.0
     return Tile(
         name=name,
         slim=written(slim),
         dense=written(dense),
         change=change if change is not None else f"{share(slim / dense)} of dense" if dense else "",
-        slim_length=round(100 * slim / longest, 1),
-        dense_length=round(100 * dense / longest, 1),
+        slim_length=round(100 * max(slim, 0.0) / longest, 1),
+        dense_length=round(100 * max(dense, 0.0) / longest, 1),
     )
 
 

@@ -47,7 +47,7 @@ class Artifact:
 
     @property
     def accuracy(self) -> float | None:
-        """Top-1 of its network on the test set in percent."""
+        """Top-1 of its network on the test set in percent, or what the report's metric names."""
         return self.verified.accuracy
 
     @property
@@ -85,6 +85,14 @@ class Report(Record):
             raise PydanticCustomError("artifacts", message)
         return self
 
+    @model_validator(mode="after")
+    def _accuracies_in_percent(self) -> "Report":
+        read = [self.verify.sparse_accuracy]
+        read += [found for it in self.verify.artifacts for found in (it.accuracy, it.onnx_accuracy)]
+        if self.inputs.metric is None and not all(0 <= it <= 100 for it in read if it is not None):
+            raise PydanticCustomError("accuracies", "expected accuracies in per cent, 0 to 100")
+        return self
+
     @property
     def artifacts(self) -> tuple[Artifact, ...]:
         """Every shipped file, the dense one first."""
@@ -108,6 +116,16 @@ class Report(Record):
     def slim(self) -> Artifact:
         """What is shipped."""
         return self.artifact("slim")
+
+    @property
+    def metric(self) -> str | None:
+        """What networks are judged by; None: accuracy in %."""
+        return self.inputs.metric
+
+    @property
+    def metric_name(self) -> str:
+        """The same in words."""
+        return self.inputs.metric or "accuracy"
 
     @property
     def effective_macs(self) -> float | None:

@@ -1,6 +1,7 @@
 """What each stage of a run finds: one frozen record each, in memory, in stages.json and in report.json alike.
 
-Shares are numbers between 0 and 1, accuracies percentages of correct top-1 on the test set. A number that is not
+Shares are numbers between 0 and 1, accuracies percentages of correct top-1 on the test set; where ``metric`` of the
+inputs names another number, what is called an accuracy is that one. A number that is not
 finite (an output that overflowed, say) is ``null``: JSON has no word for it, and a check of it never passes. Needs no
 torch.
 """
@@ -15,7 +16,7 @@ from hoyer_export.record import Record
 MOST_SAMPLES = 200
 """Latency samples kept for the plot; quantiles of more than that draw the same picture."""
 
-Percent = Annotated[float, Field(ge=0, le=100)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -39,6 +40,8 @@ class InputsRecord(Preprocessing):
         images: of each split.
         notes: where its images come from, where that needs a word.
         left_out: image files that could not be read, each with the reason.
+        metric: what networks are judged by, the name of a number; None: accuracy, top-1 in %.
+        higher_is_better: whether more of it is better.
         validation: where the validation images come from if that needs a word, e.g. "may have been seen in training".
         settled: keys of the recipe that were left open, and that machine, data and network settled.
     """
@@ -48,6 +51,8 @@ class InputsRecord(Preprocessing):
     images: Images | None = None
     notes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    metric: str | None = None
+    higher_is_better: bool = True
     validation: str | None = None
     settled: tuple[str, ...] = ()
 
@@ -252,8 +257,8 @@ class FileVerification(Record):
     passed: bool
     checks: tuple[Check, ...]
     onnx: tuple[OnnxComparison, ...]
-    accuracy: Percent | None = None
-    onnx_accuracy: Percent | None = None
+    accuracy: Finite | None = None
+    onnx_accuracy: Finite | None = None
     by_class: tuple[ClassTally, ...] = ()
 
 
@@ -263,7 +268,7 @@ class VerifiedRecord(Record):
     seconds: NotNegative | None
     passed: bool
     artifacts: tuple[FileVerification, ...]
-    sparse_accuracy: Percent | None
+    sparse_accuracy: Finite | None
 
 
 class Environment(Record):

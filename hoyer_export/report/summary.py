@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from hoyer_export.report.making import changed_little, how_it_was_made, little_effect_words, making, stage_seconds
-from hoyer_export.report.number_format import percent, points, share, small, times
+from hoyer_export.report.number_format import exact, score, score_change, share, small, times
 from hoyer_export.report.report import Report
+from hoyer_export.report.stage_records import Images
 
 MOST_LOST = 1.0
 """Points of accuracy below dense from which a slim network that was not fine-tuned is warned of."""
@@ -109,7 +110,7 @@ def _named(recipe: Mapping[str, Any], table: str) -> str | None:
 
 
 def accuracy_change(report: Report) -> float | None:
-    """Return slim minus dense accuracy in points; None without test images."""
+    """Return slim minus dense accuracy in points, or metric; None without test images."""
     slim, dense = report.slim.accuracy, report.dense.accuracy
     return None if slim is None or dense is None else slim - dense
 
@@ -250,8 +251,11 @@ def cautions(report: Report) -> tuple[Caution, ...]:
     if width is not None and changed_little(report):
         found.append(Caution(False, "Group-HS changed little", little_effect_words(width)))
     change = accuracy_change(report)
-    if made.cut and made.finetune_epochs == 0 and change is not None and change < -MOST_LOST:
-        lost = f"accuracy is {points(change)} from dense; fine-tune the slim network (finetune.epochs in a recipe)"
+    if made.cut and not made.trained_after and change is not None and _lost(report, change) > MOST_LOST:
+        lost = (
+            f"{report.metric_name} is {score_change(change, report.metric)} from dense; fine-tune the slim network"
+            " (finetune.epochs in a recipe)"
+        )
         found.append(Caution(False, "Not trained after the cut", lost))
     uncounted = report.dense.file.uncounted | report.slim.file.uncounted
     if uncounted:
@@ -272,6 +276,14 @@ def cautions(report: Report) -> tuple[Caution, ...]:
     return tuple(found)
 
 
+def _lost(report: Report, change: float) -> float:
+    """Return what the slim network lost, in points of accuracy or per cent of the dense one's metric."""
+    if report.metric is None:
+        return -change
+    worse = -change if report.inputs.higher_is_better else change
+    return 100 * worse / max(abs(report.dense.accuracy or 0.0), 1e-12)
+
+
 def asks_a_share(report: Report) -> bool:
     """Whether a budget was asked for that can be met or missed; a threshold is none."""
     return any(key != "threshold" for key in report.budget.asked)
@@ -284,7 +296,13 @@ def headline(report: Report) -> str:
     parts = [] if left is None else [f"{share(left)} of the MACs"]
     parts.append(speedup_words(report))
     if change is not None:
-        parts.append(f"{percent(report.slim.accuracy)} accuracy ({points(change)})")
+        reached, changed = score(report.slim.accuracy, report.metric), score_change(change, report.metric)
+        lower = "" if report.inputs.higher_is_better else ", lower is better"
+        parts.append(
+            f"{reached} accuracy ({changed})"
+            if report.metric is None
+            else f"{report.metric} {reached} ({changed}{lower})"
+        )
     return f"{', '.join(parts)}."
 
 
@@ -301,12 +319,15 @@ def facts(report: Report) -> dict[str, object]:
         "network": network,
         "data": data,
         "images": images,
+        "splits": _splits(report.inputs.images),
         "cautions": cautions(report),
         "headline": headline(report),
         "of_dense": {key: of_dense(report, key) for key in ("macs", "params", "size_bytes")},
         "accuracy_change": accuracy_change(report),
         "class_rows": class_rows(report),
-        "intervals": {it.file.name: accuracy_interval(it.accuracy, images) for it in report.artifacts},
+        "intervals": {
+            it.file.name: None if report.metric else accuracy_interval(it.accuracy, images) for it in report.artifacts
+        },
         "budget": budget_words(report),
         "speedup": speedup_words(report),
         "speedups": speedup_cells(report),
@@ -315,6 +336,14 @@ def facts(report: Report) -> dict[str, object]:
         "failed": [step for step in steps if not step.passed],
         "recipe": recipe_tables(report.recipe),
     }
+
+
+def _splits(images: Images | None) -> str:
+    """Return how many images each split has; where none trained, those that it was judged on."""
+    if images is None:
+        return ""
+    counts = {"training": images.train, "validation": images.validation} if images.train else {}
+    return ", ".join(f"{exact(count)} {name}" for name, count in (counts | {"test": images.test}).items())
 
 
 def recipe_tables(recipe: Mapping[str, Any]) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:

@@ -5,17 +5,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from pydantic import JsonValue
 
 from hoyer_export.errors import FileError, RecipeError
-from hoyer_export.recipe.reading import dump_recipe, load_recipe, reopened
+from hoyer_export.recipe.reading import dump_recipe, load_recipe, make_recipe, reopened
 from hoyer_export.recipe.tables import Recipe
 from hoyer_export.record import Record
 from hoyer_export.report.files import read_report
 from hoyer_export.report.report import Report
 from hoyer_export.report.stage_records import ExportsRecord, ReportRecord, VerifiedRecord
-from hoyer_export.run.cut import CUT
+from hoyer_export.run.cut import CUT, cut_weights
 from hoyer_export.run.inputs import CHECK, INPUTS
 from hoyer_export.run.job import Job
+from hoyer_export.run.own import Own
 from hoyer_export.run.progress import Progress
 from hoyer_export.run.reporting import write_run_report
 from hoyer_export.run.ship import BENCH, EXPORT, VERIFY
@@ -48,6 +50,7 @@ def run_recipe(
     redo_from: str | None = None,
     allow_import: Sequence[str] = (),
     progress: Progress,
+    own: Own | None = None,
 ) -> Report:
     """Run the whole chain into the folder ``out``; every stage that is already done is taken from its files.
 
@@ -59,6 +62,7 @@ def run_recipe(
         redo_from: name of the stage from which on all is done again; without it nothing is trained twice.
         allow_import: packages that may be imported for a network ``package.module:function``.
         progress: is told what happens.
+        own: what was passed in Python in the place of names.
 
     Returns:
         What report.json holds; whether verification passed and the budget was met is in it.
@@ -70,7 +74,7 @@ def run_recipe(
         raise RecipeError(f"--redo-from {redo_from}: expected one of {', '.join(names)}")
     with claimed(out, resume=resume or redo_from is not None) as begun:
         folder = RunFolder(out)
-        job = Job(recipe, folder, progress, allow_import)
+        job = Job(recipe, folder, progress, allow_import, own=own)
         before = {file: file.read_bytes() for file in _head(folder) if file.is_file()}
         if begun and is_done(INPUTS, folder):
             job.recipe = reopened(recipe, load_recipe(folder.recipe), record_of(INPUTS, folder).settled)
@@ -109,12 +113,65 @@ def cut_network(recipe: Recipe, out: Path, *, allow_import: Sequence[str] = (), 
         HoyerExportError: an input is wrong, or the network cannot be cut, exported or verified; nothing was written.
     """
     with claimed(out), whole_folder(out) as folder:
-        job = Job(recipe, folder, progress, allow_import)
-        with torch_threads(recipe.threads):
-            _begin(job, {})
+        return _made_at_once(Job(recipe, folder, progress, allow_import))
+
+
+def _made_at_once(job: Job) -> Report:
+    with torch_threads(job.recipe.threads):
+        _begin(job, {})
+        do_all(STAGES, job)
+    _clear_checkpoints(job.folder, job.recipe)
+    return read_report(job.folder.path)
+
+
+def ship_network(recipe: Recipe, out: Path, own: Own, *, progress: Progress) -> Report:
+    """Do the chain for a slim network that was cut and trained in Python; as ``cut_network`` in all else."""
+    with claimed(out), whole_folder(out) as folder:
+        return _made_at_once(Job(recipe, folder, progress, own=own))
+
+
+def ship_weights(
+    path: Path,
+    weights: Path,
+    *,
+    weights_key: str | None = None,
+    data: Mapping[str, JsonValue] | None = None,
+    allow_import: Sequence[str] = (),
+    progress: Progress,
+) -> Report:
+    """Go on in the folder of a cut, or of a run, with weights that its slim network got in a loop of the user's own.
+
+    Args:
+        path: of the folder.
+        weights: of the slim network: a checkpoint as for ``load_weights``, or what ``save_slim`` wrote.
+        weights_key: where in the checkpoint they are, as for ``load_weights``.
+        data: table [data] of a recipe, to be judged on; the folder's own where None.
+        allow_import: as for ``run_recipe``.
+        progress: is told what happens.
+
+    Raises:
+        HoyerExportError: there is no cut, the weights are not of its slim network, or the data does not fit; nothing
+            was changed then.
+    """
+    with opened(path) as folder:
+        record_of(CUT, folder)
+        tables = load_recipe(folder.recipe).model_dump(exclude_none=True)
+        tables["finetune"] |= {"weights": str(weights), "weights_key": weights_key}
+        if data is not None:
+            sized = data["name"] in ("imagefolder", "images") and "input" in tables["network"]
+            tables["data"] = {**data, "image_size": tables["network"]["input"][1] if sized else None}
+        job = Job(make_recipe(tables), folder, progress, allow_import)
+        job.finetuned(folder.slim_weights)
+        before = {file: file.read_bytes() for file in _head(folder) if file.is_file()}
+        drop([*([] if data is None else [INPUTS]), *STAGES[STAGES.index(FINETUNE) :]], folder)
+        with torch_threads(job.recipe.threads):
+            _begin(job, before)
+            if not cut_weights(folder).exists():  # its plan is what counts
+                folder.checkpoint.mkdir(exist_ok=True)
+                write_whole(cut_weights(folder), folder.slim_weights.read_bytes())
             do_all(STAGES, job)
-        _clear_checkpoints(folder, recipe)
-        return read_report(folder.path)
+        _clear_checkpoints(folder, job.recipe)
+    return read_report(path)
 
 
 def _clear_checkpoints(folder: RunFolder, recipe: Recipe) -> None:

@@ -12,17 +12,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hoyer_export.call import ExampleInputs
-from hoyer_export.channels.channel_map import ChannelMap
+from hoyer_export.call import Call, ExampleInputs
+from hoyer_export.channels.channel_map import ChannelGroup, ChannelMap
 from hoyer_export.channels.cost import dense_macs, macs_of_keep
 from hoyer_export.channels.norms import channel_norms
 from hoyer_export.channels.trace import trace_channels
-from hoyer_export.choices import Method
 from hoyer_export.data.splits import Split
+from hoyer_export.errors import CutRefused, FileError, one_line
+from hoyer_export.metric import outputs_of
 from hoyer_export.report.number_format import points, share
 from hoyer_export.report.stage_records import CutRecord, GroupWidth, Moved, RefitRecord, StepRecord
 from hoyer_export.run.inputs import macs_in_torch, proved_channels
 from hoyer_export.run.job import Job
+from hoyer_export.run.own import widened
 from hoyer_export.run.stage import Stage
 from hoyer_export.run_folder import RunFolder, write_whole
 from hoyer_export.select.align import Keep
@@ -37,11 +39,12 @@ from hoyer_export.surgery.extras.dead_blocks import remove_dead_blocks
 from hoyer_export.surgery.extras.folding import Folding, fold_constants
 from hoyer_export.surgery.extras.gather import gather_inputs
 from hoyer_export.surgery.extras.refit import Refit, refit_
-from hoyer_export.surgery.plan import compose
+from hoyer_export.surgery.plan import PruningPlan, compose
+from hoyer_export.surgery.proof import prove_equal
 from hoyer_export.surgery.self_test import without_groups
 from hoyer_export.surgery.step import SlimModel, as_slim
 from hoyer_export.surgery.zero import zero_
-from hoyer_export.tensors import named_tensors, tensors_in
+from hoyer_export.tensors import examples_in, named_tensors, rows_of, tensors_in
 
 TRIES = 8
 """Selections before a budget counts as missed: each comes closer by what the one before was off."""
@@ -75,6 +78,8 @@ class _Cut:
 
 def cut_channels(job: Job) -> CutRecord:
     """Select, zero and cut, and write the slim network, which is not trained yet, and widths.json."""
+    if job.own is not None and job.own.slim is not None:
+        return _was_cut(job, job.own.slim)
     table, started, network = job.recipe.cut, time.perf_counter(), job.sparse()
     asked = " ".join(f"{key} = {value}" for key, value in table.asked().items())
     refit = ", refit" if table.refit else ""
@@ -94,31 +99,76 @@ def cut_channels(job: Job) -> CutRecord:
         slim = gather_inputs(slim, table.gather, job.example)
         steps = (*steps, slim)
     _say(job, channels, found)
-    job.folder.checkpoint.mkdir(exist_ok=True)
-    write_slim(slim, cut_weights(job.folder), job)
-    write_whole(job.folder.widths, json.dumps({name: keep[name].tolist() for name in sorted(keep)}) + "\n")
-    alive = _alive(job, channels, start.model)
+    _write(job, slim, keep)
     return CutRecord(
         dtype="float64",
         max_rel_error=max(step.max_rel_error or 0.0 for step in steps),
         delivered_rel_error=max(step.delivered_rel_error or 0.0 for step in steps),
         tolerance=TOLERANCE,
         align=table.alignment,
-        widths=tuple(
-            GroupWidth(
-                group=group.name,
-                dense=group.width,
-                alive=alive[group.name],
-                slim=len(keep[group.name]),
-            )
-            for group in channels.groups
-        ),
+        widths=_widths(job, channels, start.model, keep),
         dead_blocks=blocks,
         gathered={layer: (_features(network, layer), _features(slim.model, layer)) for layer in table.gather},
         moved=() if job.recipe.finetune.epochs else _moved(job, network, found.zeroed, images),
         refit=found.refit,
         warning=found.warning,
         seconds=time.perf_counter() - started,
+    )
+
+
+def _was_cut(job: Job, slim: SlimModel) -> CutRecord:
+    """Prove a slim network that was cut before, with its weights of today, against a dense one with zeros for the rest.
+
+    Raises:
+        CutRefused: it computes something else, or its plan is not of this dense network.
+    """
+    job.progress.headline("cut: as given; prove it with the weights of today")
+    started, dense = time.perf_counter(), job.dense()
+    try:
+        wide = widened(dense, slim)
+    except (FileError, IndexError, KeyError, RuntimeError) as error:
+        raise CutRefused(
+            f"the slim network was not cut from this dense one ({one_line(error)}); pass both of one cut"
+        ) from error
+    compared = prove_equal(
+        wide,
+        slim.model,
+        Call.of(wide, job.example),
+        cause="the slim network was not cut from this dense one by its plan",
+    )
+    keep = {group.name: _kept(group, slim.plan) for group in job.channels.groups}
+    _write(job, slim, keep)
+    return CutRecord(
+        dtype="float64",
+        max_rel_error=compared.error,
+        tolerance=TOLERANCE,
+        align=None,
+        widths=_widths(job, job.channels, dense, keep),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _kept(group: ChannelGroup, plan: PruningPlan) -> Tensor:
+    """Return the channels that are left in some member: a layer that gathers its inputs lacks some that others have."""
+    left = torch.zeros(group.width + 1, dtype=torch.bool)  # the last is nobody's: owner -1
+    for member in group.members:
+        kept = plan.kept.get(member.parameter, {}).get(member.dim)
+        left[member.owner if kept is None else member.owner[kept]] = True
+    return left[:-1].nonzero().flatten()
+
+
+def _write(job: Job, slim: SlimModel, keep: Keep) -> None:
+    """Write the slim network as it is after the cut, and widths.json."""
+    job.folder.checkpoint.mkdir(exist_ok=True)
+    write_slim(slim, cut_weights(job.folder), job)
+    write_whole(job.folder.widths, json.dumps({name: keep[name].tolist() for name in sorted(keep)}) + "\n")
+
+
+def _widths(job: Job, channels: ChannelMap, model: nn.Module, keep: Keep) -> tuple[GroupWidth, ...]:
+    alive = _alive(job, channels, model)
+    return tuple(
+        GroupWidth(group=group.name, dense=group.width, alive=alive[group.name], slim=len(keep[group.name]))
+        for group in channels.groups
     )
 
 
@@ -133,7 +183,7 @@ def _alive(job: Job, channels: ChannelMap, model: nn.Module) -> dict[str, int]:
 def _cut_to_budget(job: Job, network: nn.Module, start: SlimModel, channels: ChannelMap, images: list[Tensor]) -> _Cut:
     """Select and cut until the slim file meets the recipe's budget, which is a share of ``network``."""
     table, scored = job.recipe.cut, start.model
-    method: Method = "zero" if job.recipe.sparse.to_budget else table.method  # the sparse phase has decided
+    method = "zero" if job.recipe.sparse.to_budget else table.method  # the sparse phase has decided
     shares = {} if method == "zero" else _shares(job, start, channels)
     if table.dead_first:
         scored = copy.deepcopy(scored)
@@ -285,9 +335,13 @@ def _batch_size(job: Job) -> int:
 
 def _images(job: Job, split: Split, *, shuffle: bool = False) -> list[Tensor]:
     """Return as many images as calibrate, or all there are, in batches and without augmentation."""
-    size, count = _batch_size(job), job.recipe.cut.images
-    found = [images for images, _ in islice(split.batches(size, shuffle=shuffle), ceil(count / size))]
-    return [*found[:-1], found[-1][: count - size * (len(found) - 1)]] if found else []
+    found, left = [], job.recipe.cut.images
+    for images, _ in split.batches(_batch_size(job), shuffle=shuffle):
+        found.append(rows_of(images, min(left, examples_in(images))))
+        left -= examples_in(found[-1])
+        if left == 0:
+            break
+    return found
 
 
 def _moved(job: Job, dense: nn.Module, zeroed: nn.Module, calibration: list[Tensor]) -> tuple[Moved, ...]:
@@ -302,14 +356,15 @@ def _difference(images: str, dense: nn.Module, zeroed: nn.Module, batches: Itera
     count, change, largest, finite = 0, 0.0, 0.0, True
     with torch.no_grad():
         for batch in batches:
-            for before, after in zip(tensors_in(first(batch)), tensors_in(second(batch)), strict=True):
+            outputs = (tensors_in(outputs_of(model, batch)) for model in (first, second))
+            for before, after in zip(*outputs, strict=True):
                 if not (before.is_floating_point() or before.is_complex()):  # a mask or a label: no difference as it is
                     before, after = before.double(), after.double()
                 finite &= bool(before.isfinite().all()) and bool(after.isfinite().all())
                 if finite and before.numel():  # NaN is larger than nothing
                     change = max(change, float((after - before).abs().max()))
                     largest = max(largest, float(before.abs().max()))
-            count += len(batch)
+            count += examples_in(batch)
     found = {"max_change": change, "max_output": largest} if finite else {"max_change": None, "max_output": None}
     return Moved(images=images, count=count, **found)
 

@@ -17,6 +17,7 @@ from hoyer_export.deploy.export import as_float32, export_onnx, inference_copy
 from hoyer_export.deploy.macs import count_macs
 from hoyer_export.deploy.weight_sizes import TorchMacs, torch_macs
 from hoyer_export.errors import DataError, NetworkError, RecipeError
+from hoyer_export.metric import ACCURACY, outputs_of
 from hoyer_export.modes import kept_modes
 from hoyer_export.recipe.reading import left_open, resolved
 from hoyer_export.report.number_format import share
@@ -55,8 +56,12 @@ def look_at_inputs(job: Job) -> InputsRecord:
         check_labels(data)
     if recipe.cut.max_drop is not None and not job.has_labels:
         raise DataError("cut.max_drop is measured on labelled images, got none; give max_change, which needs no labels")
-    if data is not None and data.classes is not None:
-        check_output(recipe.network.name, network, job.example, data)
+    if recipe.cut.max_drop is not None and job.metric is not ACCURACY:
+        raise DataError(f"cut.max_drop is in points of accuracy, not of {job.metric.name}; give max_change")
+    if job.loss is not None and recipe.distill.weight:
+        raise RecipeError("distill.weight: the dense network teaches by its logits; leave it out, or `loss`")
+    if data is not None and data.has_targets:
+        check_output(job, network, data)
     channels = proved_channels(job, network)
     found = {
         "threads": torch.get_num_threads(),
@@ -66,7 +71,7 @@ def look_at_inputs(job: Job) -> InputsRecord:
     }
     if data is None:
         found["network.input"] = job.shape
-    else:
+    elif not data.own:
         found |= {f"data.{key}": getattr(data.preprocessing, key) for key in SETTLED_BY_DATA}
         found |= {"data.image_size": data.input_shape[1], "data.augment": data.augmentation is not None}
         if data.augmentation is not None:
@@ -85,6 +90,8 @@ def look_at_inputs(job: Job) -> InputsRecord:
         notes=data.notes,
         left_out=data.left_out,
         **data.preprocessing.model_dump(),
+        metric=None if job.metric is ACCURACY else job.metric.name,
+        higher_is_better=bool(job.metric.higher_is_better),
         # Nobody can tell whether given weights saw these images; training images are what weights are trained on.
         validation=None if recipe.dense.file is None else "may have been seen in training",
         settled=tuple(settled),
@@ -93,7 +100,7 @@ def look_at_inputs(job: Job) -> InputsRecord:
 
 def check_labels(data: DataSplits) -> None:
     """Refuse to train on images without labels; DataError."""
-    if data.classes is None:
+    if not data.has_targets:
         raise DataError(f"training needs labels, and {data.name} has none; name a data set with classes")
 
 
@@ -198,28 +205,39 @@ def proved_channels(job: Job, network: nn.Module) -> ChannelMap:
     return tested.channels
 
 
-def check_output(name: str, network: nn.Module, example: Tensor, data: DataSplits) -> None:
-    """Run the network called ``name`` on two images of its data.
+def check_output(job: Job, network: nn.Module, data: DataSplits) -> None:
+    """Run the network on two images of its data.
 
     Raises:
-        NetworkError: it cannot take them, or does not return logits for the data's classes.
+        NetworkError: it cannot take them, or does not return logits for the data's classes where it has to.
+        RecipeError: there are more or fewer weights than classes.
     """
-    shape = "×".join(map(str, example.shape[1:]))
+    name, shape, classes = job.recipe.network.name, "×".join(map(str, data.input_shape)), data.classes
     try:
         with kept_modes(network), torch.no_grad():
-            logits = network.eval()(example)
+            logits = outputs_of(network.eval(), job.example)
     except Exception as error:  # foreign code may raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise NetworkError(f"{name} cannot take the {shape} images of {data.name} ({reason[:200]})") from error
+    if not ((job.recipe.trains and job.loss is None) or (job.has_labels and job.metric is ACCURACY)):
+        return
     if (
         not isinstance(logits, Tensor)
         or logits.shape[:1] != (2,)
         or logits.ndim != 2
-        or logits.shape[1] < (data.classes or 0)
+        or logits.shape[1] < (classes or 2)
     ):
-        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        got = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        way_out = "; pass `loss` and `metric` for what it returns" if job.own is not None else ""
         raise NetworkError(
-            f"{name} should return logits [N, {data.classes}] for images of {data.name}, got {got} for N = 2"
+            f"{name} should return logits [N, {classes or 'classes'}] for images of {data.name}, got {got} for N ="
+            f" 2{way_out}"
+        )
+    weights = job.recipe.data.class_weights if job.recipe.data else None
+    if weights is not None and len(weights) != logits.shape[1]:
+        raise RecipeError(
+            f"data.class_weights: expected one number for each of the {logits.shape[1]} outputs of {name}, got"
+            f" {len(weights)}"
         )
 
 

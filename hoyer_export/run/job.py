@@ -12,15 +12,20 @@ from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.rules import Rules
 from hoyer_export.data import DataSplits, ImageOptions, load_data
 from hoyer_export.environment import EnvironmentRecord, environment_record
-from hoyer_export.errors import DataError, NetworkError
+from hoyer_export.errors import DataError, NetworkError, RecipeError
+from hoyer_export.metric import ACCURACY, Metric
 from hoyer_export.networks import build_network, default_input_shape, is_function_name
 from hoyer_export.recipe.tables import Recipe
 from hoyer_export.rules import load_rules
 from hoyer_export.run.channel_file import read_channels
+from hoyer_export.run.own import Own, needs_own
 from hoyer_export.run.progress import Progress
 from hoyer_export.run_folder import RunFolder
-from hoyer_export.store.slim_file import load_slim
+from hoyer_export.sparsify.epoch import Loss
+from hoyer_export.store.slim_file import is_slim_file, load_slim
+from hoyer_export.surgery.plan import PruningPlan, with_plan
 from hoyer_export.surgery.step import SlimModel
+from hoyer_export.tensors import examples_in, rows_of
 from hoyer_export.weights import LoadedWeights, load_weights
 
 
@@ -35,6 +40,10 @@ class Job:
         allow_import: packages that may be imported for a network or rules ``package.module:NAME``.
         environment: the machine as the run found it.
         trusts_files: the weights in a file need not be compared where it is, to the byte, what the export wrote.
+        own: what was passed in Python, in the place of the recipe's names.
+
+    Raises:
+        RecipeError: the recipe is of something that was passed, and nothing is.
     """
 
     recipe: Recipe
@@ -43,6 +52,14 @@ class Job:
     allow_import: Sequence[str] = ()
     environment: EnvironmentRecord = field(default_factory=environment_record)
     trusts_files: bool = True
+    own: Own | None = None
+
+    def __post_init__(self) -> None:
+        if self.own is None and needs_own(self.recipe):
+            raise RecipeError(
+                f"{self.recipe.network.name} was passed in Python, so its recipe alone cannot be done: call hx.run or"
+                " hx.ship again, with the same arguments"
+            )
 
     @property
     def has_data(self) -> bool:
@@ -51,8 +68,18 @@ class Job:
 
     @property
     def has_labels(self) -> bool:
-        """Whether the images have labels, and there are test images."""
-        return self.has_data and self.data.classes is not None
+        """Whether there are test images, and what should come out of them is known."""
+        return self.has_data and self.data.has_targets and len(self.data.test) > 0
+
+    @property
+    def metric(self) -> Metric:
+        """What a network is judged by on validation and test images."""
+        return ACCURACY if self.own is None else self.own.metric
+
+    @property
+    def loss(self) -> Loss | None:
+        """What training minimises; cross-entropy where None."""
+        return None if self.own is None else self.own.loss
 
     @cached_property
     def data(self) -> DataSplits:
@@ -60,6 +87,8 @@ class Job:
         table = self.recipe.data
         if table is None:
             raise DataError("there is no data set; name one in the table [data]")
+        if self.own is not None and self.own.data is not None:
+            return self.own.data
         data = load_data(
             table.name,
             root=None if table.root is None else Path(table.root),
@@ -112,17 +141,24 @@ class Job:
         if not self.has_data:
             return torch.randn((2, *self.shape), generator=torch.Generator().manual_seed(self.recipe.seed))
         images: Tensor = next(iter(self.data.validation.batches(2)))[0]
-        if len(images) < 2:
+        if self.data.own:
+            images = rows_of(images, 2)
+        if examples_in(images) < 2:
             name = self.data.name
             raise DataError(f"the validation split of {name} holds a single image; expected at least 2: give it more")
         return images
+
+    @property
+    def is_own_network(self) -> bool:
+        """Whether it is built by code of the user's own, which may not take channels or classes."""
+        return self.own is not None or is_function_name(self.recipe.network.name)
 
     @property
     def in_channels(self) -> int | None:
         """What the network is built with; None where it is not told, for a user's own function may not take it."""
         told = self.recipe.network
         usual = default_input_shape(told.name)
-        if is_function_name(told.name) or not (self.has_data or (told.input and usual and told.input[0] != usual[0])):
+        if self.is_own_network or not (self.has_data or (told.input and usual and told.input[0] != usual[0])):
             return told.in_channels
         return self.shape[0]
 
@@ -130,8 +166,7 @@ class Job:
     def classes(self) -> int | None:
         """What the network is built with; None where it is not told."""
         told = self.recipe.network
-        own = is_function_name(told.name) or not self.has_data
-        return told.classes if own else told.classes or self.data.classes
+        return told.classes if self.is_own_network or not self.has_data else told.classes or self.data.classes
 
     @property
     def device(self) -> torch.device:
@@ -147,10 +182,14 @@ class Job:
     def rules(self) -> Rules | None:
         """Rules of the user's own for tracing."""
         text = self.recipe.network.rules
+        if self.own is not None and self.own.rules is not None:
+            return self.own.rules
         return None if text is None else load_rules(text, self.allow_import)
 
     def network(self) -> nn.Module:
-        """Return the untrained dense network; the recipe's seed decides its weights."""
+        """Return the untrained dense network, whose weights the recipe's seed decides; or a copy of the given one."""
+        if self.own is not None:
+            return with_plan(self.own.network, PruningPlan()).cpu()
         torch.manual_seed(self.recipe.seed)
         name, packages = self.recipe.network.name, self.allow_import
         return build_network(name, in_channels=self.in_channels, classes=self.classes, allow_import=packages)
@@ -174,6 +213,24 @@ class Job:
     def slim(self, path: Path | None = None) -> SlimModel:
         """Return the slim network: of slim.safetensors, or of another file with a plan."""
         return load_slim(path or self.folder.slim_weights, into=self.network())
+
+    def finetuned(self, cut: Path) -> tuple[SlimModel, LoadedWeights | None]:
+        """Return the slim network in the file ``cut``, and in it the weights of a checkpoint that the recipe names.
+
+        Raises:
+            FileError, NetworkError: these weights cannot be read, or are not those of that slim network.
+        """
+        slim, weights = self.slim(cut), self.recipe.finetune.file
+        if weights is None:
+            return slim, None
+        if is_slim_file(weights):
+            trained = self.slim(weights)
+            if trained.plan != slim.plan:
+                raise NetworkError(
+                    f"{weights} was cut otherwise than {cut.parent}; give what was trained from its own slim network"
+                )
+            return trained, None
+        return slim, load_weights(slim.model, weights, key=self.recipe.finetune.weights_key)
 
     def _with(self, weights: Path) -> nn.Module:
         network = self.network()

@@ -20,6 +20,7 @@ from hoyer_export.channels.cost import dense_macs, macs_of_keep
 from hoyer_export.choices import ALIGNMENTS, Alignment
 from hoyer_export.data import DataSplits
 from hoyer_export.errors import FileError, NetworkError, cannot_write
+from hoyer_export.metric import evaluate
 from hoyer_export.networks import default_input_shape
 from hoyer_export.recipe.keys import Key, as_toml, keys_of, meaning_of, table_class, table_names
 from hoyer_export.recipe.reading import make_recipe
@@ -31,7 +32,6 @@ from hoyer_export.run.job import Job
 from hoyer_export.run.progress import Silent
 from hoyer_export.run_folder import RunFolder, write_whole
 from hoyer_export.select.align import least_keep
-from hoyer_export.sparsify.training import evaluate_accuracy
 
 SIDE = 224
 """Of the images, where nobody says what a network is meant for."""
@@ -125,7 +125,7 @@ def _that_fits(asked: Recipe, allow_import: Sequence[str]) -> Job:
         job = _looking(make_recipe(tables | {"data": tables["data"] | sized}), allow_import)
         check_labels(job.data)
         try:
-            check_output(asked.network.name, job.given()[0], job.example, job.data)
+            check_output(job, job.given()[0], job.data)
         except NetworkError:
             if side == sides[-1] and not fitting:
                 raise
@@ -162,7 +162,7 @@ def _looking(recipe: Recipe, allow_import: Sequence[str]) -> Job:
 
 def _right(job: Job) -> float:
     """Return how many % of some validation images the given weights classify as they should."""
-    return evaluate_accuracy(job.given()[0], islice(job.data.validation.batches(64), LOOKED_AT // 64))
+    return evaluate(job.given()[0], islice(job.data.validation.batches(64), LOOKED_AT // 64))
 
 
 def _sides(asked: Recipe, allow_import: Sequence[str]) -> list[int]:

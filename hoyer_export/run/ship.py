@@ -13,6 +13,7 @@ from hoyer_export.deploy.benchmark import LatencyRecord, Speedup, benchmark
 from hoyer_export.deploy.explain import blocked_convolutions
 from hoyer_export.deploy.macs import count_macs
 from hoyer_export.deploy.verify import Check, verify_onnx
+from hoyer_export.metric import evaluate
 from hoyer_export.report import stage_records as records
 from hoyer_export.run.artifacts import ARTIFACTS, Artifact, write_float32
 from hoyer_export.run.cut import CUT
@@ -21,7 +22,6 @@ from hoyer_export.run.job import Job
 from hoyer_export.run.stage import Stage, record_of
 from hoyer_export.run.train import EVALUATION_BATCH
 from hoyer_export.select.budget import COSTS, Budget
-from hoyer_export.sparsify.training import evaluate_accuracy
 
 
 def export_files(job: Job) -> records.ExportsRecord:
@@ -89,7 +89,7 @@ def verify_files(job: Job) -> records.VerifiedRecord:
     found = {name: _verified(job, artifact, known.get(name)) for name, artifact in ARTIFACTS.items()}
     before = found["dense"].accuracy
     if job.has_labels and job.recipe.sparse.epochs:
-        before = evaluate_accuracy(job.sparse(), job.data.test.batches(EVALUATION_BATCH))
+        before = evaluate(job.sparse(), job.data.test.batches(EVALUATION_BATCH), job.metric)
     return records.VerifiedRecord(
         passed=all(it.passed for it in found.values()),
         artifacts=tuple(found.values()),
@@ -114,6 +114,7 @@ def _verified(job: Job, artifact: Artifact, sha256: str | None) -> records.FileV
         next(iter(job.data.validation.batches(max(batches))))[0] if job.has_data else job.example,
         batches=batches,
         labelled=job.data.test.batches(EVALUATION_BATCH) if job.has_labels else None,
+        metric=job.metric,
         sha256=sha256,
         tolerance=artifact.tolerance,
     )

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hoyer_export.data.splits import batch_indices
 from hoyer_export.errors import FileError
+from hoyer_export.metric import ACCURACY
+from hoyer_export.metric import evaluate as measured
 from hoyer_export.recipe.tables import Phase, Recipe
 from hoyer_export.report.making import LITTLE_EFFECT, little_effect_words
 from hoyer_export.report.metrics import read_metrics
@@ -22,7 +23,7 @@ from hoyer_export.sparsify.checkpoint import load_momenta
 from hoyer_export.sparsify.phase import PHASES, EpochRecord, PhaseName, TrainSettings
 from hoyer_export.sparsify.regulariser import Regulariser, Setting, make_regulariser
 from hoyer_export.sparsify.state import macs_shares
-from hoyer_export.sparsify.training import Hooks, evaluate_accuracy, make_optimizer, train
+from hoyer_export.sparsify.training import Hooks, make_optimizer, train
 from hoyer_export.surgery.optimizer_state import slice_optimizer
 from hoyer_export.surgery.step import SlimModel
 from hoyer_export.tensors_file import write_tensors
@@ -36,7 +37,7 @@ def train_dense(job: Job) -> PhaseRecord:
     network, seconds = job.given()[0], 0.0
     _forget_lines(job, "dense")
     if table.epochs:
-        job.progress.headline(f"dense: {_epochs(table)}" + (f" from {table.weights}" if table.weights else ""))
+        job.progress.headline(f"dense: {_epochs(table)}" + (f" from {table.file}" if table.file else ""))
         seconds = _train(job, network, table, "dense")
     save_weights(network, job.folder.dense_weights, job)
     return PhaseRecord(seconds=seconds)
@@ -60,11 +61,15 @@ def train_sparse(job: Job) -> PhaseRecord:
 
 
 def finetune(job: Job) -> PhaseRecord:
-    """Train the slim network, and write slim.safetensors."""
+    """Train the slim network, or take the weights that were trained elsewhere, and write slim.safetensors."""
     table = job.recipe.finetune
-    slim, seconds = job.slim(cut_weights(job.folder)), 0.0
+    (slim, weights), seconds = job.finetuned(cut_weights(job.folder)), 0.0
     _forget_lines(job, "finetune")
-    if table.epochs:
+    if table.weights:
+        job.progress.headline("fine-tune: done elsewhere")
+        if weights is not None:
+            job.progress.note(weights.describe())
+    elif table.epochs:
         job.progress.headline(f"fine-tune: {_epochs(table)} of the slim network")
         seconds = _train(job, slim.model, table, "finetune", optimizer=lambda _, how: _going_on(job, slim, how))
     write_slim(slim, job.folder.slim_weights, job)
@@ -86,7 +91,7 @@ def _regulariser(job: Job, network: nn.Module) -> Regulariser:
 
 def _steps(job: Job, table: Phase) -> int:
     """Return how many steps an epoch has."""
-    return len(batch_indices(len(job.data.train), table.batch_size, torch.Generator()))
+    return job.data.train.steps(table.batch_size)
 
 
 def _forget_lines(job: Job, phase: PhaseName) -> None:
@@ -135,6 +140,7 @@ def _settings(job: Job, table: Phase, phase: PhaseName) -> TrainSettings:
         weight_decay=table.weight_decay,
         warmup_epochs=whole.warmup if whole else table.warmup,
         label_smoothing=table.label_smoothing,
+        class_weights=recipe.data.class_weights if recipe.data else None,
         distill_weight=recipe.distill.weight if distills else 0.0,
         temperature=recipe.distill.temperature,
         precision=table.precision,
@@ -168,7 +174,7 @@ def _train(
         job.progress.epoch(history[-1], table.epochs)
 
     def evaluate(network: nn.Module) -> float:
-        return evaluate_accuracy(network, data.validation.batches(EVALUATION_BATCH, device=device))
+        return measured(network, data.validation.batches(EVALUATION_BATCH, device=device), job.metric)
 
     settings = _settings(job, table, phase)
     job.folder.checkpoint.mkdir(exist_ok=True)
@@ -181,7 +187,14 @@ def _train(
         regulariser=regulariser,
         channels=None if phase == "finetune" else job.channels,
         teacher=job.dense() if settings.distill_weight else None,
-        hooks=Hooks(optimizer=optimizer, evaluate=evaluate, on_epoch=on_epoch, progress=job.progress.step),
+        hooks=Hooks(
+            optimizer=optimizer,
+            loss=job.loss,
+            evaluate=evaluate,
+            metric=None if job.metric is ACCURACY else job.metric.name,
+            on_epoch=on_epoch,
+            progress=job.progress.step,
+        ),
         checkpoint=phase_checkpoint(job.folder, phase),
     )
     # What comes next must not depend on whether the weights come from here or from a file.

@@ -7,6 +7,7 @@ a GPU waits for it, so losses are read in bundles there.
 import math
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -14,11 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hoyer_export.errors import DataError, NetworkError, TrainingError
+from hoyer_export.metric import outputs_of
 from hoyer_export.sparsify.phase import EpochRecord, StepProgress, TrainSettings
 from hoyer_export.sparsify.state import TrainState
+from hoyer_export.tensors import examples_in
 
-Batches = Iterable[tuple[Tensor, Tensor]]
-"""(images [N, ...], int64 targets [N]): the class of every image."""
+Batches = Iterable[tuple[Any, Any]]
+"""(images [N, ...], int64 targets [N]): the class of every image; or whatever a loss of one's own takes."""
+
+Loss = Callable[[Any, Any], Tensor]
+"""(outputs, targets) → mean loss of the batch, 0-d."""
 
 GPU_BUNDLE_STEPS = 20
 """On a GPU the losses of so many steps are read, and progress is told, at once."""
@@ -35,6 +41,7 @@ def train_epoch(
     fabric: Fabric,
     progress: Callable[[StepProgress], None],
     teacher: nn.Module | None = None,
+    own_loss: Loss | None = None,
 ) -> EpochRecord:
     """Make one optimizer step a batch, and return what came of it; the rest of the record is still open.
 
@@ -46,6 +53,7 @@ def train_epoch(
         fabric: where and in which precision the network runs.
         progress: told how far the phase is.
         teacher: in eval mode, on the fabric's device; runs in the same precision.
+        own_loss: in the place of ``task_loss``; outputs and targets are then whatever it takes.
 
     Raises:
         TrainingError: a loss, a penalty or, after the last step, a weight is not finite.
@@ -63,17 +71,21 @@ def train_epoch(
         for step, batch in enumerate(batches):
             if step == steps:
                 raise DataError(f"{settings.phase}: expected {steps} batches an epoch, got more")
-            images, targets = fabric.to_device(batch)
-            logits = network(images)
-            if step == 0:
-                _check_logits(logits, targets)
-            with torch.no_grad():
-                guidance = None if guide is None else guide(images)
-            loss = task_loss(logits, targets, guidance, settings)
+            inputs, targets = fabric.to_device(tuple(batch))
+            outputs = outputs_of(network, inputs)
+            if own_loss is not None:
+                loss, correct = own_loss(outputs, targets), torch.zeros(())
+                _check_loss(loss)
+            else:
+                if step == 0:
+                    _check_logits(outputs, targets)
+                with torch.no_grad():
+                    guidance = None if guide is None else outputs_of(guide, inputs)
+                loss = task_loss(outputs, targets, guidance, settings)
+                correct = (outputs.detach().argmax(1) == targets).sum()
             lr = settings.learning_rate(epoch * steps + step)
             penalty = _step_(state, fabric, loss, lr)
-            correct = (logits.detach().argmax(1) == targets).sum()
-            row = (loss.new_full((), len(targets)), loss.detach(), correct, penalty)
+            row = (loss.new_full((), examples_in(inputs)), loss.detach(), correct.to(loss.device), penalty)
             unread.append(torch.stack([number.float() for number in row]))
             if len(unread) < bundle and step + 1 < steps:
                 continue
@@ -99,7 +111,7 @@ def train_epoch(
         learning_rate=settings.learning_rate(epoch * steps),
         loss=loss_sum / images_seen,
         penalty=None if state.regulariser is None else penalty_sum / read,
-        train_accuracy=100 * correct_sum / images_seen,
+        train_accuracy=None if own_loss is not None else 100 * correct_sum / images_seen,
     )
 
 
@@ -110,12 +122,14 @@ def task_loss(logits: Tensor, targets: Tensor, guidance: Tensor | None, settings
         logits: of the network, [N, classes].
         targets: int64 [N].
         guidance: the teacher's logits, [N, classes]; None: cross-entropy alone.
-        settings: w is ``distill_weight``, T ``temperature``.
+        settings: w is ``distill_weight``, T ``temperature``; with ``class_weights`` the cross-entropy is the mean that
+            these weigh.
 
     Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2 (T² keeps the
     gradient's size at every temperature), https://arxiv.org/abs/1503.02531.
     """
-    loss = F.cross_entropy(logits, targets, label_smoothing=settings.label_smoothing)
+    weights = None if settings.class_weights is None else logits.new_tensor(settings.class_weights)
+    loss = F.cross_entropy(logits, targets, weights, label_smoothing=settings.label_smoothing)
     if guidance is None:
         return loss
     weight, temperature = settings.distill_weight, settings.temperature
@@ -152,6 +166,13 @@ def _drop_tiny_(optimizer: torch.optim.Optimizer) -> None:
             momenta = (value for value in optimizer.state[weight].values() if isinstance(value, Tensor) and value.ndim)
             for tensor in (weight, *momenta):
                 tensor.masked_fill_(tensor.abs() < TINY, 0)
+
+
+def _check_loss(loss: object) -> None:
+    if not isinstance(loss, Tensor) or loss.ndim != 0 or not loss.requires_grad:
+        got = f"a tensor {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        frozen = " without a gradient" if isinstance(loss, Tensor) and not loss.requires_grad else ""
+        raise TrainingError(f"loss: expected the batch's mean, one number with a gradient, got {got}{frozen}")
 
 
 def _check_logits(logits: object, targets: Tensor) -> None:

@@ -33,6 +33,7 @@ class TrainSettings:
         weight_decay: on all parameters.
         warmup_epochs: for how long the learning rate rises linearly, before the cosine.
         label_smoothing: share of the target that is spread over all classes.
+        class_weights: of the classes in the cross-entropy; None: all alike.
         distill_weight: w of ``epoch.task_loss``, 0 to 1; above 0 there is a teacher.
         temperature: T of ``epoch.task_loss``.
         precision: "float32", or "bfloat16" autocast of the forward pass.
@@ -53,6 +54,7 @@ class TrainSettings:
     weight_decay: float = 5e-4
     warmup_epochs: float = 0.0
     label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] | None = None
     distill_weight: float = 0.0
     temperature: float = 4.0
     precision: PrecisionName = "float32"
@@ -104,8 +106,9 @@ class EpochRecord(Record):
         learning_rate: of the epoch's first step.
         loss: the task's, mean over the epoch's images, in training mode.
         penalty: the regulariser's, mean over the epoch's steps.
-        train_accuracy: %, measured on the fly, in training mode.
-        validation_accuracy: %.
+        train_accuracy: %, measured on the fly, in training mode; None where the loss is somebody's own.
+        validation_accuracy: %, or what ``metric`` names.
+        metric: what validation is judged by; None: accuracy in %.
         effective_macs: at the effective widths, share of dense.
         alive_macs: at the channels that are alive, share of dense.
     """
@@ -119,7 +122,8 @@ class EpochRecord(Record):
     loss: float
     penalty: float | None = None
     train_accuracy: Percent | None = None
-    validation_accuracy: Percent | None = None
+    validation_accuracy: float | None = None
+    metric: str | None = None
     effective_macs: NotNegative | None = None
     alive_macs: NotNegative | None = None
 

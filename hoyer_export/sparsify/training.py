@@ -25,13 +25,13 @@ from torch import Tensor, nn
 
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.cost import dense_macs
-from hoyer_export.errors import DataError, TrainingError
+from hoyer_export.errors import TrainingError
 from hoyer_export.modes import kept_modes
 from hoyer_export.random_state import kept_random_state, seed_generators
 from hoyer_export.sparsify.checkpoint import load_checkpoint, save_checkpoint
-from hoyer_export.sparsify.epoch import Batches, train_epoch
+from hoyer_export.sparsify.epoch import Batches, Loss, train_epoch
 from hoyer_export.sparsify.phase import EpochRecord, PrecisionName, StepProgress, TrainSettings
-from hoyer_export.sparsify.regulariser import Regulariser
+from hoyer_export.sparsify.regulariser import Regulariser, Setting
 from hoyer_export.sparsify.state import TrainState, macs_shares
 
 
@@ -50,7 +50,9 @@ class Hooks:
 
     Args:
         optimizer: makes that of the model, called once; its state is gone on with.
-        evaluate: called after each epoch for the validation accuracy in %, or None.
+        loss: (outputs, targets) → 0-d, in the place of cross-entropy.
+        evaluate: called after each epoch for the validation accuracy in %, or ``metric``, or None.
+        metric: what ``evaluate`` returns, where that is no accuracy in %.
         on_epoch: called after each epoch with all records of the phase, the newest last; also once, with those of the
             checkpoint, when a training goes on.
         progress: called after every step on a CPU, every 20th on a GPU.
@@ -61,7 +63,9 @@ class Hooks:
     """
 
     optimizer: Callable[[nn.Module, TrainSettings], torch.optim.Optimizer] = make_optimizer
+    loss: Loss | None = None
     evaluate: Callable[[nn.Module], float | None] = lambda model: None
+    metric: str | None = None
     on_epoch: Callable[[tuple[EpochRecord, ...]], None] = lambda history: None
     progress: Callable[[StepProgress], None] = lambda step: None
     shrink: Callable[[TrainState, int], TrainState] = lambda state, epochs_done: state
@@ -105,7 +109,8 @@ def train(
     """Train ``model`` in place for one phase, all of it in training mode; torch's global generators keep their states.
 
     Args:
-        model: takes images, returns logits [N, classes]. Its parameters stay the same objects; afterwards it is on
+        model: takes images, returns logits [N, classes]; or whatever ``hooks.loss`` takes.
+            Its parameters stay the same objects; afterwards it is on
             ``device``, its modules in the modes (train, eval) that they had. A smaller network that ``hooks.shrink``
             puts in its place is another object, in training mode.
         batches: epoch → (images [N, ...], int64 targets [N]), on any device; what it yields depends on the epoch only.
@@ -127,7 +132,9 @@ def train(
         FileError: the checkpoint is damaged, of another training, or cannot be written.
         DataError: another number of batches than ``settings`` say, or a target beyond the network's outputs.
     """
-    same = asdict(settings)
+    same: dict[str, Setting] = asdict(settings)
+    if settings.class_weights is not None:
+        same["class_weights"] = str(settings.class_weights)
     if regulariser is not None:
         if not isinstance(regulariser, Regulariser):
             got = type(regulariser).__name__
@@ -160,11 +167,12 @@ def train(
             started = time.perf_counter()
             seed_generators(_epoch_seed(settings, epoch), fabric.device)
             state.model.train()
-            trained = train_epoch(state, batches(epoch), settings, epoch, fabric, hooks.progress, teacher)
+            trained = train_epoch(state, batches(epoch), settings, epoch, fabric, hooks.progress, teacher, hooks.loss)
             before, state = state, hooks.shrink(state, epoch + 1)
             if state.model is not before.model and state.plan is None:
                 raise TrainingError("shrink returned another network without a plan, so that no checkpoint can hold it")
-            found = {"validation_accuracy": _percent(hooks.evaluate(state.model))}
+            found: dict[str, float | str | None] = {"validation_accuracy": _measured(hooks, state.model)}
+            found["metric"] = hooks.metric
             if state.channels is not None:
                 shares = macs_shares(state.channels, state.model, whole_macs, _norms(state))
                 found |= {"effective_macs": shares.effective, "alive_macs": shares.alive}
@@ -176,40 +184,17 @@ def train(
     return TrainingRecord(history, state)
 
 
-def evaluate_accuracy(model: nn.Module, batches: Batches) -> float:
-    """Measure top-1 accuracy in %, in eval mode and the model's own precision.
-
-    Args:
-        model: images → logits [N, classes]; its modules' modes (train, eval) are as before afterwards.
-        batches: (images [N, ...], int64 targets [N]), on any device.
-
-    Raises:
-        DataError: there is no image.
-    """
-    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-    correct = torch.zeros((), dtype=torch.int64, device=device)
-    seen = 0
-    with kept_modes(model), torch.inference_mode():
-        model.eval()
-        for images, targets in batches:
-            images, targets = images.to(device), targets.to(device)
-            correct += (model(images).argmax(1) == targets).sum()
-            seen += len(targets)
-    if seen == 0:
-        raise DataError("expected at least one image to measure the accuracy on, got none")
-    return 100 * int(correct) / seen
-
-
 def _norms(state: TrainState) -> dict[str, Tensor] | None:
     """Return the norms that the regulariser acts on, if it acts on these channels."""
     regulariser = state.regulariser
     return None if regulariser is None or regulariser.channels is not state.channels else regulariser.norms()
 
 
-def _percent(accuracy: float | None) -> float | None:
-    if accuracy is not None and not 0 <= accuracy <= 100:
-        raise TrainingError(f"evaluate: expected an accuracy in %, 0 to 100, got {accuracy}")
-    return None if accuracy is None else float(accuracy)
+def _measured(hooks: Hooks, model: nn.Module) -> float | None:
+    found = hooks.evaluate(model)
+    if found is not None and hooks.metric is None and not 0 <= found <= 100:
+        raise TrainingError(f"evaluate: expected an accuracy in %, 0 to 100, got {found}")
+    return None if found is None else float(found)
 
 
 def _fabric(device: torch.device, precision: PrecisionName) -> Fabric:
@@ -228,7 +213,7 @@ def _fabric(device: torch.device, precision: PrecisionName) -> Fabric:
 def _to_channels_last(model: nn.Module, batches: Batches) -> None:
     """Use the memory format that convolutions are faster in, unless the network refuses it (``view`` may)."""
     images = next((images for images, _ in batches), None)
-    if images is None or images.ndim != 4:
+    if not isinstance(images, Tensor) or images.ndim != 4:
         return
     model.to(memory_format=torch.channels_last)
     try:

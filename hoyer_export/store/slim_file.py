@@ -20,7 +20,7 @@ from hoyer_export.record import Record, read_record
 from hoyer_export.surgery.plan import PruningPlan, with_plan
 from hoyer_export.surgery.step import SlimModel
 from hoyer_export.tensors import named_tensors
-from hoyer_export.tensors_file import METADATA_KEY, read_tensors, write_tensors
+from hoyer_export.tensors_file import METADATA_KEY, read_about, read_tensors, write_tensors
 
 _Format = Literal["hoyer-export-slim/1"]
 (FORMAT,) = get_args(_Format)
@@ -70,6 +70,15 @@ def save_slim(
     built = {"name": network, "in_channels": in_channels, "classes": classes}
     about = {"format": FORMAT, "network": built, "plan": slim.plan.to_dict()}
     write_tensors(Path(path), _state(slim.model), json.dumps(about), METADATA_KEY)
+
+
+def is_slim_file(path: Path) -> bool:
+    """Return whether a file is one that ``save_slim`` wrote."""
+    try:
+        read_about(path, METADATA_KEY, kind="slim file", advice="")
+    except FileError:
+        return False
+    return True
 
 
 def load_slim(path: str | Path, into: nn.Module | None = None) -> SlimModel:

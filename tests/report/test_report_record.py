@@ -34,8 +34,6 @@ REQUIRED = {
 
 WRONG: list[tuple[str, Any]] = [
     ("format", "hoyer-export-report/1"),
-    ("verify.artifacts.0.accuracy", 100.5),
-    ("verify.artifacts.0.accuracy", -1),
     ("verify.artifacts.0.accuracy", "91.7"),
     ("export.artifacts.0.macs", -1),
     ("export.artifacts.1.params", 1.5),
@@ -94,6 +92,13 @@ def test_a_value_out_of_range_is_refused(place: str, value: Any) -> None:
     put(report, {place: value})
     assert not SCHEMA.is_valid(report)
     assert not is_readable(report)
+
+
+def test_an_accuracy_is_in_per_cent_and_another_metric_is_any_number() -> None:
+    for accuracy in (100.5, -1):
+        with pytest.raises(ValidationError, match="0 to 100"):
+            changed({"verify.artifacts.0.accuracy": accuracy})
+    assert changed({"verify.artifacts.0.accuracy": -100.5, "inputs.metric": "log-likelihood"}).dense.accuracy == -100.5
 
 
 @pytest.mark.parametrize("place", list(REQUIRED))

@@ -13,11 +13,12 @@ from torch.nn import functional as F
 
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.errors import DataError, FileError, NetworkError, TrainingError
+from hoyer_export.metric import evaluate as measured
 from hoyer_export.sparsify.epoch import task_loss, train_epoch
 from hoyer_export.sparsify.group_hs import GroupHS
 from hoyer_export.sparsify.phase import EpochRecord, StepProgress, TrainSettings
 from hoyer_export.sparsify.state import TrainState
-from hoyer_export.sparsify.training import Hooks, evaluate_accuracy, train
+from hoyer_export.sparsify.training import Hooks, train
 
 STEPS = 4
 CLASSES = 3
@@ -264,7 +265,7 @@ def test_the_callbacks_see_every_epoch_and_step():
 
     def evaluate(model: nn.Module) -> float:
         modes.append(model.training)
-        return evaluate_accuracy(model, batches(0))
+        return measured(model, batches(0))
 
     record = run(tiny(), epochs=2, evaluate=evaluate, on_epoch=histories.append, progress=steps.append)
     assert histories == [record.epochs[:1], record.epochs]
@@ -363,7 +364,7 @@ def test_the_seed_decides_what_dropout_drops():
     assert not torch.equal(first.fc.weight, other.fc.weight)
 
 
-def test_evaluate_accuracy_equals_a_hand_number_and_restores_the_modes():
+def test_the_accuracy_equals_a_hand_number_and_restores_the_modes():
     class Echo(nn.Module):
         def __init__(self):
             super().__init__()
@@ -376,11 +377,11 @@ def test_evaluate_accuracy_equals_a_hand_number_and_restores_the_modes():
     model = Echo()
     logits = torch.eye(3)[torch.tensor([0, 1, 2, 0, 1])]
     labels = torch.tensor([0, 1, 2, 2, 2])
-    assert evaluate_accuracy(model, [(logits[:4], labels[:4]), (logits[4:], labels[4:])]) == 60
+    assert measured(model, [(logits[:4], labels[:4]), (logits[4:], labels[4:])]) == 60
     assert model.training
     assert model.dropout.training
     with pytest.raises(DataError, match="at least one image"):
-        evaluate_accuracy(model, [])
+        measured(model, [])
 
 
 # --- breaking and going on
