@@ -64,7 +64,7 @@ class Sparsify(Callback):
         """Leave no hook on the network."""
         self._watching.close()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Return what the regulariser keeps."""
         return dict(self.regulariser.state_dict())
 

@@ -209,9 +209,8 @@ def verify_onnx(
         checks.append(_check("top-1", agreement.clear_disagreements, 0))
     if all(check.passed for check in checks) and (wrong := weights.wrong_values(sha256)) is not None:
         checks.append(_check("weights", wrong, 0))
-    passed = all(check.passed for check in checks)
     return VerifyRecord(
-        passed,
+        all(check.passed for check in checks),
         tuple(checks),
         comparisons,
         agreement.onnx_accuracy,

@@ -72,11 +72,11 @@ def score(value: float | None, metric: str | None = None) -> str:
 
 
 def score_change(difference: float | None, metric: str | None = None) -> str:
-    """Return the difference of two accuracies in points, or of two values of a metric, e.g. ``−0.012``."""
+    """Return the difference of two accuracies in points, or of two values of a metric, e.g. ``-0.012``."""
     if metric is None or difference is None:
         return points(difference)
     text = f"{abs(difference):.3g}"
-    return f"{'±' if float(text) == 0 else '+' if difference > 0 else '−'}{text}"
+    return f"{'±' if float(text) == 0 else '+' if difference > 0 else '-'}{text}"
 
 
 def milliseconds(value: float | None) -> str:

@@ -247,7 +247,8 @@ def test_channels_last_is_used_where_the_network_takes_it():
 
 def test_the_records_hold_the_fields_of_metrics_jsonl():
     names = (
-        "phase epoch seconds learning_rate loss penalty train_accuracy validation_accuracy effective_macs alive_macs"
+        "phase epoch seconds learning_rate loss penalty train_accuracy validation_accuracy metric effective_macs"
+        " alive_macs"
     )
     assert list(EpochRecord.model_fields) == names.split()
     record = run(tiny(), evaluate=lambda model: 12.5)
