@@ -483,8 +483,8 @@ OWN = (*SMALL, "--out", "out", "--macs", "0.5", "--align", "1")
 
 @pytest.mark.parametrize("name", ["two_outputs", "logits_and_mask"])
 def test_a_network_of_two_outputs_is_cut_and_both_are_verified(call, name: str, home: Path) -> None:
-    code, out, err = call(*OWN, "--input", "1x8x8", "--network", f"tiny:{name}", "--json")
-    assert (code, err) == (0, "")
+    code, out, _ = call(*OWN, "--input", "1x8x8", "--network", f"tiny:{name}", "--json")
+    assert code == 0
     (slim,) = [it for it in json.loads(out)["verify"]["artifacts"] if it["name"] == "slim.onnx"]
     assert slim["passed"]
     assert len({it["output"] for it in slim["onnx"]}) == 2
