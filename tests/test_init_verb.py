@@ -26,7 +26,7 @@ def tokens(): return nn.Sequential(
     nn.Flatten(), nn.Linear(64, 32), nn.LayerNorm(32), nn.Linear(32, 128), nn.GELU(), nn.Linear(128, 10))
 def bare(): return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
 """
-TINY = ["bench.min_seconds=0", "threads=1", "train.epochs=2", "train.cut_at=0.5", "train.warmup=0"]
+TINY = ["bench.min_seconds=0", "threads=1", "train.epochs=2", "train.warmup=0"]
 SCRATCH = [*TINY, "dense.epochs=1", "dense.warmup=0"]
 GREY = "--network nets_of_init:grey --allow-import nets_of_init --data digits --out r.toml"
 
@@ -76,8 +76,10 @@ def test_from_scratch_on_digits_the_next_command_runs_as_it_is_printed(call) -> 
     recipe = load_recipe("recipe.toml")
     assert recipe.dense.epochs > 0
     assert recipe.train is not None
-    assert recipe.sparse.norms == "function"
-    assert recipe.cut.macs == 0.5
+    assert (recipe.cut.macs, recipe.cut.method, recipe.sparse.epochs) == (0.5, "function", 0)
+    init(call, GREY.replace("r.toml", "deep.toml --macs 0.15"))
+    deep = load_recipe("deep.toml")
+    assert (deep.cut.macs, deep.cut.method, deep.sparse.norms) == (0.15, "group-hs", "function")
     run(call, lines[-1], SCRATCH)
     assert init(call, GREY.replace("r.toml", "recipe.toml --overwrite"))[-1].split()[5] == "runs/first-2"
     assert init(call, GREY)[-1].split()[5] == "runs/r"

@@ -35,6 +35,11 @@ from hoyer_export.select.align import least_keep
 
 SIDE = 224
 """Of the images, where nobody says what a network is meant for."""
+GRADUAL = 0.2
+"""Below this share of the MACs channels fade while the network trains; from it on a cut at once, by function, has been
+as good, and no epoch goes into it (docs/what-was-tried.md)."""
+CALIBRATION = 2048
+"""Images that the cut at once looks at."""
 ROOM = 0.75
 """The narrowest network costs at most so much of the budget, else there is nothing to choose."""
 STEPS = 2000
@@ -201,9 +206,14 @@ def _filled(job: Job, network: nn.Module) -> Recipe:
         tables["dense"] = {"epochs": max(30, epochs)} | how
     elif job.recipe.dense.epochs:
         tables["dense"] |= {"epochs": epochs} | how
-    tables["train"] = {"epochs": epochs} | how
-    tables["sparse"] = {"norms": "function"}
-    tables["cut"] |= {"align": _alignment(job.channels, job.recipe.cut.macs or 1)}
+    macs = job.recipe.cut.macs or 1
+    tables["cut"] |= {"align": _alignment(job.channels, macs)}
+    if macs < GRADUAL:
+        tables["train"] = {"epochs": epochs, "cut_at": 0.1} | how
+        tables["sparse"] = {"norms": "function"}
+    else:
+        tables["train"] = {"epochs": epochs, "cut_at": 0} | how
+        tables["cut"] |= {"method": "function", "calibration": CALIBRATION}
     tables["distill"] = {"weight": 0.7}
     return make_recipe(tables)
 
