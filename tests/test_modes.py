@@ -73,8 +73,13 @@ def export_and_verify(model: nn.Module, tmp_path) -> None:
     verify_onnx(tmp_path / "a.onnx", model, IMAGES, labelled=[(IMAGES, LABELS)])
 
 
+def digits_job() -> Job:
+    recipe = make_recipe({"network": {"name": "lenet5"}, "data": {"name": "digits"}, "cut": {"macs": 0.5}})
+    return Job(recipe, RunFolder(Path()), Silent())
+
+
 LOOKS: dict[str, Callable] = {
-    "check_output": lambda model, tmp_path: check_output("half frozen", model, IMAGES[:2], DATA),
+    "check_output": lambda model, tmp_path: check_output(digits_job(), model, DATA),
     "trace_channels": lambda model, tmp_path: trace_channels(model, IMAGES),
     "self_test": lambda model, tmp_path: self_test(model, IMAGES),
     "cross_check": lambda model, tmp_path: cross_check(model, IMAGES, trace_channels(model, IMAGES)),
@@ -142,15 +147,14 @@ def test_training_freezes_what_the_networks_own_train_freezes_and_nothing_else(f
 
 
 def test_a_single_validation_image_is_a_fault_of_the_data() -> None:
-    recipe = make_recipe({"network": {"name": "lenet5"}, "data": {"name": "digits"}, "cut": {"macs": 0.5}})
-    job = Job(recipe, RunFolder(Path()), Silent())
+    job = digits_job()
     assert job.example.shape == (2, 1, 8, 8)
 
     class One:
         def batches(self, batch_size: int, **options: object):
             return iter([(IMAGES[:1], LABELS[:1])])
 
-    job = Job(recipe, RunFolder(Path()), Silent())
+    job = digits_job()
     job.data = replace(DATA, validation=One())
     with pytest.raises(DataError, match="validation split of digits holds a single image; expected at least 2"):
         _ = job.example

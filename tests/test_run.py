@@ -457,7 +457,7 @@ def test_a_damaged_checkpoint_is_named_and_nothing_is_changed(run: Runner, tmp_p
         (
             ["network.name=tiny_nets:nothing_to_prune"],
             NetworkError,
-            "nothing in tiny_nets:nothing_to_prune can be pruned",
+            "tiny_nets:nothing_to_prune: nothing in the network can be pruned",
         ),
         (["network.name=tiny_nets:eleven_outputs"], NetworkError, r"logits \[N, 10\].*got \[2, 1, 11\]"),
         (["network.in_channels=3"], DataError, "network.in_channels is 3"),

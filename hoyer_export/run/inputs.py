@@ -201,7 +201,9 @@ def proved_channels(job: Job, network: nn.Module) -> ChannelMap:
                 f"self-test: {verdict.group} is not proved ({verdict.channels} channels): {verdict.reason}"
             )
     if not tested.channels.groups:
-        raise NetworkError(f"{job.recipe.network.name}: {nothing_prunable(tested.channels)}; see  hoyer-export inspect")
+        raise NetworkError(
+            f"{job.recipe.network.name}: {nothing_prunable(tested.channels)}; hoyer-export inspect shows all"
+        )
     return tested.channels
 
 
