@@ -498,16 +498,63 @@ def export(run_dir: RunDir, allow_import: AllowImport = [], as_json: Json = Fals
     _print_json(found.model_dump(mode="json")) if as_json else print_exports(found, run_dir)
 
 
-@app.command(cls=_Verb, epilog=_epilog("hoyer-export verify runs/first"))
-def verify(run_dir: RunDir, allow_import: AllowImport = [], as_json: Json = False) -> None:  # noqa: B006
-    """Verify a run's slim.onnx against its slim network and the test set again."""
+@app.command(cls=_Verb, epilog=_epilog("hoyer-export verify slim.onnx --against slim.safetensors"))
+def verify(
+    context: typer.Context,
+    target: Annotated[
+        Path, typer.Argument(metavar="DIR|A.onnx", help="The folder of a run, or a file.", show_default=False)
+    ],
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="What A.onnx should compute: B.onnx, slim.safetensors, or weights."),
+    ] = None,
+    network: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Whose weights they are; else as they say.", autocompletion=arguments.networks
+        ),
+    ] = None,
+    classes: Classes = None,
+    weights_key: WeightsKey = None,
+    shape: Shapes = [],  # noqa: B006
+    tolerance: Annotated[
+        float, typer.Option(metavar="SHARE", min=0, help="Of the largest output, that outputs may be off.")
+    ] = 1e-5,
+    allow_import: AllowImport = [],  # noqa: B006
+    as_json: Json = False,
+) -> None:
+    """Verify a run's files against their networks and the test set again, or any ONNX file against another or weights.
+
+    Where it fails, the first node that computes something else is named.
+    """
+    if target.is_dir():
+        of_files = {"against", "network", "classes", "weights_key", "shape", "tolerance"}
+        arguments.refuse(context, of_files, f"only together with a file; {target} is a folder")
+    elif against is None:
+        raise typer.BadParameter(f"{target} is no folder of a run; give what it should compute", param_hint="--against")
+    if network is None or (against is not None and against.suffix == ".onnx"):
+        arguments.refuse(context, {"classes", "weights_key", "network"}, "only together with the weights of --network")
+    shapes = arguments.shapes(shape)
     _loading("torch")
     from hoyer_export.console import print_verification
     from hoyer_export.live import progress
     from hoyer_export.run.chain import verify_run
+    from hoyer_export.run.verifying import verify_file
 
-    with progress() as shown:
-        found = verify_run(run_dir, allow_import=allow_import, progress=shown)
+    if against is None:
+        with progress() as shown:
+            found = verify_run(target, allow_import=allow_import, progress=shown)
+    else:
+        found = verify_file(
+            target,
+            against,
+            network=network,
+            classes=classes,
+            weights_key=weights_key,
+            shapes=shapes,
+            tolerance=tolerance,
+            allow_import=allow_import,
+        )
     _print_json(found.model_dump(mode="json")) if as_json else print_verification(found)
     if not found.passed:
         raise typer.Exit(3)

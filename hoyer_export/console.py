@@ -284,6 +284,9 @@ def print_verification(found: "VerifiedRecord") -> None:
             table.add_row(escape(file.name), escape(check.name), *cells)
     console = _console()
     console.print(table)
+    for file in found.artifacts:
+        if file.departure is not None:
+            console.print(_plain(f"{file.name}: the first node that departs is {file.departure}"))
     read = {f"{it.name}{kind}": value for it in found.artifacts for kind, value in _accuracies(it).items()}
     if found.sparse_accuracy is not None:
         read["before the cut"] = found.sparse_accuracy

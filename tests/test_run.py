@@ -570,10 +570,21 @@ def test_verify_again_passes_and_a_perturbed_file_fails_and_stays_failed(copied:
     values.flat[0] += 0.1
     weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
     onnx.save(model, copied / "slim.onnx")
-    assert verify_run(copied, allow_import=["tiny_nets"], progress=Silent()).passed is False
-    assert not read_report(copied).passed
+    for _ in range(2):  # a rejected file is judged again under its name
+        found = verify_run(copied, allow_import=["tiny_nets"], progress=Silent())
+        assert [(it.name, it.passed, it.departure is None) for it in found.artifacts] == [
+            ("dense", True, True),
+            ("slim", False, False),
+        ]
+        assert weight.name in found.artifacts[1].departure
+        assert sorted(it.name for it in copied.glob("*.onnx*")) == ["dense.onnx", "slim.onnx.rejected"]
+        assert not read_report(copied).passed
+        card = (copied / "card.md").read_text(encoding="utf-8")
+        assert "slim.onnx: the first node that departs is" in card.replace("\\_", "_")
+        assert "it is left as slim.onnx.rejected" in card
     export_run(copied, allow_import=["tiny_nets"], progress=Silent())
     assert verify_run(copied, allow_import=["tiny_nets"], progress=Silent()).passed is True
+    assert sorted(it.name for it in copied.glob("*.onnx*")) == ["dense.onnx", "slim.onnx"]
 
 
 def test_a_truncated_onnx_file_is_named_and_loses_no_record(copied: Path, home: Path) -> None:

@@ -250,7 +250,8 @@ class ClassTally(Record):
 class FileVerification(Record):
     """One artifact against its network; ``onnx_accuracy`` is the runtime's, both are None without test images.
 
-    ``by_class`` is the network's, in the order of its outputs.
+    ``by_class`` is the network's, in the order of its outputs. ``departure`` is, where a check failed, the first node
+    that computes something else, with how far it is off.
     """
 
     name: str
@@ -260,6 +261,7 @@ class FileVerification(Record):
     accuracy: Finite | None = None
     onnx_accuracy: Finite | None = None
     by_class: tuple[ClassTally, ...] = ()
+    departure: str | None = None
 
 
 class VerifiedRecord(Record):

@@ -234,7 +234,13 @@ def cautions(report: Report) -> tuple[Caution, ...]:
         ]
         more = f"; and {len(failed) - MOST_SHOWN} more" if len(failed) > MOST_SHOWN else ""
         what = f"{len(failed)} of {len(steps)} steps did not pass" if failed else "the run says so, and not which step"
-        text = f"{what}, do not ship this file{''.join(shown)}{more}"
+        departures = [
+            f"; {it.file.file}: the first node that departs is {it.verified.departure}"
+            for it in report.artifacts
+            if it.verified.departure is not None
+        ]
+        left = [f"; it is left as {it.file.file}.rejected" for it in report.artifacts if not it.verified.passed]
+        text = f"{what}, do not ship this file{''.join((*shown, more, *departures, *left))}"
         found.append(Caution(True, "Verification failed", text))
     if not report.budget.met:
         found.append(Caution(True, "Budget missed", budget_words(report)))
