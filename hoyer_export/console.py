@@ -31,7 +31,14 @@ if TYPE_CHECKING:
     from hoyer_export.deploy.benchmark import BenchmarkRecord, Speedup
     from hoyer_export.deploy.macs import MacsRecord
     from hoyer_export.report.report import Report
-    from hoyer_export.report.stage_records import CutRecord, ExportsRecord, FileVerification, Moved, VerifiedRecord
+    from hoyer_export.report.stage_records import (
+        CutRecord,
+        ExportsRecord,
+        FileVerification,
+        GateRecord,
+        Moved,
+        VerifiedRecord,
+    )
     from hoyer_export.run.inspecting import GroupCost, Inspection
     from hoyer_export.run.proposing import Proposal
     from hoyer_export.surgery.self_test import Verdict
@@ -44,7 +51,15 @@ MOVED = 1e-5  # relative change of the outputs that asks for fine-tuning: what v
 def print_report(report: "Report", folder: Path) -> None:
     """Print the files side by side, how exact the cut is, what was verified, and what to do next."""
     from hoyer_export.report.making import cut_details, making
-    from hoyer_export.report.summary import budget_words, cautions, class_rows, speedup_words, title, verification_steps
+    from hoyer_export.report.summary import (
+        budget_words,
+        cautions,
+        class_rows,
+        gate_words,
+        speedup_words,
+        title,
+        verification_steps,
+    )
 
     network, data = title(report)
     on = f"on {data}" if report.inputs.data else f"input {'×'.join(map(str, report.inputs.shape))}"
@@ -65,6 +80,8 @@ def print_report(report: "Report", folder: Path) -> None:
         console.print(_plain(f"classes that lost most: {worst}"))
     console.print(_plain(f"speed: {speedup_words(report)}"))
     console.print(_plain(f"budget: {budget_words(report)}"))
+    for line in gate_words(report.gate):
+        console.print(_plain(f"gate: {line}"))
     passed = sum(step.passed for step in steps)
     left_open = sum(int(step.value) for step in steps if step.name == "inputs left open")
     rounding = f"; {left_open} comparisons left open, for torch itself rounds as much" if left_open else ""
@@ -293,6 +310,15 @@ def print_verification(found: "VerifiedRecord") -> None:
     if read:
         console.print(_plain("test accuracy: " + ", ".join(f"{name} {percent(value)}" for name, value in read.items())))
     console.print(_plain("verified" if found.passed else "VERIFICATION FAILED: do not ship this file"))
+
+
+def print_gate(found: "GateRecord") -> None:
+    """Print every limit with what was reached."""
+    from hoyer_export.report.summary import gate_words
+
+    for line in gate_words(found):
+        _console().print(_plain(line), soft_wrap=True)
+    _console().print(_plain("gate passed" if found.passed else "GATE FAILED"))
 
 
 def _accuracies(file: "FileVerification") -> dict[str, float]:

@@ -19,7 +19,7 @@ from hoyer_export.deploy.macs import MacsRecord
 from hoyer_export.recipe.keys import Key, keys_of, meaning_of, own_keys, table_class, table_names
 from hoyer_export.recipe.tables import Phase, Recipe
 from hoyer_export.report.report import Report
-from hoyer_export.report.stage_records import ExportsRecord, VerifiedRecord
+from hoyer_export.report.stage_records import ExportsRecord, GateRecord, VerifiedRecord
 from hoyer_export.run.inspecting import Inspection
 from hoyer_export.run.proposing import Proposal
 
@@ -29,6 +29,7 @@ PUBLISHED = {
     "inspect": Inspection,
     "export": ExportsRecord,
     "verify": VerifiedRecord,
+    "check": GateRecord,
     "macs": MacsRecord,
     "bench": BenchmarkRecord,
 }

@@ -587,6 +587,32 @@ def test_verify_again_passes_and_a_perturbed_file_fails_and_stays_failed(copied:
     assert sorted(it.name for it in copied.glob("*.onnx*")) == ["dense.onnx", "slim.onnx"]
 
 
+def test_a_run_that_loses_too_much_fails_at_its_gate_and_nothing_but_the_report_is_made_again(
+    copied: Path, run: Runner
+) -> None:
+    before = read_report(copied)
+    assert (before.gate.passed, before.gate.limits) == (True, ())
+    said = Listening()
+    limits = {"max_macs": 1.0, "max_latency": 1000.0, "max_accuracy_drop": 0.0, "max_bytes": 1e-6}
+    run(copied, *(f"gate.{key}={value}" for key, value in limits.items()), resume=True, progress=said)
+    assert said.said[0].endswith("report is done again; all else stays")
+    found = read_report(copied)
+    lost = before.dense.verified.onnx_accuracy - before.slim.verified.onnx_accuracy
+    by_name = {it.name: it for it in found.gate.limits}
+    assert by_name["max_accuracy_drop"].reached == lost
+    assert {name: it.passed for name, it in by_name.items()} == {
+        "max_macs": True,
+        "max_bytes": False,
+        "max_latency": True,
+        "max_accuracy_drop": lost <= 0,
+    }
+    assert found.gate.passed is False
+    for name in ("card.md", "report.html"):
+        text = (copied / name).read_text(encoding="utf-8")
+        assert "Gate failed:" in text
+        assert "of dense, at most 0.0 %: FAILED" in text
+
+
 def test_a_truncated_onnx_file_is_named_and_loses_no_record(copied: Path, home: Path) -> None:
     path = copied / "slim.onnx"
     before = read_log(RunFolder(copied))

@@ -75,6 +75,11 @@ def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     return shaped
 
 
+def metadata_of(model: onnx.ModelProto) -> dict[str, str]:
+    """Return what the file says of itself, e.g. ``hoyer_export.mean``: key → text."""
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
 def fed_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
     """Return what the caller feeds; old files list the initialisers among the inputs too."""
     initialisers = {tensor.name for tensor in graph.initializer}

@@ -121,13 +121,12 @@ def test_a_fixed_batch_and_other_sizes_are_named(tmp_path: Path) -> None:
     found = verify_files(fixed, any_batch, shapes={"x": (2, 4, 8, 8)})  # who says so gets what can be compared
     assert (found.passed, {it.batch for it in found.onnx}) == (True, {2})
     assert verify_files(any_batch, fixed, shapes={"x": (2, 4, 8, 8)}).passed
+    nodes = [helper.make_node("Relu", ["x"], ["z"]), helper.make_node("Cast", ["z"], ["y"], to=TensorProto.FLOAT)]
+    model = onnx.load(saved(tmp_path / "other.onnx", nodes, {}))
+    model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, ["n", 4, 8, 8]))
+    onnx.save(model, tmp_path / "other.onnx")
     with pytest.raises(VerificationFailed, match="returns"):
-        nodes = [helper.make_node("Relu", ["x"], ["z"]), helper.make_node("Cast", ["z"], ["y"], to=TensorProto.FLOAT)]
-        other = saved(tmp_path / "other.onnx", nodes, {})
-        model = onnx.load(other)
-        model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, ["n", 4, 8, 8]))
-        onnx.save(model, other)
-        verify_files(other, any_batch)
+        verify_files(tmp_path / "other.onnx", any_batch)
 
 
 def test_a_truncated_file_is_no_file(tmp_path: Path) -> None:
