@@ -672,6 +672,40 @@ def macs(
     _print_json(asdict(found)) if as_json else print_macs(found, everything=everything)
 
 
+@app.command(cls=_Verb, epilog=_epilog("hoyer-export info slim.onnx"))
+def info(
+    file: Annotated[Path, typer.Argument(metavar="F.onnx", help="An ONNX file.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Print what an ONNX file says of itself: metadata, inputs, outputs, opset, producer, parameters, bytes."""
+    from hoyer_export.console import print_info
+    from hoyer_export.deploy.info import file_info
+
+    found = file_info(file)
+    _print_json(asdict(found)) if as_json else print_info(found)
+
+
+@app.command(cls=_Verb, epilog=_epilog("hoyer-export explain slim.onnx"))
+def explain(
+    file: Annotated[Path, typer.Argument(metavar="F.onnx", help="An ONNX file.", show_default=False)],
+    threads: Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="onnxruntime's threads.")] = 1,
+    batch_size: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Images a run; else what the file fixes, or 1.")
+    ] = None,
+    shape: Shapes = [],  # noqa: B006
+    min_seconds: Annotated[float, typer.Option(metavar="SECONDS", min=0.1, help="Of measuring.")] = 2.0,
+    everything: Annotated[bool, typer.Option("--all", help="Print every node, not the slowest 20.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say in plain words why an ONNX file is not as fast as its MACs promise, and where its time goes."""
+    shapes = arguments.shapes(shape)
+    from hoyer_export.console import print_explanation
+    from hoyer_export.deploy.explain import explain
+
+    found = explain(file, shapes=shapes, batch_size=batch_size, threads=threads, min_seconds=min_seconds)
+    _print_json(asdict(found)) if as_json else print_explanation(found, everything=everything)
+
+
 @app.command(cls=_Verb, epilog=_epilog("hoyer-export bench dense.onnx slim.onnx"))
 def bench(
     files: Annotated[list[Path], typer.Argument(metavar="A.onnx B.onnx", help="ONNX files.", show_default=False)],

@@ -15,6 +15,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from hoyer_export.deploy.benchmark import BenchmarkRecord
+from hoyer_export.deploy.explain import Explanation
+from hoyer_export.deploy.info import FileInfo
 from hoyer_export.deploy.macs import MacsRecord
 from hoyer_export.recipe.keys import Key, keys_of, meaning_of, own_keys, table_class, table_names
 from hoyer_export.recipe.tables import Phase, Recipe
@@ -32,6 +34,8 @@ PUBLISHED = {
     "check": GateRecord,
     "macs": MacsRecord,
     "bench": BenchmarkRecord,
+    "explain": Explanation,
+    "info": FileInfo,
 }
 DIALECT = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
 

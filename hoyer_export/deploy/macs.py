@@ -127,7 +127,7 @@ def count_macs(path: str | Path, *, shapes: Shapes | None = None) -> MacsRecord:
     batch, model = _with_known_sizes(model, path, shapes)
     graph = model.graph
     shapes_of = _known_shapes(graph)
-    weights = _weight_elements(graph)
+    weights = weight_elements(graph)
     params = sum(weights.values())
     fed, run = depends_on_input(graph), depends_on_input(graph, or_its_size=True)
 
@@ -251,7 +251,7 @@ def _computed_shapes(model: onnx.ModelProto) -> dict[str, Shape]:
         log.disabled = silent
 
 
-def _weight_elements(graph: onnx.GraphProto) -> dict[str, int]:
+def weight_elements(graph: onnx.GraphProto) -> dict[str, int]:
     """Return initialiser or constant → number of elements, for those that hold weights."""
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
