@@ -1,6 +1,6 @@
 """The command line: parse, one call, print. Nothing heavy is imported before a verb needs it.
 
-Exit codes: 0 done; 1 the input is wrong (one line); 2 usage; 3 a verification failed or a budget was missed;
+Exit codes: 0 done; 1 the input is wrong (one line); 2 usage; 3 a verification failed, or a budget or limit was missed;
 70 a bug of ours (with its traceback); 130 interrupted, 143 told to stop (128 + the signal's number, as in a shell).
 """
 
@@ -50,7 +50,8 @@ class _Verbs(TyperGroup):
 
 
 def _epilog(example: str = "hoyer-export COMMAND --help") -> str:
-    codes = "0 done; 1 the input is wrong; 2 usage; 3 a verification failed or a budget was missed; 70 a bug of ours"
+    missed = "3 a verification failed, or a budget or limit was missed"
+    codes = f"0 done; 1 the input is wrong; 2 usage; {missed}; 70 a bug of ours"
     return f"Example: {example}\n\nExit codes: {codes}; 130, 143 (129) stopped."
 
 
@@ -498,16 +499,63 @@ def export(run_dir: RunDir, allow_import: AllowImport = [], as_json: Json = Fals
     _print_json(found.model_dump(mode="json")) if as_json else print_exports(found, run_dir)
 
 
-@app.command(cls=_Verb, epilog=_epilog("hoyer-export verify runs/first"))
-def verify(run_dir: RunDir, allow_import: AllowImport = [], as_json: Json = False) -> None:  # noqa: B006
-    """Verify a run's slim.onnx against its slim network and the test set again."""
+@app.command(cls=_Verb, epilog=_epilog("hoyer-export verify slim.onnx --against slim.safetensors"))
+def verify(
+    context: typer.Context,
+    target: Annotated[
+        Path, typer.Argument(metavar="DIR|A.onnx", help="The folder of a run, or a file.", show_default=False)
+    ],
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="What A.onnx should compute: B.onnx, slim.safetensors, or weights."),
+    ] = None,
+    network: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Whose weights they are; else as they say.", autocompletion=arguments.networks
+        ),
+    ] = None,
+    classes: Classes = None,
+    weights_key: WeightsKey = None,
+    shape: Shapes = [],  # noqa: B006
+    tolerance: Annotated[
+        float, typer.Option(metavar="SHARE", min=0, help="Of the largest output, that outputs may be off.")
+    ] = 1e-5,
+    allow_import: AllowImport = [],  # noqa: B006
+    as_json: Json = False,
+) -> None:
+    """Verify a run's files against their networks and the test set again, or any ONNX file against another or weights.
+
+    Where it fails, the first node that computes something else is named.
+    """
+    if target.is_dir():
+        of_files = {"against", "network", "classes", "weights_key", "shape", "tolerance"}
+        arguments.refuse(context, of_files, f"only together with a file; {target} is a folder")
+    elif against is None:
+        raise typer.BadParameter(f"{target} is no folder of a run; give what it should compute", param_hint="--against")
+    if network is None or (against is not None and against.suffix == ".onnx"):
+        arguments.refuse(context, {"classes", "weights_key", "network"}, "only together with the weights of --network")
+    shapes = arguments.shapes(shape)
     _loading("torch")
     from hoyer_export.console import print_verification
     from hoyer_export.live import progress
     from hoyer_export.run.chain import verify_run
+    from hoyer_export.run.verifying import verify_file
 
-    with progress() as shown:
-        found = verify_run(run_dir, allow_import=allow_import, progress=shown)
+    if against is None:
+        with progress() as shown:
+            found = verify_run(target, allow_import=allow_import, progress=shown)
+    else:
+        found = verify_file(
+            target,
+            against,
+            network=network,
+            classes=classes,
+            weights_key=weights_key,
+            shapes=shapes,
+            tolerance=tolerance,
+            allow_import=allow_import,
+        )
     _print_json(found.model_dump(mode="json")) if as_json else print_verification(found)
     if not found.passed:
         raise typer.Exit(3)
@@ -524,6 +572,90 @@ def report(run_dir: RunDir, as_json: Json = False) -> None:
     _stop_unless_good(found)
 
 
+@app.command(
+    cls=_Verb, epilog=_epilog("hoyer-export check slim.onnx --against dense.onnx --max-macs 0.5 --max-latency 0.7")
+)
+def check(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="SLIM.onnx", help="The file to be judged.", show_default=False)],
+    against: Annotated[Path, typer.Option(metavar="DENSE.onnx", help="What it is compared with.")],
+    max_macs: Annotated[float | None, typer.Option(metavar="SHARE", help="Of the dense file's MACs.")] = None,
+    max_params: Annotated[float | None, typer.Option(metavar="SHARE", help="Of its parameters.")] = None,
+    max_bytes: Annotated[float | None, typer.Option(metavar="SHARE", help="Of its bytes.")] = None,
+    max_latency: Annotated[float | None, typer.Option(metavar="SHARE", help="Of its time for a run, measured.")] = None,
+    max_accuracy_drop: Annotated[
+        float | None, typer.Option(metavar="POINTS", help="Of accuracy on the test images of --data.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|DIR",
+            help="Data set, or folder with test/CLASS/*.jpg.",
+            autocompletion=arguments.data_sets,
+        ),
+    ] = None,
+    data_root: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the files of a NAME are.")] = None,
+    mean: Annotated[str | None, typer.Option(metavar="M,M,M", help="Of each channel; else as the file says.")] = None,
+    std: Annotated[str | None, typer.Option(metavar="S,S,S", help="Of each channel, together with --mean.")] = None,
+    threads: Annotated[int, typer.Option(metavar="N", min=1, help="onnxruntime's threads.")] = 1,
+    batch_size: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Images a run; else what the files fix, or 1.")
+    ] = None,
+    shape: Shapes = [],  # noqa: B006
+    min_seconds: Annotated[float, typer.Option(metavar="SECONDS", min=0.1, help="Of measuring.")] = 5.0,
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write JUnit XML, a test a limit.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Hold an ONNX file against limits: exit code 3 and the figures where one is missed."""
+    shares = {"macs": max_macs, "params": max_params, "bytes": max_bytes}
+    for name, limit in shares.items():
+        arguments.check_share(f"--max-{name}", limit)
+    arguments.check_lost("--max-latency", max_latency, nothing=False)
+    arguments.check_lost("--max-accuracy-drop", max_accuracy_drop, nothing=True)
+    if all(limit is None for limit in (*shares.values(), max_latency, max_accuracy_drop)):
+        raise typer.BadParameter("give at least one limit, e.g. --max-macs 0.5", param_hint="--max-...")
+    if (data is None) != (max_accuracy_drop is None):
+        raise typer.BadParameter("--data and --max-accuracy-drop belong together", param_hint="--data")
+    if data is None:
+        arguments.refuse(context, {"data_root", "mean", "std"}, "only together with --data")
+    if max_latency is None:
+        arguments.refuse(context, {"threads", "batch_size", "min_seconds"}, "only together with --max-latency")
+    if (mean is None) != (std is None):
+        raise typer.BadParameter("--mean and --std belong together", param_hint="--mean")
+    shapes = arguments.shapes(shape)
+    from hoyer_export.recipe.tables import Data, Gate
+
+    table = None
+    if data is not None:
+        name, root = arguments.data(data, data_root)
+        means, stds = (text and arguments.numbers(option, text) for option, text in (("--mean", mean), ("--std", std)))
+        table = Data.model_construct(name=name, root=root, mean=means or None, std=stds or None)  # checked where loaded
+    gate = Gate(**{f"max_{name}": limit for name, limit in shares.items()} | {
+        "max_latency": max_latency, "max_accuracy_drop": max_accuracy_drop
+    })  # fmt: skip
+    _loading("torch")
+    from hoyer_export.console import print_gate
+    from hoyer_export.report import junit as xml
+    from hoyer_export.run.gate import check_file
+    from hoyer_export.run_folder import write_whole
+
+    found = check_file(
+        file,
+        against,
+        gate,
+        shapes=shapes,
+        data=table,
+        threads=threads,
+        batch_size=batch_size,
+        min_seconds=min_seconds,
+    )
+    if junit is not None:
+        write_whole(junit, xml.junit(found, file.name))
+    _print_json(found.model_dump(mode="json")) if as_json else print_gate(found)
+    if not found.passed:
+        raise typer.Exit(3)
+
+
 @app.command(cls=_Verb, epilog=_epilog("hoyer-export macs slim.onnx"))
 def macs(
     file: Annotated[Path, typer.Argument(metavar="F.onnx", help="An ONNX file.", show_default=False)],
@@ -538,6 +670,40 @@ def macs(
 
     found = count_macs(file, shapes=shapes)
     _print_json(asdict(found)) if as_json else print_macs(found, everything=everything)
+
+
+@app.command(cls=_Verb, epilog=_epilog("hoyer-export info slim.onnx"))
+def info(
+    file: Annotated[Path, typer.Argument(metavar="F.onnx", help="An ONNX file.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Print what an ONNX file says of itself: metadata, inputs, outputs, opset, producer, parameters, bytes."""
+    from hoyer_export.console import print_info
+    from hoyer_export.deploy.info import file_info
+
+    found = file_info(file)
+    _print_json(asdict(found)) if as_json else print_info(found)
+
+
+@app.command(cls=_Verb, epilog=_epilog("hoyer-export explain slim.onnx"))
+def explain(
+    file: Annotated[Path, typer.Argument(metavar="F.onnx", help="An ONNX file.", show_default=False)],
+    threads: Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="onnxruntime's threads.")] = 1,
+    batch_size: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Images a run; else what the file fixes, or 1.")
+    ] = None,
+    shape: Shapes = [],  # noqa: B006
+    min_seconds: Annotated[float, typer.Option(metavar="SECONDS", min=0.1, help="Of measuring.")] = 2.0,
+    everything: Annotated[bool, typer.Option("--all", help="Print every node, not the slowest 20.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say in plain words why an ONNX file is not as fast as its MACs promise, and where its time goes."""
+    shapes = arguments.shapes(shape)
+    from hoyer_export.console import print_explanation
+    from hoyer_export.deploy.explain import explain
+
+    found = explain(file, shapes=shapes, batch_size=batch_size, threads=threads, min_seconds=min_seconds)
+    _print_json(asdict(found)) if as_json else print_explanation(found, everything=everything)
 
 
 @app.command(cls=_Verb, epilog=_epilog("hoyer-export bench dense.onnx slim.onnx"))
@@ -598,5 +764,5 @@ def _print_json(found: Mapping[str, Any]) -> None:
 
 
 def _stop_unless_good(report: Any) -> None:
-    if not (report.passed and report.budget.met):
+    if not (report.passed and report.budget.met and report.gate.passed):
         raise typer.Exit(3)

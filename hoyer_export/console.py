@@ -29,9 +29,18 @@ from hoyer_export.report.number_format import (
 
 if TYPE_CHECKING:
     from hoyer_export.deploy.benchmark import BenchmarkRecord, Speedup
+    from hoyer_export.deploy.explain import Explanation
+    from hoyer_export.deploy.info import FileInfo, ValueInfo
     from hoyer_export.deploy.macs import MacsRecord
     from hoyer_export.report.report import Report
-    from hoyer_export.report.stage_records import CutRecord, ExportsRecord, FileVerification, Moved, VerifiedRecord
+    from hoyer_export.report.stage_records import (
+        CutRecord,
+        ExportsRecord,
+        FileVerification,
+        GateRecord,
+        Moved,
+        VerifiedRecord,
+    )
     from hoyer_export.run.inspecting import GroupCost, Inspection
     from hoyer_export.run.proposing import Proposal
     from hoyer_export.surgery.self_test import Verdict
@@ -44,7 +53,15 @@ MOVED = 1e-5  # relative change of the outputs that asks for fine-tuning: what v
 def print_report(report: "Report", folder: Path) -> None:
     """Print the files side by side, how exact the cut is, what was verified, and what to do next."""
     from hoyer_export.report.making import cut_details, making
-    from hoyer_export.report.summary import budget_words, cautions, class_rows, speedup_words, title, verification_steps
+    from hoyer_export.report.summary import (
+        budget_words,
+        cautions,
+        class_rows,
+        gate_words,
+        speedup_words,
+        title,
+        verification_steps,
+    )
 
     network, data = title(report)
     on = f"on {data}" if report.inputs.data else f"input {'×'.join(map(str, report.inputs.shape))}"
@@ -65,6 +82,8 @@ def print_report(report: "Report", folder: Path) -> None:
         console.print(_plain(f"classes that lost most: {worst}"))
     console.print(_plain(f"speed: {speedup_words(report)}"))
     console.print(_plain(f"budget: {budget_words(report)}"))
+    for line in gate_words(report.gate):
+        console.print(_plain(f"gate: {line}"))
     passed = sum(step.passed for step in steps)
     left_open = sum(int(step.value) for step in steps if step.name == "inputs left open")
     rounding = f"; {left_open} comparisons left open, for torch itself rounds as much" if left_open else ""
@@ -284,12 +303,24 @@ def print_verification(found: "VerifiedRecord") -> None:
             table.add_row(escape(file.name), escape(check.name), *cells)
     console = _console()
     console.print(table)
+    for file in found.artifacts:
+        if file.departure is not None:
+            console.print(_plain(f"{file.name}: the first node that departs is {file.departure}"))
     read = {f"{it.name}{kind}": value for it in found.artifacts for kind, value in _accuracies(it).items()}
     if found.sparse_accuracy is not None:
         read["before the cut"] = found.sparse_accuracy
     if read:
         console.print(_plain("test accuracy: " + ", ".join(f"{name} {percent(value)}" for name, value in read.items())))
     console.print(_plain("verified" if found.passed else "VERIFICATION FAILED: do not ship this file"))
+
+
+def print_gate(found: "GateRecord") -> None:
+    """Print every limit with what was reached."""
+    from hoyer_export.report.summary import gate_words
+
+    for line in gate_words(found):
+        _console().print(_plain(line), soft_wrap=True)
+    _console().print(_plain("gate passed" if found.passed else "GATE FAILED"))
 
 
 def _accuracies(file: "FileVerification") -> dict[str, float]:
@@ -321,6 +352,66 @@ def print_macs(found: "MacsRecord", *, everything: bool = False) -> None:
 
 def _macs_cells(found: "MacsRecord", macs: int, params: int) -> dict[str, str]:
     return {"MACs": count(macs), "share": share(macs / found.macs if found.macs else 0), "params": count(params)}
+
+
+def print_explanation(found: "Explanation", *, everything: bool = False) -> None:
+    """Print every node's time beside its MACs, the slowest first, and what holds the file back."""
+    nodes = sorted(found.nodes, key=lambda node: -node.ms)
+    shown = nodes if everything else nodes[:TOP_ROWS]
+    rows = [
+        {"node": escape(node.name), "op": escape(node.op), "layout": node.layout, "ms": three_digits(node.ms)}
+        | {"share": share(node.ms / found.ms if found.ms else 0), "MACs": count(node.macs) if node.macs else ABSENT}
+        | {"GMAC/s": ABSENT if node.gmacs_per_second is None else three_digits(node.gmacs_per_second)}
+        for node in shown
+    ]
+    if rest := nodes[len(shown) :]:
+        ms, macs = sum(node.ms for node in rest), sum(node.macs for node in rest)
+        rows.append(
+            {"node": f"{len(rest)} more (--all)", "ms": three_digits(ms), "share": share(ms / found.ms)}
+            | {"MACs": count(macs) if macs else ABSENT}
+        )
+    console, columns = _console(), ["node", "op", "layout", "ms", "share", "MACs", "GMAC/s"]
+    _print_rows(console, columns, rows, left=["node", "op", "layout"], least=["op"])
+    rate = "" if found.gmacs_per_second is None else f", {three_digits(found.gmacs_per_second)} GMAC/s"
+    best = (
+        ""
+        if found.best_gmacs_per_second is None
+        else f"; the best node has {three_digits(found.best_gmacs_per_second)}"
+    )
+    how = f"threads {found.threads}, batch {found.batch_size}, {found.runs:,} runs, the sum of all nodes"
+    console.print(_plain(f"{milliseconds(found.ms)} for {count(found.macs)} MACs{rate}{best} ({how})"), soft_wrap=True)
+    for line in found.findings:
+        console.print(_plain(f"* {line}"), soft_wrap=True)
+    for op, count_of in found.uncounted.items():
+        console.print(f"[yellow]not counted:[/] {count_of} × {escape(op)}", highlight=False)
+
+
+def print_info(found: "FileInfo") -> None:
+    """Print what the file says of itself, a line a fact."""
+    console = _console()
+    beside = f", with {', '.join(found.side_files)}" if found.side_files else ""
+    opsets = ", ".join(f"{domain} {version}" for domain, version in found.opsets.items())
+    lines = [
+        ("file", f"{found.file}, {exact(found.size_bytes)} bytes{beside}"),
+        ("sha256", found.sha256),
+        ("producer", found.producer or ABSENT),
+        ("format", f"IR version {found.ir_version}, opset {opsets}"),
+        *(("input", _value_words(value)) for value in found.inputs),
+        *(("output", _value_words(value)) for value in found.outputs),
+        ("parameters", exact(found.params)),
+        ("nodes", f"{sum(found.nodes.values()):,}: {', '.join(f'{n} × {op}' for op, n in found.nodes.items())}"),
+        *([("description", found.description)] if found.description else []),
+        *(("metadata", f"{key} = {value}") for key, value in found.metadata.items()),
+    ]
+    for name, text in lines:
+        console.print(_plain(f"{name:<11} {text}"), soft_wrap=True)
+    if not found.metadata:
+        console.print(_plain("metadata    none"))
+
+
+def _value_words(value: "ValueInfo") -> str:
+    sizes = "any shape" if value.shape is None else f"[{', '.join(map(str, value.shape))}]"
+    return f"{value.name} {value.type} {sizes}"
 
 
 def print_benchmark(found: "BenchmarkRecord") -> None:

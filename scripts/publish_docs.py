@@ -15,11 +15,13 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from hoyer_export.deploy.benchmark import BenchmarkRecord
+from hoyer_export.deploy.explain import Explanation
+from hoyer_export.deploy.info import FileInfo
 from hoyer_export.deploy.macs import MacsRecord
 from hoyer_export.recipe.keys import Key, keys_of, meaning_of, own_keys, table_class, table_names
 from hoyer_export.recipe.tables import Phase, Recipe
 from hoyer_export.report.report import Report
-from hoyer_export.report.stage_records import ExportsRecord, VerifiedRecord
+from hoyer_export.report.stage_records import ExportsRecord, GateRecord, VerifiedRecord
 from hoyer_export.run.inspecting import Inspection
 from hoyer_export.run.proposing import Proposal
 
@@ -29,8 +31,11 @@ PUBLISHED = {
     "inspect": Inspection,
     "export": ExportsRecord,
     "verify": VerifiedRecord,
+    "check": GateRecord,
     "macs": MacsRecord,
     "bench": BenchmarkRecord,
+    "explain": Explanation,
+    "info": FileInfo,
 }
 DIALECT = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
 

@@ -570,10 +570,47 @@ def test_verify_again_passes_and_a_perturbed_file_fails_and_stays_failed(copied:
     values.flat[0] += 0.1
     weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
     onnx.save(model, copied / "slim.onnx")
-    assert verify_run(copied, allow_import=["tiny_nets"], progress=Silent()).passed is False
-    assert not read_report(copied).passed
+    for _ in range(2):  # a rejected file is judged again under its name
+        found = verify_run(copied, allow_import=["tiny_nets"], progress=Silent())
+        assert [(it.name, it.passed, it.departure is None) for it in found.artifacts] == [
+            ("dense", True, True),
+            ("slim", False, False),
+        ]
+        assert weight.name in found.artifacts[1].departure
+        assert sorted(it.name for it in copied.glob("*.onnx*")) == ["dense.onnx", "slim.onnx.rejected"]
+        assert not read_report(copied).passed
+        card = (copied / "card.md").read_text(encoding="utf-8")
+        assert "slim.onnx: the first node that departs is" in card.replace("\\_", "_")
+        assert "it is left as slim.onnx.rejected" in card
     export_run(copied, allow_import=["tiny_nets"], progress=Silent())
     assert verify_run(copied, allow_import=["tiny_nets"], progress=Silent()).passed is True
+    assert sorted(it.name for it in copied.glob("*.onnx*")) == ["dense.onnx", "slim.onnx"]
+
+
+def test_a_run_that_loses_too_much_fails_at_its_gate_and_nothing_but_the_report_is_made_again(
+    copied: Path, run: Runner
+) -> None:
+    before = read_report(copied)
+    assert (before.gate.passed, before.gate.limits) == (True, ())
+    said = Listening()
+    limits = {"max_macs": 1.0, "max_latency": 1000.0, "max_accuracy_drop": 0.0, "max_bytes": 1e-6}
+    run(copied, *(f"gate.{key}={value}" for key, value in limits.items()), resume=True, progress=said)
+    assert said.said[0].endswith("report is done again; all else stays")
+    found = read_report(copied)
+    lost = before.dense.verified.onnx_accuracy - before.slim.verified.onnx_accuracy
+    by_name = {it.name: it for it in found.gate.limits}
+    assert by_name["max_accuracy_drop"].reached == lost
+    assert {name: it.passed for name, it in by_name.items()} == {
+        "max_macs": True,
+        "max_bytes": False,
+        "max_latency": True,
+        "max_accuracy_drop": lost <= 0,
+    }
+    assert found.gate.passed is False
+    for name in ("card.md", "report.html"):
+        text = (copied / name).read_text(encoding="utf-8")
+        assert "Gate failed:" in text
+        assert "of dense, at most 0.0 %: FAILED" in text
 
 
 def test_a_truncated_onnx_file_is_named_and_loses_no_record(copied: Path, home: Path) -> None:

@@ -23,9 +23,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from hoyer_export.deploy.feed import feed_of
 from hoyer_export.deploy.input_sizes import InputSizes, Shapes, check_names, fixed_batch, input_sizes
 from hoyer_export.deploy.macs import count_macs
-from hoyer_export.deploy.onnx_file import fed_inputs, read_onnx
+from hoyer_export.deploy.onnx_file import read_onnx
 from hoyer_export.deploy.runtime import DEFAULT, as_runtime
 from hoyer_export.deploy.runtime.protocol import Arrays, RunFailed, Runtime, Session
 from hoyer_export.environment import usable_threads
@@ -145,7 +146,7 @@ def benchmark(
     graphs = [read_onnx(path).graph for path in paths]
     sizes = _sizes(dict(zip(map(str, paths), graphs, strict=True)), batch_size, shapes)
     sessions = [one.load(Path(path), threads, True) for one, path in zip(runtimes, paths, strict=True)]
-    feeds = [_feed(graph, sizes[str(path)]) for graph, path in zip(graphs, paths, strict=True)]
+    feeds = [feed_of(graph, sizes[str(path)]) for graph, path in zip(graphs, paths, strict=True)]
     for session, feed, path in zip(sessions, feeds, paths, strict=True):
         try:
             session.run(feed)
@@ -263,21 +264,6 @@ def _sizes(graphs: Mapping[str, onnx.GraphProto], batch: int | None, shapes: Sha
     if batch is None:
         batch = next((own for own in fixed.values() if own is not None), 1)
     return {path: input_sizes(graph, path, shapes, batch) for path, graph in graphs.items()}
-
-
-def _feed(graph: onnx.GraphProto, sizes: InputSizes) -> Arrays:
-    """Return noise (normal, variance 1), bytes of any value, and 0, which fits every index, for all else."""
-    generator = np.random.default_rng(0)
-    feed = {}
-    for value in fed_inputs(graph):
-        shape, kind = sizes.shapes[value.name], onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-        if kind in (np.uint8, np.int8):
-            feed[value.name] = generator.integers(256, size=shape).astype(kind)
-        elif np.issubdtype(kind, np.floating):
-            feed[value.name] = generator.standard_normal(shape).astype(kind)
-        else:
-            feed[value.name] = np.zeros(shape, kind)
-    return feed
 
 
 def _macs(path: str | Path, sizes: InputSizes) -> tuple[int | None, str]:

@@ -7,7 +7,8 @@ network, so that what it writes now is what must be in the file: the same tensor
 import hashlib
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,9 +20,11 @@ from onnx.external_data_helper import load_external_data_for_model
 from torch import Tensor, nn
 
 from hoyer_export.call import Call
+from hoyer_export.deploy.departure import Departure, first_departure
 from hoyer_export.deploy.export import OPSETS, export_onnx
 from hoyer_export.deploy.macs import NodeMacs, count_macs
 from hoyer_export.deploy.onnx_file import fed_inputs, read_onnx, tensors_of
+from hoyer_export.deploy.runtime.protocol import Arrays, Runtime
 from hoyer_export.deploy.weight_sizes import contraction_weights, plain_sizes
 from hoyer_export.errors import NetworkError
 
@@ -73,17 +76,39 @@ class FileWeights:
             return 0
         return None if self._written is None else _unmatched(weights, self._written[0])
 
+    def first_departure(self, feed: Arrays, runtime: Runtime) -> Departure | None:
+        """Return the first node that departs from what the exporter writes for the network; None where there is none.
+
+        Args:
+            feed: input of the file → array.
+            runtime: runs both.
+        """
+        with self._exported() as path:
+            return None if path is None else first_departure(self.path, path, (feed, feed), runtime)
+
     @cached_property
     def _written(self) -> tuple[Weights, set[tuple[int, ...]]] | None:
         """The weights, and the sizes of the contractions' weights, of a file that is written now."""
+        with self._exported() as path:
+            return None if path is None else (_weights(path), _contraction_sizes(path, self.call))
+
+    @contextmanager
+    def _exported(self) -> Iterator[Path | None]:
+        """Yield a file that is written now; None where something stops the exporter that did not when this was."""
         opset = next((it.version for it in read_onnx(self.path).opset_import if it.domain == ""), 0)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "again.onnx"
-            try:
+            with suppress(NetworkError):
                 export_onnx(self.network, self.call, path, opset=opset if opset in OPSETS else OPSETS[-1])
-            except NetworkError:  # the file is older than something that stops the exporter now
-                return None
-            return _weights(path), _contraction_sizes(path, self.call)
+            yield path if path.exists() else None
+
+
+def differing_weights(path: Path, reference: Path) -> int | None:
+    """Return how many tensors of two files of the same operations differ; None where they are not comparable."""
+    ours, other = read_onnx(path).graph, read_onnx(reference).graph
+    if [node.op_type for node in ours.node] != [node.op_type for node in other.node]:
+        return None
+    return _unmatched(_weights(path), _weights(reference))
 
 
 def _contraction_sizes(path: Path, call: Call) -> set[tuple[int, ...]]:

@@ -127,9 +127,9 @@ def count_macs(path: str | Path, *, shapes: Shapes | None = None) -> MacsRecord:
     batch, model = _with_known_sizes(model, path, shapes)
     graph = model.graph
     shapes_of = _known_shapes(graph)
-    weights = _weight_elements(graph)
+    weights = weight_elements(graph)
     params = sum(weights.values())
-    fed, run = _depends_on_input(graph), _depends_on_input(graph, or_its_size=True)
+    fed, run = depends_on_input(graph), depends_on_input(graph, or_its_size=True)
 
     counted = [_is_counted(node) and not run.isdisjoint(node.output) for node in graph.node]
     needed = {name for node, counts in zip(graph.node, counted, strict=True) if counts for name in _needed(node)}
@@ -251,7 +251,7 @@ def _computed_shapes(model: onnx.ModelProto) -> dict[str, Shape]:
         log.disabled = silent
 
 
-def _weight_elements(graph: onnx.GraphProto) -> dict[str, int]:
+def weight_elements(graph: onnx.GraphProto) -> dict[str, int]:
     """Return initialiser or constant → number of elements, for those that hold weights."""
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
@@ -260,7 +260,7 @@ def _weight_elements(graph: onnx.GraphProto) -> dict[str, int]:
     return {name: prod(t.dims) for name, t in tensors.items() if t.dims and t.data_type not in _NO_WEIGHTS}
 
 
-def _depends_on_input(graph: onnx.GraphProto, *, or_its_size: bool = False) -> set[str]:
+def depends_on_input(graph: onnx.GraphProto, *, or_its_size: bool = False) -> set[str]:
     """Return the names of all values that depend on the values of the graph's inputs, ``or_its_size``: also on those.
 
     A size that is left in the graph is the batch's: what depends on it is computed anew for every image.

@@ -11,6 +11,9 @@ from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_t
 
 from hoyer_export.errors import FileError
 
+MAX_BYTES = 2**31 - 1
+"""Of a protobuf message, hence of a file with its weights in it."""
+
 
 def read_onnx(path: str | Path) -> onnx.ModelProto:
     """Return the model in the file ``path``, checked for being whole; weights in side files are not read.
@@ -31,6 +34,21 @@ def read_onnx(path: str | Path) -> onnx.ModelProto:
         raise FileError(f"cannot read {path}: {error.strerror or error}; give the path of an ONNX file") from error
     except (DecodeError, UnicodeDecodeError, onnx.checker.ValidationError) as error:
         raise FileError(f"{path} is not a whole ONNX file ({first_line(error)}); export it again") from error
+    return model
+
+
+def whole_onnx(path: str | Path) -> onnx.ModelProto:
+    """Return the model in the file ``path`` with the weights of its side files.
+
+    Raises:
+        FileError: as for ``read_onnx``, or it is too large for one message.
+    """
+    model, path = read_onnx(path), Path(path)
+    if sum(file.stat().st_size for file in (path, *(path.parent / name for name in side_files(model)))) > MAX_BYTES:
+        raise FileError(f"{path} holds more than 2 GiB, and cannot be looked into; give a smaller file")
+    for tensor in tensors_of(model.graph):
+        if uses_external_data(tensor):
+            load_beside_(tensor, path)
     return model
 
 
@@ -55,6 +73,11 @@ def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
             tensor.ClearField("external_data")
             tensor.dims[:] = [0]
     return shaped
+
+
+def metadata_of(model: onnx.ModelProto) -> dict[str, str]:
+    """Return what the file says of itself, e.g. ``hoyer_export.mean``: key → text."""
+    return {entry.key: entry.value for entry in model.metadata_props}
 
 
 def fed_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:

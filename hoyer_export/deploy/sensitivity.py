@@ -38,7 +38,7 @@ LEAST = 1e-5
 """Relative: what two runtimes that round differently may differ by, where torch is certain."""
 MOST = 1e-3
 """Relative: what would need more cannot be compared."""
-_MARGIN = 4
+MARGIN = 4
 """Times torch's own rounding: onnxruntime rounds as well."""
 _DRAWS = 4
 """Of the signs of the roundings: they may cancel."""
@@ -106,14 +106,14 @@ class Sensitivity:
     def judge(self, found: Outputs, reference: Outputs, expected: Expected, least: float = LEAST) -> list[Judged]:
         """Compare outputs for the batch that ``expected`` belongs to; ``least`` is the relative tolerance."""
         pairs = zip(found, reference, strict=True)
-        return [self._judge(at, _max_error(*pair), expected, least) for at, pair in enumerate(pairs)]
+        return [self._judge(at, max_error(*pair), expected, least) for at, pair in enumerate(pairs)]
 
     def _judge(self, at: int, error: float, expected: Expected, least: float) -> Judged:
         scale = expected.scales[at]
         tolerance = least * scale
         if error <= tolerance or not np.isfinite(expected.outputs[at]).all():
             return Judged(error, tolerance, scale, False)
-        wanted = _MARGIN * self._rounded(expected.call)[at]
+        wanted = MARGIN * self._rounded(expected.call)[at]
         tolerance = max(tolerance, min(wanted, MOST * scale))
         return Judged(error, tolerance, scale, error > tolerance and wanted > MOST * scale)
 
@@ -185,10 +185,10 @@ def _as_float64(call: Call) -> Call:
 
 
 def _max_errors(outputs: Outputs, expected: Outputs) -> list[float]:
-    return list(map(_max_error, outputs, expected))
+    return list(map(max_error, outputs, expected))
 
 
-def _max_error(output: Floats, expected: Floats) -> float:
+def max_error(output: Floats, expected: Floats) -> float:
     """Return max |output − expected|; infinite where the shapes differ, or something is not a number."""
     if output.shape != expected.shape:
         return math.inf

@@ -30,12 +30,13 @@ import torch
 from torch import nn
 
 from hoyer_export.call import Call, ExampleInputs, ExampleKwargs
+from hoyer_export.deploy.departure import Departure
 from hoyer_export.deploy.export import as_float32, inference_copy
 from hoyer_export.deploy.file_weights import FileWeights
 from hoyer_export.deploy.interface import check_interface, is_batched, larger, sizes_of
 from hoyer_export.deploy.onnx_file import read_onnx, subnormals, tensors_of
 from hoyer_export.deploy.runtime import DEFAULT, as_runtime
-from hoyer_export.deploy.runtime.protocol import RunFailed, Runtime, Session
+from hoyer_export.deploy.runtime.protocol import Arrays, RunFailed, Runtime, Session
 from hoyer_export.deploy.sensitivity import LEAST, MOST, Expected, Judged, Outputs, Sensitivity, torch_outputs
 from hoyer_export.environment import usable_threads
 from hoyer_export.errors import DataError, VerificationFailed
@@ -103,6 +104,7 @@ class VerifyRecord:
         torch_accuracy: the same through torch.
         class_images: the labelled images of each class.
         class_correct: those of them that torch gets right.
+        departure: the first node that computes something else, where a check did not pass and one can be named.
     """
 
     passed: bool
@@ -112,6 +114,7 @@ class VerifyRecord:
     torch_accuracy: float | None
     class_images: tuple[int, ...] = ()
     class_correct: tuple[int, ...] = ()
+    departure: Departure | None = None
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,8 @@ def verify_onnx(
     }
     if any(len(sizes_of(value)) > 2 and isinstance(sizes_of(value)[2], str) for value in file.graph.input):
         expected["larger", 2] = torchs.expected(larger(two))
-    load, levels = partial(as_runtime(runtime).load, Path(path), usable_threads()), get_args(Optimization)
+    runner, levels = as_runtime(runtime), get_args(Optimization)
+    load = partial(runner.load, Path(path), usable_threads())
     runs = {level: partial(_outputs, path, load(level == "all"), names) for level in levels}
 
     judged = {
@@ -209,14 +213,18 @@ def verify_onnx(
         checks.append(_check("top-1", agreement.clear_disagreements, 0))
     if all(check.passed for check in checks) and (wrong := weights.wrong_values(sha256)) is not None:
         checks.append(_check("weights", wrong, 0))
+    passed = all(check.passed for check in checks)
+    worst = max(judged, key=lambda key: max(it.error / it.tolerance for it in judged[key]))
+    feed = _feed(names, expected[worst[:2]].call)
     return VerifyRecord(
-        all(check.passed for check in checks),
+        passed,
         tuple(checks),
         comparisons,
         agreement.onnx_accuracy,
         agreement.torch_accuracy,
         agreement.class_images,
         agreement.class_correct,
+        None if passed else weights.first_departure(feed, runner),
     )
 
 
@@ -281,11 +289,14 @@ def _cases(real: Call, count: int) -> dict[str, Call]:
 
 
 def _outputs(path: str | Path, session: Session, names: list[str], call: Call) -> Outputs:
-    feed = dict(zip(names, (x.numpy() for x in call.tensors), strict=True))
     try:
-        return [output.astype(np.float64) for output in session.run(feed)]
+        return [output.astype(np.float64) for output in session.run(_feed(names, call))]
     except RunFailed as error:
         raise VerificationFailed(f"{path} does not run on inputs {call.shapes} ({error}); export again") from error
+
+
+def _feed(names: list[str], call: Call) -> Arrays:
+    return dict(zip(names, (x.numpy() for x in call.tensors), strict=True))
 
 
 def _measured(

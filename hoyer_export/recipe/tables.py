@@ -390,6 +390,29 @@ class Bench(_Table):
     """How long it is measured, in seconds; 0: not at all."""
 
 
+class Gate(_Table):
+    """What must hold at the end, or ``run`` ends with exit code 3: the same limits as those of ``check``.
+
+    They are judged on the files: MACs as counted on the graph, latency as measured, accuracy on the test images through
+    onnxruntime. Nothing hangs on them but the report.
+    """
+
+    max_macs: Share | None = None
+    """The share of the dense file's MACs that the slim one may have at most."""
+    max_params: Share | None = None
+    """Likewise of its parameters."""
+    max_bytes: Share | None = None
+    """Likewise of its bytes."""
+    max_latency: Positive | None = None
+    """Likewise of its time for a run, by the median of paired ratios; needs ``bench.min_seconds`` above 0."""
+    max_accuracy_drop: NotNegative | None = None
+    """Points of test accuracy that may be lost at most; needs images with labels."""
+
+    def asked(self) -> dict[str, float]:
+        """Return the limits that are set."""
+        return {key: value for key, value in self.model_dump().items() if value is not None}
+
+
 class Recipe(_Table):
     """A whole recipe: what the file leaves out has its default; ``resolved`` fills in those of machine and data."""
 
@@ -411,6 +434,7 @@ class Recipe(_Table):
     export: Export = Export()
     verify: Verify = Verify()
     bench: Bench = Bench()
+    gate: Gate = Gate()
 
     @property
     def trains(self) -> bool:
@@ -461,4 +485,12 @@ class Recipe(_Table):
         if self.data is None and (self.trains or self.cut.looks_at_images):
             what = "training" if self.trains else "what channels do"
             raise PydanticCustomError("rule", "the table [data] is needed: {what} needs images", {"what": what})
+        return self
+
+    @model_validator(mode="after")
+    def _measures_what_the_gate_asks_for(self) -> "Recipe":
+        if self.gate.max_latency is not None and not self.bench.min_seconds:
+            raise PydanticCustomError("rule", "gate.max_latency needs bench.min_seconds above 0: it is measured", {})
+        if self.gate.max_accuracy_drop is not None and self.data is None:
+            raise PydanticCustomError("rule", "gate.max_accuracy_drop needs [data]: it is read on test images", {})
         return self

@@ -20,6 +20,7 @@ from hoyer_export.report.stage_records import (
     FileLatency,
     FileRecord,
     FileVerification,
+    GateRecord,
     InputsRecord,
     MeasuredRecord,
     PhaseRecord,
@@ -74,6 +75,7 @@ class Report(Record):
     export: ExportsRecord
     verify: VerifiedRecord
     bench: MeasuredRecord
+    gate: GateRecord = GateRecord()
 
     @model_validator(mode="after")
     def _same_artifacts(self) -> "Report":

@@ -176,6 +176,31 @@ class BudgetRecord(Record):
     reached: dict[str, float] = Field(default={})
 
 
+class LimitRecord(Record):
+    """One limit of the gate.
+
+    Args:
+        name: ``max_macs``, ``max_params``, ``max_bytes``, ``max_latency`` or ``max_accuracy_drop``.
+        limit: the most that passes: a share of the dense file's, or points of accuracy.
+        reached: in the same unit; None where it could not be told, which does not pass.
+        passed: reached ≤ limit.
+        note: what else there is to know: the interval, the noise, what was not counted.
+    """
+
+    name: str
+    limit: NotNegative
+    reached: float | None
+    passed: bool
+    note: str = ""
+
+
+class GateRecord(Record):
+    """The slim file against the limits that were asked for: whether all of them hold, and each."""
+
+    passed: bool = True
+    limits: tuple[LimitRecord, ...] = ()
+
+
 class FileRecord(Record):
     """One artifact and the network in it.
 
@@ -250,7 +275,8 @@ class ClassTally(Record):
 class FileVerification(Record):
     """One artifact against its network; ``onnx_accuracy`` is the runtime's, both are None without test images.
 
-    ``by_class`` is the network's, in the order of its outputs.
+    ``by_class`` is the network's, in the order of its outputs. ``departure`` is, where a check failed, the first node
+    that computes something else, with how far it is off.
     """
 
     name: str
@@ -260,6 +286,7 @@ class FileVerification(Record):
     accuracy: Finite | None = None
     onnx_accuracy: Finite | None = None
     by_class: tuple[ClassTally, ...] = ()
+    departure: str | None = None
 
 
 class VerifiedRecord(Record):

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from hoyer_export.report.making import changed_little, how_it_was_made, little_effect_words, making, stage_seconds
-from hoyer_export.report.number_format import exact, score, score_change, share, small, times
+from hoyer_export.report.number_format import ABSENT, exact, score, score_change, share, small, times
 from hoyer_export.report.report import Report
-from hoyer_export.report.stage_records import Images
+from hoyer_export.report.stage_records import GateRecord, Images
 
 MOST_LOST = 1.0
 """Points of accuracy below dense from which a slim network that was not fine-tuned is warned of."""
@@ -223,6 +223,21 @@ def budget_words(report: Report) -> str:
     return "; ".join(words) or "no budget asked"
 
 
+def gate_words(gate: GateRecord) -> tuple[str, ...]:
+    """Return every limit with what was reached, e.g. ``MACs 49.7 % of dense, at most 50.0 %: passed``."""
+    names = {"max_macs": "MACs", "max_params": "parameters", "max_bytes": "bytes", "max_latency": "latency"}
+    words = []
+    for it in gate.limits:
+        if it.name in names:
+            what, limit = f"{names[it.name]} {share(it.reached)} of dense", share(it.limit)
+        else:
+            came = ABSENT if it.reached is None else f"{it.reached:.2f}"
+            what, limit = f"accuracy drop {came} points", f"{it.limit:.2f}"
+        note = f" ({it.note})" if it.note else ""
+        words.append(f"{what}, at most {limit}: {'passed' if it.passed else 'FAILED'}{note}")
+    return tuple(words)
+
+
 def cautions(report: Report) -> tuple[Caution, ...]:
     """Return what a reader must know before believing the figures; nothing where all is well."""
     found = []
@@ -234,10 +249,18 @@ def cautions(report: Report) -> tuple[Caution, ...]:
         ]
         more = f"; and {len(failed) - MOST_SHOWN} more" if len(failed) > MOST_SHOWN else ""
         what = f"{len(failed)} of {len(steps)} steps did not pass" if failed else "the run says so, and not which step"
-        text = f"{what}, do not ship this file{''.join(shown)}{more}"
+        departures = [
+            f"; {it.file.file}: the first node that departs is {it.verified.departure}"
+            for it in report.artifacts
+            if it.verified.departure is not None
+        ]
+        left = [f"; it is left as {it.file.file}.rejected" for it in report.artifacts if not it.verified.passed]
+        text = f"{what}, do not ship this file{''.join((*shown, more, *departures, *left))}"
         found.append(Caution(True, "Verification failed", text))
     if not report.budget.met:
         found.append(Caution(True, "Budget missed", budget_words(report)))
+    if not report.gate.passed:
+        found.append(Caution(True, "Gate failed", "; ".join(gate_words(report.gate))))
     interval = speed_interval(report)
     if interval is not None and interval[1] < 1:
         found.append(Caution(True, "Slower than dense", f"on this machine the slim file is {speedup_words(report)}"))
@@ -329,6 +352,7 @@ def facts(report: Report) -> dict[str, object]:
             it.file.name: None if report.metric else accuracy_interval(it.accuracy, images) for it in report.artifacts
         },
         "budget": budget_words(report),
+        "gate": "; ".join(gate_words(report.gate)),
         "speedup": speedup_words(report),
         "speedups": speedup_cells(report),
         "efficiency": speed_efficiency(report),

@@ -14,6 +14,8 @@ from hoyer_export.deploy.verify import RELATIVE_TOLERANCE
 from hoyer_export.run.job import Job
 from hoyer_export.run_folder import RunFolder
 
+REJECTED = ".rejected"
+
 
 def write_float32(artifact: "Artifact", job: Job, path: Path) -> None:
     """Export the artifact's network as it is, with what a client has to know in the metadata."""
@@ -42,8 +44,17 @@ class Artifact:
     tolerance: float = RELATIVE_TOLERANCE
 
     def path(self, folder: RunFolder) -> Path:
-        """Return where it lies."""
+        """Return where it is written, and lies unless its verification failed."""
         return folder.path / f"{self.name}.onnx"
+
+    def rejected(self, folder: RunFolder) -> Path:
+        """Return where it lies once its verification has failed: under no name that anybody ships."""
+        return folder.path / f"{self.name}.onnx{REJECTED}"
+
+    def found(self, folder: RunFolder) -> Path:
+        """Return where it lies now."""
+        path, rejected = self.path(folder), self.rejected(folder)
+        return rejected if rejected.exists() and not path.exists() else path
 
 
 ARTIFACTS: dict[str, Artifact] = {

@@ -36,6 +36,7 @@ REPORT = Stage(
     name="report",
     record=ReportRecord,
     run=_report,
+    reads=("gate",),
     needs=("verify", "bench"),
     leaves=lambda job: (job.folder.report,),
 )

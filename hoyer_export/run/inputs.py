@@ -58,6 +58,8 @@ def look_at_inputs(job: Job) -> InputsRecord:
         raise DataError("cut.max_drop is measured on labelled images, got none; give max_change, which needs no labels")
     if recipe.cut.max_drop is not None and job.metric is not ACCURACY:
         raise DataError(f"cut.max_drop is in points of accuracy, not of {job.metric.name}; give max_change")
+    if recipe.gate.max_accuracy_drop is not None and not (job.has_labels and job.metric is ACCURACY):
+        raise DataError("gate.max_accuracy_drop is in points of accuracy on labelled test images; leave the key out")
     if job.loss is not None and recipe.distill.weight:
         raise RecipeError("distill.weight: the dense network teaches by its logits; leave it out, or `loss`")
     if data is not None and data.has_targets:

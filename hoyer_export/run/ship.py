@@ -12,7 +12,8 @@ from torch import nn
 from hoyer_export.deploy.benchmark import LatencyRecord, Speedup, benchmark
 from hoyer_export.deploy.explain import blocked_convolutions
 from hoyer_export.deploy.macs import count_macs
-from hoyer_export.deploy.verify import Check, verify_onnx
+from hoyer_export.deploy.verify import Check, VerifyRecord, verify_onnx
+from hoyer_export.errors import VerificationFailed
 from hoyer_export.metric import evaluate
 from hoyer_export.report import stage_records as records
 from hoyer_export.run.artifacts import ARTIFACTS, Artifact, write_float32
@@ -39,6 +40,7 @@ def export_files(job: Job) -> records.ExportsRecord:
 def _exported(job: Job, artifact: Artifact) -> records.FileRecord:
     path = artifact.path(job.folder)
     artifact.write(artifact, job, path)
+    artifact.rejected(job.folder).unlink(missing_ok=True)
     counted, content = count_macs(path), path.read_bytes()
     return records.FileRecord(
         name=artifact.name,
@@ -86,7 +88,7 @@ def verify_files(job: Job) -> records.VerifiedRecord:
     known = {file.name: file.sha256 for file in record_of(EXPORT, job.folder).artifacts}
     if not job.trusts_files:  # verify_onnx itself compares the weights with those that write_float32 would write
         known = {name: _written_now(job, it) for name, it in ARTIFACTS.items() if it.write is not write_float32}
-    found = {name: _verified(job, artifact, known.get(name)) for name, artifact in ARTIFACTS.items()}
+    found = {name: _settled(job, artifact, known.get(name)) for name, artifact in ARTIFACTS.items()}
     before = found["dense"].accuracy
     if job.has_labels and job.recipe.sparse.epochs:
         before = evaluate(job.sparse(), job.data.test.batches(EVALUATION_BATCH), job.metric)
@@ -106,10 +108,22 @@ def _written_now(job: Job, artifact: Artifact) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def _settled(job: Job, artifact: Artifact, sha256: str | None) -> records.FileVerification:
+    """Verify one file, which goes by the name that it deserves from then on."""
+    path, deserved = artifact.found(job.folder), artifact.rejected(job.folder)
+    try:
+        found = _verified(job, artifact, sha256)
+    except VerificationFailed:
+        path.replace(deserved)
+        raise
+    path.replace(artifact.path(job.folder) if found.passed else deserved)
+    return found
+
+
 def _verified(job: Job, artifact: Artifact, sha256: str | None) -> records.FileVerification:
     batches, network = job.recipe.verify.batches, artifact.network(job)
     found = verify_onnx(
-        artifact.path(job.folder),
+        artifact.found(job.folder),
         network,
         next(iter(job.data.validation.batches(max(batches))))[0] if job.has_data else job.example,
         batches=batches,
@@ -118,9 +132,14 @@ def _verified(job: Job, artifact: Artifact, sha256: str | None) -> records.FileV
         sha256=sha256,
         tolerance=artifact.tolerance,
     )
-    checks = [*found.checks, *_same_macs(artifact, network, job)]
+    return as_record(artifact.name, found, _same_macs(artifact, network, job))
+
+
+def as_record(name: str, found: VerifyRecord, more: Sequence[Check] = ()) -> records.FileVerification:
+    """Return what was found of a file, with ``more`` checks than those of ``verify_onnx``."""
+    checks = [*found.checks, *more]
     return records.FileVerification(
-        name=artifact.name,
+        name=name,
         passed=all(check.passed for check in checks),
         checks=tuple(
             records.Check(name=it.name, value=_finite(it.value), tolerance=it.tolerance, passed=it.passed)
@@ -143,12 +162,13 @@ def _verified(job: Job, artifact: Artifact, sha256: str | None) -> records.FileV
             records.ClassTally(images=images, correct=correct)
             for images, correct in zip(found.class_images, found.class_correct, strict=True)
         ),
+        departure=None if found.departure is None else str(found.departure),
     )
 
 
 def _same_macs(artifact: Artifact, network: nn.Module, job: Job) -> list[Check]:
     """Compare the MACs of the file with what torch multiplies; nothing where it has more than can be counted."""
-    counted = count_macs(artifact.path(job.folder))
+    counted = count_macs(artifact.found(job.folder))
     if counted.uncounted:
         return []
     run = macs_in_torch(network, job.example)
@@ -169,7 +189,7 @@ def bench_files(job: Job) -> records.MeasuredRecord:
     if table.min_seconds:
         threads = f"{table.threads} thread{'' if table.threads == 1 else 's'}"
         job.progress.headline(f"bench: {' against '.join(ARTIFACTS)}, {threads}, batch {table.batch_size}")
-        paths = [artifact.path(job.folder) for artifact in ARTIFACTS.values()]
+        paths = [artifact.found(job.folder) for artifact in ARTIFACTS.values()]
         found = benchmark(paths, threads=table.threads, batch_size=table.batch_size, min_seconds=table.min_seconds)
         blocked = [blocked_convolutions(path) for path in paths]
         noise, block = found.noisy, blocked[-1].block
@@ -231,7 +251,7 @@ EXPORT = Stage(
     run=export_files,
     reads=("export",),
     needs=("finetune", "dense"),
-    leaves=lambda job: tuple(artifact.path(job.folder) for artifact in ARTIFACTS.values()),
+    leaves=lambda job: tuple(artifact.found(job.folder) for artifact in ARTIFACTS.values()),
 )
 VERIFY = Stage(
     name="verify",

@@ -92,7 +92,12 @@ class Budget:
     def is_met_by(self, value: float, dense: float) -> bool:
         """Return whether a network that costs ``value`` meets the budget, where the dense one costs ``dense``."""
         limit = self.at_most if self.share is None else float(self.share) * dense
-        return limit is not None and bool(value <= limit * (1 + _LAST_BIT))
+        return limit is not None and is_within(value, limit)
+
+
+def is_within(value: float, limit: float) -> bool:
+    """Return whether a figure meets its limit, but for its last bit."""
+    return bool(value <= limit * (1 + _LAST_BIT))
 
 
 def _is_number(value: object) -> bool:

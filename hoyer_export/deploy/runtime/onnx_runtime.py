@@ -40,18 +40,20 @@ class OnnxRuntime:
 
     name = "onnxruntime"
 
-    def load(self, path: Path, threads: int, optimise: bool) -> "_Session":
+    def load(self, path: Path, threads: int, optimise: bool) -> "Loaded":
         """Open a session; see ``Runtime.load``."""
-        return _Session(path, _options(threads, optimise))
+        return Loaded(path, session_options(threads, optimise))
 
     def explain(self, path: Path) -> BlockedConvolutions:
         """Let onnxruntime optimise the file for this machine, and look at what became of its convolutions."""
         total = sum(node.op_type == "Conv" for node in read_onnx(path).graph.node)
         blocked = sum(_is_blocked(node) for node in _optimised(path).graph.node)
-        return BlockedConvolutions(blocked, total, _block())
+        return BlockedConvolutions(blocked, total, block_size())
 
 
-class _Session:
+class Loaded:
+    """One file in a session of onnxruntime; FileError where it cannot be loaded."""
+
     def __init__(self, path: Path, options: onnxruntime.SessionOptions) -> None:
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -65,8 +67,12 @@ class _Session:
             raise RunFailed(first_line(error)) from error
         return outputs
 
+    def end_profiling(self) -> Path:
+        """Return the file with the times of all nodes, of a session that was told to take them."""
+        return Path(self._session.end_profiling())
 
-def _options(threads: int, optimise: bool) -> onnxruntime.SessionOptions:
+
+def session_options(threads: int, optimise: bool) -> onnxruntime.SessionOptions:
     """Return options without spinning.
 
     Threads that spin while they wait take the processor from other sessions of the process (microsoft/onnxruntime
@@ -89,15 +95,18 @@ def _is_blocked(node: onnx.NodeProto) -> bool:
 
 def _optimised(path: Path) -> onnx.ModelProto:
     with tempfile.TemporaryDirectory() as folder:
-        options = _options(1, optimise=True)
+        options = session_options(1, optimise=True)
         options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
-        _Session(path, options)
+        Loaded(path, options)
         return onnx.load(options.optimized_model_filepath)
 
 
 @cache
-def _block() -> int | None:
-    """Return the block size, from a convolution with one filter: onnxruntime pads its filters to a whole block."""
+def block_size() -> int | None:
+    """Return the channels of a block on this machine; None where it has no such layout.
+
+    They show in a convolution with one filter: onnxruntime pads its filters to a whole block.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "probe.onnx"
         onnx.save(onnx.parser.parse_model(_PROBE), path)
