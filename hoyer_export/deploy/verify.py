@@ -203,19 +203,17 @@ def verify_onnx(
         _check("weight sizes", weights.wrong_sizes(), 0),
         _check("subnormal weights", sum(int(subnormals(tensor).sum()) for tensor in tensors_of(file.graph)), 0),
     ]
-    agreement, judge = _Agreement(), as_metric(metric)
-    if labelled is not None and judge is not ACCURACY:
+    agreement = _Agreement()
+    if labelled is not None and (judge := as_metric(metric)) is not ACCURACY:
         agreement, on_test = _measured(runs["all"], torchs, network, labelled, judge, tolerance)
         checks.append(_closest("outputs on test images", on_test))
     elif labelled is not None:
-        relative = [c.tolerance / c.scale for c in comparisons if c.inputs == "real"]
-        agreement = _agreement(runs["all"], network, labelled, max(relative, default=MOST))
+        agreement = _agreement(runs["all"], network, labelled, comparisons)
         checks.append(_check("top-1", agreement.clear_disagreements, 0))
     if all(check.passed for check in checks) and (wrong := weights.wrong_values(sha256)) is not None:
         checks.append(_check("weights", wrong, 0))
     passed = all(check.passed for check in checks)
     worst = max(judged, key=lambda key: max(it.error / it.tolerance for it in judged[key]))
-    feed = _feed(names, expected[worst[:2]].call)
     return VerifyRecord(
         passed,
         tuple(checks),
@@ -224,7 +222,7 @@ def verify_onnx(
         agreement.torch_accuracy,
         agreement.class_images,
         agreement.class_correct,
-        None if passed else weights.first_departure(feed, runner),
+        None if passed else weights.first_departure(_feed(names, expected[worst[:2]].call), runner),
     )
 
 
@@ -318,8 +316,9 @@ def _measured(
     return _Agreement(0, through_runtime.value(), through_torch.value()), judged
 
 
-def _agreement(run: _Run, network: nn.Module, labelled: _Labelled, tolerance: float) -> _Agreement:
-    """Compare first classes; two logits that are closer than ``tolerance``, relative, may change places."""
+def _agreement(run: _Run, network: nn.Module, labelled: _Labelled, comparisons: Iterable[OnnxComparison]) -> _Agreement:
+    """Compare first classes; two logits that are as close as the tolerance on real inputs may change places."""
+    tolerance = max((it.tolerance / it.scale for it in comparisons if it.inputs == "real"), default=MOST)
     tallies, seen, right = [], [], []
     for inputs, targets in labelled:
         batch, classes = as_float32(Call.of(network, inputs)), targets.cpu().numpy()

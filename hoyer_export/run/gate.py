@@ -11,8 +11,8 @@ from pathlib import Path
 from hoyer_export.data import load_data
 from hoyer_export.deploy.accuracy import file_accuracy
 from hoyer_export.deploy.benchmark import benchmark
-from hoyer_export.deploy.export import METADATA_PREFIX
 from hoyer_export.deploy.input_sizes import Shapes, input_sizes
+from hoyer_export.deploy.interface import METADATA_PREFIX
 from hoyer_export.deploy.macs import MacsRecord, count_macs
 from hoyer_export.deploy.onnx_file import fed_inputs, metadata_of, read_onnx
 from hoyer_export.errors import DataError
