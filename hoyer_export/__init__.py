@@ -13,9 +13,12 @@ if TYPE_CHECKING:
     from hoyer_export.channels.channel_map import ChannelGroup, ChannelMap, Member, Unprunable
     from hoyer_export.channels.trace import trace_channels
     from hoyer_export.deploy.benchmark import BenchmarkRecord, benchmark
+    from hoyer_export.deploy.explain import Explanation, explain
     from hoyer_export.deploy.export import ExportRecord, export_onnx
+    from hoyer_export.deploy.info import FileInfo, file_info
     from hoyer_export.deploy.macs import MacsRecord, count_macs
     from hoyer_export.deploy.verify import VerifyRecord, verify_onnx
+    from hoyer_export.deploy.verify_files import verify_files
     from hoyer_export.errors import (
         CannotWrite,
         CutRefused,
@@ -49,13 +52,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BYTES", "MACS", "PARAMS", "BenchmarkRecord", "Budget", "Call", "CannotWrite", "ChannelGroup", "ChannelMap",
-    "CutRefused", "DataError", "DenseOutputs", "ExportRecord", "FileError", "Folding", "FunctionHS", "GroupHS",
-    "HoyerExportError", "LoadedWeights", "MacsRecord", "Member", "Metric", "NetworkError", "RecipeError", "Refit",
-    "Selection", "SelfTest", "Shrunk", "SlimModel", "TrainingError", "Unprunable", "Verdict", "VerificationFailed",
-    "VerifyRecord", "accuracy_drop", "benchmark", "build_slim", "count_macs", "cut", "cut_and_refit", "export_onnx",
-    "fold_constants", "gather_inputs", "load_slim", "load_weights", "output_change", "refit_", "remove_dead_blocks",
-    "rules", "run", "save_slim", "select_channels", "self_test", "ship", "slice_optimizer", "trace_channels",
-    "verify_onnx", "zero_",
+    "CutRefused", "DataError", "DenseOutputs", "Explanation", "ExportRecord", "FileError", "FileInfo", "Folding",
+    "FunctionHS", "GroupHS", "HoyerExportError", "LoadedWeights", "MacsRecord", "Member", "Metric", "NetworkError",
+    "RecipeError", "Refit", "Selection", "SelfTest", "Shrunk", "SlimModel", "TrainingError", "Unprunable", "Verdict",
+    "VerificationFailed", "VerifyRecord", "accuracy_drop", "benchmark", "build_slim", "count_macs", "cut",
+    "cut_and_refit", "explain", "export_onnx", "file_info", "fold_constants", "gather_inputs", "load_slim",
+    "load_weights", "output_change", "refit_", "remove_dead_blocks", "rules", "run", "save_slim", "select_channels",
+    "self_test", "ship", "slice_optimizer", "trace_channels", "verify_files", "verify_onnx", "zero_",
 ]  # fmt: skip
 
 _HOME = {
@@ -65,9 +68,12 @@ _HOME = {
         "channels.channel_map": "ChannelGroup ChannelMap Member Unprunable",
         "channels.trace": "trace_channels",
         "deploy.benchmark": "BenchmarkRecord benchmark",
+        "deploy.explain": "Explanation explain",
         "deploy.export": "ExportRecord export_onnx",
+        "deploy.info": "FileInfo file_info",
         "deploy.macs": "MacsRecord count_macs",
         "deploy.verify": "VerifyRecord verify_onnx",
+        "deploy.verify_files": "verify_files",
         "errors": (
             "CannotWrite CutRefused DataError FileError HoyerExportError NetworkError RecipeError TrainingError"
             " VerificationFailed"

@@ -531,7 +531,7 @@ def verify(
     if target.is_dir():
         of_files = {"against", "network", "classes", "weights_key", "shape", "tolerance"}
         arguments.refuse(context, of_files, f"only together with a file; {target} is a folder")
-    elif against is None:
+    elif against is None and target.exists():
         raise typer.BadParameter(f"{target} is no folder of a run; give what it should compute", param_hint="--against")
     if network is None or (against is not None and against.suffix == ".onnx"):
         arguments.refuse(context, {"classes", "weights_key", "network"}, "only together with the weights of --network")

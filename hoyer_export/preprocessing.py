@@ -5,6 +5,7 @@ Needs no torch.
 """
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -47,6 +48,14 @@ class Preprocessing(Record):
             key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             for key, value in facts.items()
         }
+
+    @staticmethod
+    def told_by(metadata: Mapping[str, str]) -> "Preprocessing":
+        """Return what ``metadata`` wrote; other keys are passed over. ValueError where a value is damaged."""
+        words = ("resize", "interpolation")
+        kept = {key: text for key, text in metadata.items() if key in Preprocessing.model_fields and key != "shape"}
+        facts = {key: text if key in words else json.loads(text) for key, text in kept.items()}
+        return Preprocessing.model_validate_json(json.dumps(facts))
 
     def words(self) -> str:
         """Return how a picture gets its size, e.g. ``a picture is resized to 32×32 (bilinear), ...``."""

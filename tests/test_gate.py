@@ -116,6 +116,36 @@ def test_a_file_of_too_few_classes_and_of_another_size_is_refused(call, tmp_path
     assert (code, "wide.onnx" in err) == (1, True)
 
 
+def test_images_are_prepared_as_the_file_says(call, tmp_path: Path) -> None:
+    """The answer is 0 where the first pixel is above 0: nowhere as it is, everywhere after a mean of -1."""
+    file = always(tmp_path / "f.onnx", 3, 4)
+    model = onnx.load(file)
+    first = np.zeros((64, 4), "f")
+    first[0, 0] = 9
+    by_pixel = np.zeros((4, 10), "f")
+    by_pixel[0, 0] = 1
+    for at, value in enumerate((first, by_pixel)):
+        model.graph.initializer[at].CopyFrom(numpy_helper.from_array(value, f"w{at}"))
+    onnx.save(model, tmp_path / "plain.onnx")
+    onnx.helper.set_model_props(model, {"hoyer_export.mean": "[-1.0]", "hoyer_export.std": "[1.0]"})
+    onnx.save(model, tmp_path / "told.onnx")
+    asked = ("--max-accuracy-drop", "100", "--data", "digits", "--json")
+
+    def drop(slim: str, *more: str) -> float:
+        _, out, _ = call("check", tmp_path / slim, "--against", file, *asked, *more)
+        return float(json.loads(out)["limits"][0]["reached"])
+
+    share = {"plain.onnx": drop("plain.onnx"), "told.onnx": drop("told.onnx")}
+    assert share["told.onnx"] == drop("plain.onnx", "--mean", "-1", "--std", "1")
+    assert share["told.onnx"] == drop("told.onnx", "--mean", "-1", "--std", "1")
+    assert share["plain.onnx"] == drop("told.onnx", "--mean", "0.3054", "--std", "0.3761")
+    assert share["plain.onnx"] != share["told.onnx"]
+    onnx.helper.set_model_props(model, {"hoyer_export.mean": "none"})
+    onnx.save(model, tmp_path / "damaged.onnx")
+    code, _, err = call("check", tmp_path / "damaged.onnx", "--against", file, *asked)
+    assert (code, "metadata" in err) == (1, True)
+
+
 def test_what_cannot_be_told_does_not_pass() -> None:
     class Counted:
         macs, params, size_bytes, uncounted = 10, 10, 10, {"Loop": 1}

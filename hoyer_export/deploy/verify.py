@@ -20,7 +20,7 @@ float32, their differences are taken in float64. An output that is not a number 
 import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -204,26 +204,16 @@ def verify_onnx(
         _check("subnormal weights", sum(int(subnormals(tensor).sum()) for tensor in tensors_of(file.graph)), 0),
     ]
     agreement = _Agreement()
-    if labelled is not None and (judge := as_metric(metric)) is not ACCURACY:
-        agreement, on_test = _measured(runs["all"], torchs, network, labelled, judge, tolerance)
-        checks.append(_closest("outputs on test images", on_test))
-    elif labelled is not None:
-        agreement = _agreement(runs["all"], network, labelled, comparisons)
-        checks.append(_check("top-1", agreement.clear_disagreements, 0))
+    if labelled is not None:
+        agreement, check = _on_labels(runs["all"], torchs, network, labelled, as_metric(metric), comparisons, tolerance)
+        checks.append(check)
     if all(check.passed for check in checks) and (wrong := weights.wrong_values(sha256)) is not None:
         checks.append(_check("weights", wrong, 0))
     passed = all(check.passed for check in checks)
     worst = max(judged, key=lambda key: max(it.error / it.tolerance for it in judged[key]))
-    return VerifyRecord(
-        passed,
-        tuple(checks),
-        comparisons,
-        agreement.onnx_accuracy,
-        agreement.torch_accuracy,
-        agreement.class_images,
-        agreement.class_correct,
-        None if passed else weights.first_departure(_feed(names, expected[worst[:2]].call), runner),
-    )
+    feed = _feed(names, expected[worst[:2]].call)
+    departure = None if passed else weights.first_departure(feed, runner)
+    return VerifyRecord(passed, tuple(checks), comparisons, *astuple(agreement)[1:], departure=departure)
 
 
 def _check(name: str, value: float, tolerance: float) -> Check:
@@ -295,6 +285,23 @@ def _outputs(path: str | Path, session: Session, names: list[str], call: Call) -
 
 def _feed(names: list[str], call: Call) -> Arrays:
     return dict(zip(names, (x.numpy() for x in call.tensors), strict=True))
+
+
+def _on_labels(
+    run: _Run,
+    torchs: Sensitivity,
+    network: nn.Module,
+    labelled: _Labelled,
+    metric: Metric,
+    comparisons: Iterable[OnnxComparison],
+    tolerance: float,
+) -> tuple[_Agreement, Check]:
+    """Judge the file on labelled images: by top-1, or by another metric and the outputs that it is made of."""
+    if metric is ACCURACY:
+        agreement = _agreement(run, network, labelled, comparisons)
+        return agreement, _check("top-1", agreement.clear_disagreements, 0)
+    agreement, judged = _measured(run, torchs, network, labelled, metric, tolerance)
+    return agreement, _closest("outputs on test images", judged)
 
 
 def _measured(

@@ -4,18 +4,18 @@ MACs, parameters and bytes are shares of the dense file's, as budgets are; laten
 ratios; the drop is in points of top-1 through onnxruntime.
 """
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
-from hoyer_export.data import load_data
+from hoyer_export.data import ImageOptions, load_data
 from hoyer_export.deploy.accuracy import file_accuracy
 from hoyer_export.deploy.benchmark import benchmark
 from hoyer_export.deploy.input_sizes import Shapes, input_sizes
 from hoyer_export.deploy.interface import METADATA_PREFIX
 from hoyer_export.deploy.macs import MacsRecord, count_macs
 from hoyer_export.deploy.onnx_file import fed_inputs, metadata_of, read_onnx
-from hoyer_export.errors import DataError
+from hoyer_export.errors import DataError, FileError
+from hoyer_export.preprocessing import Preprocessing
 from hoyer_export.recipe.tables import Data, Gate
 from hoyer_export.report import stage_records as records
 from hoyer_export.report.number_format import share
@@ -89,15 +89,21 @@ def _accuracy(path: Path, table: Data | None, shapes: Shapes | None) -> float:
     if table is None:
         raise DataError("max_accuracy_drop is read on test images; name a data set: `data`")
     model = read_onnx(path)
-    told = metadata_of(model)
+    told = {key.removeprefix(METADATA_PREFIX): text for key, text in metadata_of(model).items()}
+    try:
+        as_told = Preprocessing.told_by(told)
+    except ValueError as error:
+        raise FileError(f"what the metadata of {path} say of images is damaged; export it again") from error
     side = input_sizes(model.graph, path, shapes).shapes[fed_inputs(model.graph)[0].name][-1]
-    mean, std = (
-        json.loads(told.get(METADATA_PREFIX + key, "null")) if given is None else given
-        for key, given in (("mean", table.mean), ("std", table.std))
+    options = ImageOptions(**as_told.model_dump(include={"resize", "short_side", "interpolation", "class_names"}))
+    data = load_data(
+        table.name,
+        root=None if table.root is None else Path(table.root),
+        mean=table.mean or as_told.mean,
+        std=table.std or as_told.std,
+        image_size=side if table.name == "imagefolder" else None,
+        options=options if table.name == "imagefolder" else None,
     )
-    root = None if table.root is None else Path(table.root)
-    sized = side if table.name == "imagefolder" else None
-    data = load_data(table.name, root=root, mean=mean, std=std, image_size=sized)
     if data.classes is None:
         raise DataError(f"max_accuracy_drop needs labels, and {table.name} has none; name a data set with classes")
     return file_accuracy(path, data.test.batches, shapes=shapes)
