@@ -213,7 +213,7 @@ def verify_onnx(
     worst = max(judged, key=lambda key: max(it.error / it.tolerance for it in judged[key]))
     feed = _feed(names, expected[worst[:2]].call)
     departure = None if passed else weights.first_departure(feed, runner)
-    return VerifyRecord(passed, tuple(checks), comparisons, *astuple(agreement)[1:], departure=departure)
+    return VerifyRecord(passed, tuple(checks), comparisons, *astuple(agreement)[1:], departure)
 
 
 def _check(name: str, value: float, tolerance: float) -> Check:
