@@ -20,7 +20,7 @@ float32, their differences are taken in float64. An output that is not a number 
 import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -215,9 +215,9 @@ def verify_onnx(
         checks.append(_check("weights", wrong, 0))
     passed = all(check.passed for check in checks)
     worst = max(judged, key=lambda key: max(it.error / it.tolerance for it in judged[key]))
-    feed = _feed(names, expected[worst[:2]].call)
-    departure = None if passed else weights.first_departure(feed, runner)
-    return VerifyRecord(passed, tuple(checks), comparisons, *astuple(agreement)[1:], departure=departure)
+    departure = None if passed else weights.first_departure(_feed(names, expected[worst[:2]].call), runner)
+    of_test = agreement.onnx_accuracy, agreement.torch_accuracy, agreement.class_images, agreement.class_correct
+    return VerifyRecord(passed, tuple(checks), comparisons, *of_test, departure)
 
 
 def _check(name: str, value: float, tolerance: float) -> Check:
