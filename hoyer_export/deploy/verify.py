@@ -20,7 +20,7 @@ float32, their differences are taken in float64. An output that is not a number 
 import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -203,17 +203,21 @@ def verify_onnx(
         _check("weight sizes", weights.wrong_sizes(), 0),
         _check("subnormal weights", sum(int(subnormals(tensor).sum()) for tensor in tensors_of(file.graph)), 0),
     ]
-    agreement = _Agreement()
-    if labelled is not None:
-        agreement, check = _on_labels(runs["all"], torchs, network, labelled, as_metric(metric), comparisons, tolerance)
-        checks.append(check)
+    agreement, judge = _Agreement(), as_metric(metric)
+    if labelled is not None and judge is not ACCURACY:
+        agreement, on_test = _measured(runs["all"], torchs, network, labelled, judge, tolerance)
+        checks.append(_closest("outputs on test images", on_test))
+    elif labelled is not None:
+        relative = [c.tolerance / c.scale for c in comparisons if c.inputs == "real"]
+        agreement = _agreement(runs["all"], network, labelled, max(relative, default=MOST))
+        checks.append(_check("top-1", agreement.clear_disagreements, 0))
     if all(check.passed for check in checks) and (wrong := weights.wrong_values(sha256)) is not None:
         checks.append(_check("weights", wrong, 0))
     passed = all(check.passed for check in checks)
     worst = max(judged, key=lambda key: max(it.error / it.tolerance for it in judged[key]))
-    feed = _feed(names, expected[worst[:2]].call)
-    departure = None if passed else weights.first_departure(feed, runner)
-    return VerifyRecord(passed, tuple(checks), comparisons, *astuple(agreement)[1:], departure)
+    departure = None if passed else weights.first_departure(_feed(names, expected[worst[:2]].call), runner)
+    of_test = agreement.onnx_accuracy, agreement.torch_accuracy, agreement.class_images, agreement.class_correct
+    return VerifyRecord(passed, tuple(checks), comparisons, *of_test, departure)
 
 
 def _check(name: str, value: float, tolerance: float) -> Check:
@@ -287,23 +291,6 @@ def _feed(names: list[str], call: Call) -> Arrays:
     return dict(zip(names, (x.numpy() for x in call.tensors), strict=True))
 
 
-def _on_labels(
-    run: _Run,
-    torchs: Sensitivity,
-    network: nn.Module,
-    labelled: _Labelled,
-    metric: Metric,
-    comparisons: Iterable[OnnxComparison],
-    tolerance: float,
-) -> tuple[_Agreement, Check]:
-    """Judge the file on labelled images: by top-1, or by another metric and the outputs that it is made of."""
-    if metric is ACCURACY:
-        agreement = _agreement(run, network, labelled, comparisons)
-        return agreement, _check("top-1", agreement.clear_disagreements, 0)
-    agreement, judged = _measured(run, torchs, network, labelled, metric, tolerance)
-    return agreement, _closest("outputs on test images", judged)
-
-
 def _measured(
     run: _Run, torchs: Sensitivity, network: nn.Module, labelled: _Labelled, metric: Metric, tolerance: float
 ) -> tuple[_Agreement, list[list[Judged]]]:
@@ -323,9 +310,8 @@ def _measured(
     return _Agreement(0, through_runtime.value(), through_torch.value()), judged
 
 
-def _agreement(run: _Run, network: nn.Module, labelled: _Labelled, comparisons: Iterable[OnnxComparison]) -> _Agreement:
-    """Compare first classes; two logits that are as close as the tolerance on real inputs may change places."""
-    tolerance = max((it.tolerance / it.scale for it in comparisons if it.inputs == "real"), default=MOST)
+def _agreement(run: _Run, network: nn.Module, labelled: _Labelled, tolerance: float) -> _Agreement:
+    """Compare first classes; two logits that are closer than ``tolerance``, relative, may change places."""
     tallies, seen, right = [], [], []
     for inputs, targets in labelled:
         batch, classes = as_float32(Call.of(network, inputs)), targets.cpu().numpy()
