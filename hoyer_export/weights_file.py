@@ -46,13 +46,13 @@ def read_file(path: Path) -> FileContent:
     Raises:
         FileError: the file is missing or damaged, or is something else: a slim file, TorchScript, ONNX, ...
     """
-    if not path.is_file():
-        found = "a folder" if path.is_dir() else "nothing"
+    if not path.is_file() or not path.stat().st_size:
+        found = "a folder" if path.is_dir() else "an empty file" if path.is_file() else "nothing"
         raise FileError(f"{path}: expected a file of weights (.safetensors, .pt, .pth), found {found}")
     if path.suffix == ".onnx":
         raise FileError(f"{path} is an ONNX file, whose weights have other names and are folded; {_EXPECTED}")
     try:
-        return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+        return _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
     except FileError:
         raise
     except (pickle.UnpicklingError, ValueError) as error:  # the second from a pickle that is none
@@ -66,6 +66,13 @@ def read_file(path: Path) -> FileContent:
         raise FileError(
             f"{path} is no readable file of weights ({type(error).__name__}: {first_line}); {_EXPECTED}"
         ) from error
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file begins with the size of a header and the header, in JSON: its name may say something else."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" or (path.suffix == ".safetensors" and not start.startswith(b"PK"))
 
 
 def _read_safetensors(path: Path) -> FileContent:
@@ -84,9 +91,11 @@ def _read_safetensors(path: Path) -> FileContent:
 
 def _read_torch(path: Path) -> FileContent:
     names = _unknown(path)
-    with torch.serialization.safe_globals([(_stand_in(name), name) for name in names]), warnings.catch_warnings():
+    stand_ins = [(_stand_in(name), name) for name in names]
+    # Open, for of a path torch asks the suffix.
+    with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings(), path.open("rb") as file:
         warnings.simplefilter("ignore")  # of another pickle protocol; what cannot be read raises
-        return FileContent(torch.load(path, map_location="cpu", weights_only=True), tuple(names))
+        return FileContent(torch.load(file, map_location="cpu", weights_only=True), tuple(names))
 
 
 def _unknown(path: Path) -> list[str]:
@@ -144,11 +153,11 @@ class _Values:
 
 
 def _stand_in(name: str) -> type:
-    """Return an inert class for what has this full name."""
+    """Return an inert class for what has this full name; where it is shown, it has that name."""
     if name == "collections.deque":
         return _Values
     # Their states are tuples, which a Counter does not take.
-    return _Thing if name.startswith(("numpy.", "functools.", "random.")) else _Items
+    return type(name, (_Thing,), {}) if name.startswith(("numpy.", "functools.", "random.")) else _Items
 
 
 def is_module(part: object) -> bool:

@@ -230,6 +230,19 @@ def test_a_key_is_enough_without_the_prefix_behind_it(tmp_path: Path) -> None:
     assert same(model, state(1))
 
 
+@pytest.mark.parametrize(
+    ("file", "write"),
+    [("w.pt", safetensors.torch.save_file), ("w.safetensors", lambda tensors, path: torch.save(tensors, path))],
+)
+def test_the_content_of_a_file_says_what_it_is_and_not_its_name(
+    tmp_path: Path, file: str, write: Callable[[State, Path], object]
+) -> None:
+    write(state(), tmp_path / file)
+    model = Net()
+    load_weights(model, tmp_path / file)
+    assert same(model, state())
+
+
 def test_half_precision_is_read_and_said(tmp_path: Path) -> None:
     model = Net()
     found = loaded(
@@ -359,6 +372,13 @@ REFUSED: dict[str, tuple[str, Callable[[Path], object], str]] = {
         "the state of an optimizer",
     ),
     "a slim file": ("w.safetensors", slim_file, "a slim network, cut already; load it with hx.load_slim"),
+    "a slim file of another name": ("w.pt", slim_file, "a slim network, cut already; load it with hx.load_slim"),
+    "an empty file": ("w.pt", lambda path: path.write_bytes(b""), "found an empty file"),
+    "numpy's arrays": (
+        "w.pt",
+        lambda path: torch.save({name: tensor.numpy() for name, tensor in state().items()}, path),
+        r"'conv1.weight' holds an object of type numpy\._core\.multiarray\._reconstruct",
+    ),
     "cut short": ("w.pt", cut_short, "its end is missing"),
     "another protocol": (
         "w.pt",

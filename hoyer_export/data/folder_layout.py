@@ -151,17 +151,17 @@ def find_labelled(root: Path, validation: float, seed: int) -> Layout:
         (name, (_, test)) = found.popitem()
         notes.append(f"test images: {parts[name].name}; validation images: {share} of {parts['train'].name}")
     else:
-        train, test = _held_out(train, _TEST_SHARE, _TEST_SEED)
+        train, test = _held_out(train, _TEST_SHARE, _TEST_SEED, classes)
         notes.append(
             f"there is no folder val or test: {100 * _TEST_SHARE:g} % of every class are held out as test images (seed"
             f" {_TEST_SEED}), then {share} of the rest for validation"
         )
-    train, held_out = _held_out(train, validation, seed)
+    train, held_out = _held_out(train, validation, seed, classes)
     return Layout((train, held_out, test), tuple(classes), tuple(notes))
 
 
-def _held_out(samples: Samples, share: float, seed: int) -> tuple[Samples, Samples]:
-    rest, chosen = hold_out([label for _, label in samples], share, seed)
+def _held_out(samples: Samples, share: float, seed: int, classes: list[str]) -> tuple[Samples, Samples]:
+    rest, chosen = hold_out([label for _, label in samples], share, seed, classes)
     return [samples[i] for i in rest.tolist()], [samples[i] for i in chosen.tolist()]
 
 

@@ -156,27 +156,40 @@ def batch_indices(count: int, batch_size: int, order: torch.Generator | None) ->
     return batches
 
 
-def hold_out(labels: Sequence[int] | NDArray[np.int64], share: float | int, seed: int) -> tuple[Tensor, Tensor]:
-    """Split indices in two, with the same proportion of every class in both.
+def hold_out(
+    labels: Sequence[int] | NDArray[np.int64], share: float | int, seed: int, names: Sequence[str] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Split indices in two, with the same proportion of every class in both, and at least one of each.
 
     Args:
         labels: class of every image, [count].
         share: of the images that are held out, above 0 and below 1; or, as an integer, their number.
         seed: decides which.
+        names: of the classes, for the error.
 
     Returns:
         (indices that stay, indices held out), int64, both ascending.
 
     Raises:
-        DataError: a class has too few images to appear in both.
+        DataError: a class has a single image.
     """
     from sklearn.model_selection import train_test_split  # half a second to import
 
-    try:
-        rest, held_out = train_test_split(np.arange(len(labels)), test_size=share, stratify=labels, random_state=seed)
-    except ValueError as error:
+    indices, labels = np.arange(len(labels)), np.asarray(labels)
+    classes, counts = np.unique(labels, return_counts=True)
+    if counts.min() < 2:
+        alone = classes[counts.argmin()]
         raise DataError(
-            f"cannot hold out {share:g} of {len(labels)} training images with every class on both sides "
-            f"({error}); give each class more images, or another validation share"
-        ) from error
-    return torch.from_numpy(np.sort(rest)), torch.from_numpy(np.sort(held_out))
+            f"cannot hold out {share:g} of {len(labels)} training images with every class on both sides: the class"
+            f" {(names[alone] if names else int(alone))!r} has one image for both; give it more, or leave it out"
+        )
+    part = share if share < 1 else share / len(labels)
+    if part * counts.min() >= 1 and (1 - part) * counts.min() >= 1:
+        held_out = train_test_split(indices, test_size=share, stratify=labels, random_state=seed)[1]
+    else:  # sklearn's would give a small class to one side alone
+        order = np.random.default_rng(seed).permutation(indices)
+        numbers = np.clip(np.round(part * counts), 1, counts - 1).astype(int)
+        held_out = np.concatenate(
+            [order[labels[order] == label][:number] for label, number in zip(classes, numbers, strict=True)]
+        )
+    return torch.from_numpy(np.setdiff1d(indices, held_out)), torch.from_numpy(np.sort(held_out))

@@ -64,7 +64,17 @@ def test_the_seed_alone_decides_who_is_held_out() -> None:
     assert chosen[0] != chosen[2]
 
 
-@pytest.mark.parametrize("labels", [[0, 0, 0, 1], [0, 1] * 2])
-def test_classes_too_small_to_be_on_both_sides_are_refused(labels: list[int]) -> None:
-    with pytest.raises(DataError, match=f"cannot hold out 0.1 of {len(labels)} training images"):
-        hold_out(labels, 0.1, 0)
+@pytest.mark.parametrize(
+    ("labels", "share", "counts"),
+    [([0, 1] * 2, 0.1, [1, 1]), ([0] * 100 + [1] * 2, 0.15, [15, 1]), (list(range(50)) * 3, 0.9, [2] * 50)],
+)
+def test_of_a_small_class_one_image_is_on_each_side(labels: list[int], share: float, counts: list[int]) -> None:
+    rest, chosen = hold_out(labels, share, seed=3)
+    assert torch.tensor(labels)[chosen].bincount().tolist() == counts
+    assert sorted(torch.cat((rest, chosen)).tolist()) == list(range(len(labels)))
+
+
+def test_a_class_of_a_single_image_is_named() -> None:
+    message = "cannot hold out 0.1 of 4 training images with every class on both sides: the class 'owl' has one image"
+    with pytest.raises(DataError, match=message):
+        hold_out([0, 0, 0, 1], 0.1, 0, ("cat", "owl"))
