@@ -138,5 +138,8 @@ def _tables(network: nn.Module, recipe: Tables) -> dict[str, Any]:
     """Return a recipe's tables; the network is called by its class unless they name it."""
     if not isinstance(network, nn.Module):
         raise NetworkError(f"expected a network, a torch.nn.Module, got a {type(network).__name__}")
+    if not isinstance(recipe, str | Path | Mapping):
+        got = type(recipe).__name__
+        raise RecipeError(f"recipe: expected the path of a TOML file, or its tables in a dict, got a {got}")
     tables = read_tables(recipe) if isinstance(recipe, str | Path) else dict(recipe)
     return tables | {"network": {"name": type(network).__name__} | tables.get("network", {})}

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from torch import Tensor, nn
@@ -112,6 +114,54 @@ def test_a_segmentation_network_is_trained_cut_and_judged_by_what_it_is_for(tmp_
         assert "Cross-entropy" not in text
 
 
+class TwoHeads(Segmenter):
+    """A mask, and whether its disc is large, by name or in a row."""
+
+    def __init__(self, *, named: bool) -> None:
+        super().__init__()
+        self.size, self.named = nn.Linear(32, 1), named
+
+    def forward(self, x: Tensor) -> dict[str, Tensor] | tuple[Tensor, Tensor]:
+        features = F.relu(self.down(x))
+        mask, size = self.head(F.relu(self.up(features))), self.size(features.mean((2, 3)))
+        return {"mask": mask, "size": size} if self.named else (mask, size)
+
+
+@pytest.mark.parametrize(("named", "key", "names"), [(True, "mask", ["mask", "size"]), (False, 0, None)])
+def test_a_network_of_two_outputs_is_trained_by_both_and_judged_by_one(
+    named: bool, key: str | int, names: list[str] | None, tmp_path: Path
+) -> None:
+    class MaskIoU(IoU):
+        def update(self, outputs, targets: Tensor) -> None:
+            super().update(outputs[key], targets)
+
+    def loss(outputs, masks: Tensor) -> Tensor:
+        mask, size = outputs.values() if named else outputs
+        large = (masks.mean((1, 2, 3)) > 0.2).float().unsqueeze(1)
+        both = F.binary_cross_entropy_with_logits
+        return both(mask, masks) + 0.1 * both(size, large)
+
+    out = tmp_path / "out"
+    report = run_discs(out, network=TwoHeads(named=named), loss=loss, metric=hx.Metric(MaskIoU(), "IoU"))
+    assert (report.passed, report.budget.met, report.metric) == (True, True, "IoU")
+    slim = hx.load_slim(out / "slim.safetensors", into=TwoHeads(named=named)).model.eval()
+    graph = onnx.load(out / "slim.onnx").graph
+    assert names in (None, [output.name for output in graph.output])
+    session = ort.InferenceSession(out / "slim.onnx", providers=["CPUExecutionProvider"])
+    masks_of = {
+        "torch": lambda x: slim(x)[key],
+        "onnx": lambda x: torch.tensor(session.run(None, {"input": x.numpy()})[0]),
+    }
+    for mask_of in masks_of.values():
+        measure = IoU()
+        measure.reset()
+        with torch.no_grad():
+            for images, masks in loader(33, 2):
+                measure.update(mask_of(images), masks)
+        assert report.slim.accuracy == pytest.approx(measure.compute(), rel=1e-3)
+    assert report.slim.accuracy > 0.5
+
+
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_discs(tmp_path / "whole")
     real = training.save_checkpoint
@@ -198,6 +248,7 @@ def test_a_classifier_needs_batches_alone_and_its_classes_may_weigh_more_or_less
         ({"loss": lambda outputs, targets: (outputs - targets) ** 2}, r"loss: expected the batch's mean, .* \[32, 1"),
         ({"recipe": RECIPE | {"distill": {"weight": 0.5}}}, "distill.weight"),
         ({"recipe": {"cut": {}}}, "needs exactly one of macs"),
+        ({"recipe": None}, "recipe: expected the path of a TOML file, or its tables in a dict, got a NoneType"),
         ({"recipe": "absent.toml"}, "cannot read the recipe absent.toml"),
         ({"train": None, "validation": None, "test": None}, r"the table \[data\] is needed"),
     ],
