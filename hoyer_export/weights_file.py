@@ -11,8 +11,10 @@ import re
 import warnings
 import zipfile
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -91,7 +93,7 @@ def _read_safetensors(path: Path) -> FileContent:
 
 def _read_torch(path: Path) -> FileContent:
     names = _unknown(path)
-    stand_ins = [(_stand_in(name), name) for name in names]
+    stand_ins: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [(_stand_in(name), name) for name in names]
     # Open, for of a path torch asks the suffix.
     with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings(), path.open("rb") as file:
         warnings.simplefilter("ignore")  # of another pickle protocol; what cannot be read raises
