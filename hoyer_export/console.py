@@ -441,7 +441,8 @@ def _speedup_words(speedup: "Speedup") -> str:
 
 def _console() -> Console:
     """Return stdout; where it is no terminal, no terminal's width cuts a table."""
-    return Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
+    # my_package:two: is no emoji
+    return Console(emoji=False) if sys.stdout.isatty() else Console(width=PLAIN_WIDTH, emoji=False)
 
 
 def _plain(text: str) -> Text:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @contextmanager
 def progress() -> Iterator["Progress"]:
     """Yield somebody who shows progress on stderr: one line a headline and an epoch; on a terminal a bar below them."""
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[said]}"), TimeRemainingColumn())
     with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         yield Shown(bars)

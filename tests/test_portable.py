@@ -100,3 +100,11 @@ def test_where_nobody_tells_affinity_load_or_processor_the_record_is_still_made(
     record = environment.environment_record()
     assert (record.load, record.threads, record.flags) == (None, os.cpu_count(), ())
     assert record.cpu
+
+
+def test_a_name_between_colons_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    from hoyer_export.live import progress
+
+    with progress() as shown:
+        shown.headline("my_package:two: build")
+    assert "my_package:two: build" in capsys.readouterr().err
