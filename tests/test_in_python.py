@@ -142,6 +142,7 @@ def test_a_network_of_two_outputs_is_trained_by_both_and_judged_by_one(
         return both(mask, masks) + 0.1 * both(size, large)
 
     out = tmp_path / "out"
+    torch.manual_seed(0)  # of the network's first weights
     report = run_discs(out, network=TwoHeads(named=named), loss=loss, metric=hx.Metric(MaskIoU(), "IoU"))
     assert (report.passed, report.budget.met, report.metric) == (True, True, "IoU")
     slim = hx.load_slim(out / "slim.safetensors", into=TwoHeads(named=named)).model.eval()
@@ -246,6 +247,10 @@ def test_a_classifier_needs_batches_alone_and_its_classes_may_weigh_more_or_less
         ({"metric": None}, "pass `loss` and `metric` for what it returns"),
         ({"metric": "IoU"}, "metric: expected a function"),
         ({"loss": lambda outputs, targets: (outputs - targets) ** 2}, r"loss: expected the batch's mean, .* \[32, 1"),
+        ({"loss": lambda outputs, targets: outputs["mask"]}, "loss: fails on the first validation batch .TypeError"),
+        ({"metric": lambda outputs, targets: float("nan")}, "metric lambda: expected a finite number, got nan"),
+        ({"metric": lambda outputs, targets: outputs.mean(0)}, "metric lambda: expected one number, got a tensor"),
+        ({"metric": lambda outputs, targets: targets["mask"]}, "metric lambda: fails on the first validation batch"),
         ({"recipe": RECIPE | {"distill": {"weight": 0.5}}}, "distill.weight"),
         ({"recipe": {"cut": {}}}, "needs exactly one of macs"),
         ({"recipe": None}, "recipe: expected the path of a TOML file, or its tables in a dict, got a NoneType"),
@@ -257,6 +262,7 @@ def test_what_cannot_be_run_is_one_line(changes: dict, said: str, tmp_path: Path
     with pytest.raises(HoyerExportError, match=said) as error:
         run_discs(tmp_path / "out", **changes)
     assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_network_is_left_as_it_was(tmp_path: Path) -> None:

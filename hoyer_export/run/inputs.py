@@ -16,9 +16,10 @@ from hoyer_export.data import DataSplits
 from hoyer_export.deploy.export import as_float32, export_onnx, inference_copy
 from hoyer_export.deploy.macs import count_macs
 from hoyer_export.deploy.weight_sizes import TorchMacs, torch_macs
-from hoyer_export.errors import DataError, NetworkError, RecipeError
-from hoyer_export.metric import ACCURACY, outputs_of
+from hoyer_export.errors import DataError, HoyerExportError, NetworkError, RecipeError, one_line
+from hoyer_export.metric import ACCURACY, Tally, outputs_of
 from hoyer_export.modes import kept_modes
+from hoyer_export.random_state import kept_random_state
 from hoyer_export.recipe.reading import left_open, resolved
 from hoyer_export.report.number_format import share
 from hoyer_export.report.stage_records import CheckRecord, Images, InputsRecord
@@ -27,6 +28,7 @@ from hoyer_export.run.job import Job
 from hoyer_export.run.stage import Stage
 from hoyer_export.select.align import least_keep
 from hoyer_export.select.budget import COSTS, Budget
+from hoyer_export.sparsify.epoch import check_loss
 from hoyer_export.surgery.self_test import self_test
 
 SETTLED_BY_DATA = ("mean", "std", "resize", "short_side", "interpolation")
@@ -64,6 +66,8 @@ def look_at_inputs(job: Job) -> InputsRecord:
         raise RecipeError("distill.weight: the dense network teaches by its logits; leave it out, or `loss`")
     if data is not None and data.has_targets:
         check_output(job, network, data)
+        if job.own is not None and recipe.trains:
+            try_on(job, network, data)
     channels = proved_channels(job, network)
     found = {
         "threads": torch.get_num_threads(),
@@ -243,6 +247,32 @@ def check_output(job: Job, network: nn.Module, data: DataSplits) -> None:
             f"data.class_weights: expected one number for each of the {logits.shape[1]} outputs of {name}, got"
             f" {len(weights)}"
         )
+
+
+def try_on(job: Job, network: nn.Module, data: DataSplits) -> None:
+    """Call somebody's own loss and metric once, on a validation batch, before anything is trained.
+
+    Raises:
+        DataError: the metric is no finite number.
+        NetworkError: one of them fails on what the network returns.
+        TrainingError: the loss is not one number with a gradient.
+    """
+    called = "loss"
+    try:
+        with kept_modes(network), kept_random_state():  # a loader may draw from it
+            inputs, targets = next(iter(data.validation.batches(2)))
+            outputs = outputs_of(network.eval(), inputs)
+        if job.loss is not None:
+            check_loss(job.loss(outputs, targets))
+        called = f"metric {job.metric.name}"
+        tally = Tally(job.metric)
+        tally.add(outputs, targets)
+        tally.value()
+    except HoyerExportError:
+        raise
+    except Exception as error:  # foreign code may raise anything
+        reason = one_line(error, typed=True)[:200]
+        raise NetworkError(f"{called}: fails on the first validation batch ({reason})") from error
 
 
 INPUTS = Stage(

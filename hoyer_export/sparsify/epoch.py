@@ -75,7 +75,7 @@ def train_epoch(
             outputs = outputs_of(network, inputs)
             if own_loss is not None:
                 loss, correct = own_loss(outputs, targets), torch.zeros(())
-                _check_loss(loss)
+                check_loss(loss)
             else:
                 if step == 0:
                     _check_logits(outputs, targets)
@@ -168,7 +168,7 @@ def _drop_tiny_(optimizer: torch.optim.Optimizer) -> None:
                 tensor.masked_fill_(tensor.abs() < TINY, 0)
 
 
-def _check_loss(loss: object) -> None:
+def check_loss(loss: object) -> None:
     if not isinstance(loss, Tensor) or loss.ndim != 0 or not loss.requires_grad:
         got = f"a tensor {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
         frozen = " without a gradient" if isinstance(loss, Tensor) and not loss.requires_grad else ""
