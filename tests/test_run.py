@@ -800,7 +800,7 @@ def test_report_again_writes_the_same_report(copied: Path) -> None:
 
 def test_a_stage_that_has_nothing_to_start_from_says_what_to_do(copied: Path) -> None:
     forget(copied, "finetune", "export", "report")
-    with pytest.raises(FileError, match="no record of finetune"):
+    with pytest.raises(FileError, match="no record of export"):
         report_run(copied)
     for again in (export_run, verify_run):
         with pytest.raises(FileError, match="has not come that far"):
