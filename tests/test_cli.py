@@ -16,7 +16,8 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from hoyer_export import arguments, choices, console, networks
+from hoyer_export import choices, console, networks
+from hoyer_export.cli import arguments
 from hoyer_export.data import load
 from hoyer_export.deploy import macs as macs_module
 from hoyer_export.deploy.export import export_onnx

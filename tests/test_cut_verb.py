@@ -12,7 +12,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from hoyer_export import arguments, choices
+from hoyer_export import choices
+from hoyer_export.cli import arguments
 from hoyer_export.data import load_data
 from hoyer_export.deploy.macs import count_macs
 from hoyer_export.deploy.verify import verify_onnx

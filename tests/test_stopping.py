@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hoyer_export import cli, run_folder
+from hoyer_export import run_folder
+from hoyer_export.cli import program
 from hoyer_export.run import chain
 from hoyer_export.stopping import Stop, interrupted, stopped_by_signals
 
@@ -137,7 +138,7 @@ def test_a_full_disk_behind_stdout_is_no_bug_of_ours(call, monkeypatch: pytest.M
     def full(*arguments: object, **options: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(cli, "app", full)
+    monkeypatch.setattr(program, "app", full)
     code, _, err = call("macs", "any.onnx")
     assert (code, err.count("\n")) == (1, 1)
     assert err.startswith("error: cannot write the output: No space left on device; free some space")
