@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from hoyer_export.channels.channel_map import ChannelGroup, ChannelMap, Member, Unprunable
     from hoyer_export.channels.trace import trace_channels
     from hoyer_export.deploy.benchmark import BenchmarkRecord, benchmark
+    from hoyer_export.deploy.checks import VerifyRecord
     from hoyer_export.deploy.explain import Explanation, explain
     from hoyer_export.deploy.export import ExportRecord, export_onnx
     from hoyer_export.deploy.info import FileInfo, file_info
     from hoyer_export.deploy.macs import MacsRecord, count_macs
-    from hoyer_export.deploy.verify import VerifyRecord, verify_onnx
+    from hoyer_export.deploy.verify import verify_onnx
     from hoyer_export.deploy.verify_files import verify_files
     from hoyer_export.errors import (
         CannotWrite,
@@ -72,7 +73,8 @@ _HOME = {
         "deploy.export": "ExportRecord export_onnx",
         "deploy.info": "FileInfo file_info",
         "deploy.macs": "MacsRecord count_macs",
-        "deploy.verify": "VerifyRecord verify_onnx",
+        "deploy.checks": "VerifyRecord",
+        "deploy.verify": "verify_onnx",
         "deploy.verify_files": "verify_files",
         "errors": (
             "CannotWrite CutRefused DataError FileError HoyerExportError NetworkError RecipeError TrainingError"

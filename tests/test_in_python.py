@@ -235,6 +235,25 @@ def test_a_classifier_needs_batches_alone_and_its_classes_may_weigh_more_or_less
     assert shares[1.0, 9.0] == pytest.approx(0.9, abs=0.05)  # the least of the weighed cross-entropy
 
 
+class Scaled(Segmenter):
+    """Takes more than pictures; the rest has a default."""
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        return super().forward(x if scale is None else x * scale)
+
+
+def test_a_list_that_a_loader_makes_is_the_arguments_in_every_stage(tmp_path: Path) -> None:
+    def batches(count: int, seed: int) -> list:
+        images, masks = discs(count, seed)
+        return [([images[at : at + 16], torch.ones(16, 1, 1, 1)], masks[at : at + 16]) for at in range(0, count, 16)]
+
+    splits = {"train": batches(64, 0), "validation": batches(32, 1), "test": batches(32, 2)}
+    recipe = RECIPE | {"dense": SHORT | {"epochs": 1}, "train": SHORT | {"epochs": 2, "cut_at": 0.5}}
+    report = run_discs(tmp_path / "out", network=Scaled(), recipe=recipe, **splits)
+    assert report.passed
+    assert report.slim.verified.onnx_accuracy == pytest.approx(report.slim.accuracy, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -96,13 +96,13 @@ def check_interface(file: onnx.ModelProto, path: str | Path, network: nn.Module,
     found = list(file.graph.input)
     pairs = zip(found, expected, strict=False)
     if len(found) != len(real.tensors) or len(names) != len(found) or not all(_fits(*pair) for pair in pairs):
-        came, wanted = ("; ".join(map(_signature, values)) for values in (found, expected))
+        came, wanted = ("; ".join(map(signature, values)) for values in (found, expected))
         raise VerificationFailed(f"{path} takes {came}, expected {wanted}; export it again")
     outputs = facts.get(_key("outputs"), ["logits"])
     returned = list(file.graph.output)
     if [value.name for value in returned] != outputs or not any(map(is_batched, returned)):
         raise VerificationFailed(
-            f"{path} returns {'; '.join(map(_signature, returned))}, expected {', '.join(outputs)} [batch, ...]; "
+            f"{path} returns {'; '.join(map(signature, returned))}, expected {', '.join(outputs)} [batch, ...]; "
             "export it again"
         )
     return names
@@ -140,6 +140,7 @@ def _fits(found: onnx.ValueInfoProto, expected: onnx.ValueInfoProto) -> bool:
     return found.name == expected.name and len(kinds) == 1 and len(ours) == len(theirs) and all(same)
 
 
-def _signature(value: onnx.ValueInfoProto) -> str:
+def signature(value: onnx.ValueInfoProto) -> str:
+    """Return an input or output in words: name, type and sizes."""
     kind = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
-    return f"{value.name} {kind} [{', '.join(map(str, sizes_of(value)))}]"
+    return f"{value.name} {kind} [{', '.join(str(size or '?') for size in sizes_of(value))}]"

@@ -18,103 +18,39 @@ float32, their differences are taken in float64. An output that is not a number 
 """
 
 import copy
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import nn
 
 from hoyer_export.call import Call, ExampleInputs, ExampleKwargs
-from hoyer_export.deploy.departure import Departure
+from hoyer_export.deploy.checks import (
+    RELATIVE_TOLERANCE,
+    Optimization,
+    VerifyRecord,
+    check,
+    check_outputs,
+    closest,
+)
 from hoyer_export.deploy.export import as_float32, inference_copy
 from hoyer_export.deploy.file_weights import FileWeights
 from hoyer_export.deploy.interface import check_interface, is_batched, larger, sizes_of
 from hoyer_export.deploy.onnx_file import read_onnx, subnormals, tensors_of
 from hoyer_export.deploy.runtime import DEFAULT, as_runtime
 from hoyer_export.deploy.runtime.protocol import Arrays, RunFailed, Runtime, Session
-from hoyer_export.deploy.sensitivity import LEAST, MOST, Expected, Judged, Outputs, Sensitivity, torch_outputs
+from hoyer_export.deploy.sensitivity import MOST, Expected, Judged, Outputs, Sensitivity, torch_outputs
 from hoyer_export.environment import usable_threads
 from hoyer_export.errors import DataError, VerificationFailed
 from hoyer_export.metric import ACCURACY, Metric, Tally, as_metric
 from hoyer_export.tensors import tensors_in
 
-RELATIVE_TOLERANCE = LEAST
-
-Optimization = Literal["disabled", "all"]
 _Labelled = Iterable[tuple[ExampleInputs, Any]]
 _Run = Callable[[Call], Outputs]
-
-
-@dataclass(frozen=True)
-class Check:
-    """One step: ``value`` may be at most ``tolerance``.
-
-    Args:
-        name: of the step, as in the list above.
-        value: for outputs and rows the error that comes closest to its tolerance or exceeds it most, in units of
-            max(1, max |torch|); for the others how many inputs, weights, values or images are wrong. Infinite where
-            something is not a number or has another shape.
-        tolerance: in the same unit; for outputs and rows the one of the same comparison.
-        passed: value ≤ tolerance.
-    """
-
-    name: str
-    value: float
-    tolerance: float
-    passed: bool
-
-
-@dataclass(frozen=True)
-class OnnxComparison:
-    """One output of one batch through the runtime and through torch.
-
-    Args:
-        output: its name.
-        batch: number of images.
-        inputs: ``real``, ``zeros``, ``ones`` or ``noise`` (normal, variance 1).
-        optimization: ``disabled`` or ``all`` of the runtime's graph optimisations.
-        max_abs_error: max |runtime − torch|.
-        tolerance: largest difference of a right file, at least 1e-5 · max(1, max |torch|).
-        scale: max(1, max |torch|).
-    """
-
-    output: str
-    batch: int
-    inputs: str
-    optimization: Optimization
-    max_abs_error: float
-    tolerance: float
-    scale: float
-
-
-@dataclass(frozen=True)
-class VerifyRecord:
-    """What was found.
-
-    Args:
-        passed: every check passed.
-        checks: in order.
-        onnx: the comparisons behind the checks of the outputs, on all inputs that torch does not leave open.
-        onnx_accuracy: top-1 of the labelled images through the runtime in percent, or the metric; None without any.
-        torch_accuracy: the same through torch.
-        class_images: the labelled images of each class.
-        class_correct: those of them that torch gets right.
-        departure: the first node that computes something else, where a check did not pass and one can be named.
-    """
-
-    passed: bool
-    checks: tuple[Check, ...]
-    onnx: tuple[OnnxComparison, ...]
-    onnx_accuracy: float | None
-    torch_accuracy: float | None
-    class_images: tuple[int, ...] = ()
-    class_correct: tuple[int, ...] = ()
-    departure: Departure | None = None
 
 
 @dataclass(frozen=True)
@@ -183,62 +119,31 @@ def verify_onnx(
         for key, it in expected.items()
         for optimization, run in runs.items()
     }
-    comparisons = tuple(
-        OnnxComparison(value.name, batch, kind, optimization, it.error, it.tolerance, it.scale)
-        for (kind, batch, optimization), of_outputs in judged.items()
-        for value, it in zip(file.graph.output, of_outputs, strict=True)
-        if not it.is_open
-    )
-    left_open = len(judged) * len(file.graph.output) - len(comparisons)
+    comparisons, of_outputs = check_outputs(judged, [value.name for value in file.graph.output])
     with_rows = [is_batched(value) for value in file.graph.output]
     weights = FileWeights(Path(path), network, two)
     checks = [
-        _check("interface", 0, 0),
-        *(
-            _closest(f"outputs, optimisation {level}", [it for (*_, of), it in judged.items() if of == level])
-            for level in levels
-        ),
-        *([_check("inputs left open", left_open, left_open + len(comparisons) - 1)] if left_open else []),
-        _closest("rows of a batch", _judged_rows(runs.values(), torchs, cases, expected, tolerance, with_rows)),
-        _check("weight sizes", weights.wrong_sizes(), 0),
-        _check("subnormal weights", sum(int(subnormals(tensor).sum()) for tensor in tensors_of(file.graph)), 0),
+        check("interface", 0, 0),
+        *of_outputs,
+        closest("rows of a batch", _judged_rows(runs.values(), torchs, cases, expected, tolerance, with_rows)),
+        check("weight sizes", weights.wrong_sizes(), 0),
+        check("subnormal weights", sum(int(subnormals(tensor).sum()) for tensor in tensors_of(file.graph)), 0),
     ]
     agreement, judge = _Agreement(), as_metric(metric)
     if labelled is not None and judge is not ACCURACY:
         agreement, on_test = _measured(runs["all"], torchs, network, labelled, judge, tolerance)
-        checks.append(_closest("outputs on test images", on_test))
+        checks.append(closest("outputs on test images", on_test))
     elif labelled is not None:
         relative = [c.tolerance / c.scale for c in comparisons if c.inputs == "real"]
         agreement = _agreement(runs["all"], network, labelled, max(relative, default=MOST))
-        checks.append(_check("top-1", agreement.clear_disagreements, 0))
+        checks.append(check("top-1", agreement.clear_disagreements, 0))
     if all(check.passed for check in checks) and (wrong := weights.wrong_values(sha256)) is not None:
-        checks.append(_check("weights", wrong, 0))
+        checks.append(check("weights", wrong, 0))
     passed = all(check.passed for check in checks)
     worst = max(judged, key=lambda key: max(it.error / it.tolerance for it in judged[key]))
     departure = None if passed else weights.first_departure(_feed(names, expected[worst[:2]].call), runner)
     of_test = agreement.onnx_accuracy, agreement.torch_accuracy, agreement.class_images, agreement.class_correct
     return VerifyRecord(passed, tuple(checks), comparisons, *of_test, departure)
-
-
-def _check(name: str, value: float, tolerance: float) -> Check:
-    return Check(name, value, tolerance, value <= tolerance)
-
-
-def _closest(name: str, judged: list[list[Judged]]) -> Check:
-    """Return the check of the error that is largest beside its tolerance; an output that is always open shows nothing.
-
-    Args:
-        name: of the check.
-        judged: for every comparison its outputs.
-    """
-    nothing = Judged(math.inf, RELATIVE_TOLERANCE, 1.0, False)
-
-    def share(it: Judged) -> float:
-        return it.error / it.tolerance
-
-    of_outputs = [[it for it in found if not it.is_open] for found in zip(*judged, strict=True)]
-    worst = max((max(found, key=share, default=nothing) for found in of_outputs), key=share)
-    return _check(name, worst.error / worst.scale, worst.tolerance / worst.scale)
 
 
 def _judged_rows(
@@ -314,7 +219,7 @@ def _agreement(run: _Run, network: nn.Module, labelled: _Labelled, tolerance: fl
     """Compare first classes; two logits that are closer than ``tolerance``, relative, may change places."""
     tallies, seen, right = [], [], []
     for inputs, targets in labelled:
-        batch, classes = as_float32(Call.of(network, inputs)), targets.cpu().numpy()
+        batch, classes = as_float32(Call.of(network, inputs, collated=True)), targets.cpu().numpy()
         if classes.shape != (batch.batch_size,):
             came = f"labels {list(classes.shape)} of {batch.batch_size} images"
             raise DataError(f"top-1 needs one class an image, got {came}")

@@ -12,22 +12,22 @@ The tolerance is 1e-5 · max(1, max |B|), or four times what the runtime's optim
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import onnx
 
+from hoyer_export.deploy.checks import Optimization, VerifyRecord, check, check_outputs
 from hoyer_export.deploy.departure import first_departure
 from hoyer_export.deploy.feed import KINDS, feed_of
 from hoyer_export.deploy.file_weights import differing_weights
 from hoyer_export.deploy.input_sizes import Shapes, check_names, fixed_batch, input_sizes
+from hoyer_export.deploy.interface import signature
 from hoyer_export.deploy.onnx_file import fed_inputs, read_onnx
 from hoyer_export.deploy.runtime import DEFAULT, as_runtime
 from hoyer_export.deploy.runtime.protocol import Arrays, RunFailed, Runtime, Session
 from hoyer_export.deploy.sensitivity import LEAST, MARGIN, MOST, Floats, Judged, max_error
-from hoyer_export.deploy.verify import Check, OnnxComparison, Optimization, VerifyRecord
 from hoyer_export.environment import usable_threads
 from hoyer_export.errors import FileError, VerificationFailed
 
@@ -96,52 +96,15 @@ def verify_files(
                     f"{path} does not run on {case.kind}, batch {case.batch} ({outputs}), where {reference} does"
                 )
             judged[case.kind, case.batch, level] = _judged(outputs, case, tolerance)
-    comparisons = tuple(
-        OnnxComparison(
-            output=value.name,
-            batch=batch,
-            inputs=kind,
-            optimization=level,
-            max_abs_error=it.error,
-            tolerance=it.tolerance,
-            scale=it.scale,
-        )
-        for (kind, batch, level), outputs in judged.items()
-        for value, it in zip(graphs[0].output, outputs, strict=True)
-        if not it.is_open
-    )
-    every = [it for outputs in judged.values() for it in outputs]
-    left_open = sum(it.is_open for it in every)
-    checks = [
-        _check("interface", 0, 0),
-        *(
-            _closest(
-                f"outputs, optimisation {level}", [it for key, of in judged.items() for it in of if key[2] == level]
-            )
-            for level in get_args(Optimization)
-        ),
-        *([_check("inputs left open", left_open, len(every) - 1)] if left_open else []),
-    ]
+    comparisons, of_outputs = check_outputs(judged, [value.name for value in graphs[0].output])
+    checks = [check("interface", 0, 0), *of_outputs]
     if all(it.passed for it in checks) and (wrong := differing_weights(path, reference)) is not None:
-        checks.append(_check("weights", wrong, 0))
+        checks.append(check("weights", wrong, 0))
     passed, departure = all(it.passed for it in checks), None
     if not passed:
         worst = max(cases, key=lambda case: _excess(judged[case.kind, case.batch, "disabled"]))
         departure = first_departure(path, reference, (worst.feed, worst.reference_feed), runner)
     return VerifyRecord(passed, tuple(checks), comparisons, None, None, departure=departure)
-
-
-def _check(name: str, value: float, tolerance: float) -> Check:
-    return Check(name, value, tolerance, value <= tolerance)
-
-
-def _closest(name: str, judged: list[Judged]) -> Check:
-    """Return the check of the error that is largest beside its tolerance, of those that follow from something."""
-    decided = [it for it in judged if not it.is_open]
-    if not decided:
-        return _check(name, inf, LEAST)
-    worst = max(decided, key=lambda it: it.error / it.tolerance)
-    return _check(name, worst.error / worst.scale, worst.tolerance / worst.scale)
 
 
 def _excess(judged: list[Judged]) -> float:
@@ -163,7 +126,7 @@ def _paired(graphs: tuple[onnx.GraphProto, onnx.GraphProto], paths: tuple[Path, 
             it.name in given or _fits(it, right, exact=verb == "takes") for it, right in zip(first, second, strict=True)
         )
         if not fits:
-            came, wanted = ("; ".join(map(_signature, values)) for values in (first, second))
+            came, wanted = ("; ".join(map(signature, values)) for values in (first, second))
             raise VerificationFailed(f"{paths[0]} {verb} {came}, but {paths[1]} {wanted}")
     return {it.name: right.name for it, right in zip(ours, other, strict=True)}
 
@@ -180,12 +143,6 @@ def _fits(ours: onnx.ValueInfoProto, other: onnx.ValueInfoProto, *, exact: bool)
         not a.HasField("dim_value") or a.dim_value == b.dim_value or not (exact or b.HasField("dim_value"))
         for a, b in dims
     )
-
-
-def _signature(value: onnx.ValueInfoProto) -> str:
-    tensor = value.type.tensor_type
-    sizes = [str(dim.dim_value) if dim.HasField("dim_value") else dim.dim_param or "?" for dim in tensor.shape.dim]
-    return f"{value.name} {onnx.TensorProto.DataType.Name(tensor.elem_type)} [{', '.join(sizes)}]"
 
 
 def _cases(

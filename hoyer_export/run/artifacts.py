@@ -9,8 +9,8 @@ from pathlib import Path
 
 from torch import nn
 
+from hoyer_export.deploy.checks import RELATIVE_TOLERANCE
 from hoyer_export.deploy.export import export_onnx
-from hoyer_export.deploy.verify import RELATIVE_TOLERANCE
 from hoyer_export.run.job import Job
 from hoyer_export.run_folder import RunFolder
 

@@ -6,8 +6,9 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from hoyer_export.call import Call, ExampleInputs
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.rules import Rules
 from hoyer_export.data import DataSplits, ImageOptions, load_data
@@ -132,7 +133,7 @@ class Job:
         return shape
 
     @cached_property
-    def example(self) -> Tensor:
+    def example(self) -> ExampleInputs:
         """Two validation images, or noise: with one alone, a batch could not be told from a constant.
 
         Raises:
@@ -140,9 +141,9 @@ class Job:
         """
         if not self.has_data:
             return torch.randn((2, *self.shape), generator=torch.Generator().manual_seed(self.recipe.seed))
-        images: Tensor = next(iter(self.data.validation.batches(2)))[0]
-        if self.data.own:
-            images = rows_of(images, 2)
+        images: ExampleInputs = next(iter(self.data.validation.batches(2)))[0]
+        if self.own is not None and self.data.own:  # every stage has to call the network as training does
+            images = Call.of(self.own.network, rows_of(images, 2), collated=True)
         if examples_in(images) < 2:
             name = self.data.name
             raise DataError(f"the validation split of {name} holds a single image; expected at least 2: give it more")

@@ -9,10 +9,12 @@ from pathlib import Path
 
 from torch import nn
 
+from hoyer_export.call import Call
 from hoyer_export.deploy.benchmark import LatencyRecord, Speedup, benchmark
+from hoyer_export.deploy.checks import Check, VerifyRecord
 from hoyer_export.deploy.explain import blocked_convolutions
 from hoyer_export.deploy.macs import count_macs
-from hoyer_export.deploy.verify import Check, VerifyRecord, verify_onnx
+from hoyer_export.deploy.verify import verify_onnx
 from hoyer_export.errors import VerificationFailed
 from hoyer_export.metric import evaluate
 from hoyer_export.report import stage_records as records
@@ -125,7 +127,7 @@ def _verified(job: Job, artifact: Artifact, sha256: str | None) -> records.FileV
     found = verify_onnx(
         artifact.found(job.folder),
         network,
-        next(iter(job.data.validation.batches(max(batches))))[0] if job.has_data else job.example,
+        _some(job, network, max(batches)),
         batches=batches,
         labelled=job.data.test.batches(EVALUATION_BATCH) if job.has_labels else None,
         metric=job.metric,
@@ -133,6 +135,12 @@ def _verified(job: Job, artifact: Artifact, sha256: str | None) -> records.FileV
         tolerance=artifact.tolerance,
     )
     return as_record(artifact.name, found, _same_macs(artifact, network, job))
+
+
+def _some(job: Job, network: nn.Module, count: int) -> Call:
+    """Return a batch of ``count`` validation images, if there are as many, or noise."""
+    images = next(iter(job.data.validation.batches(count)))[0] if job.has_data else job.example
+    return Call.of(network, images, collated=True)
 
 
 def as_record(name: str, found: VerifyRecord, more: Sequence[Check] = ()) -> records.FileVerification:

@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from hoyer_export.deploy.checks import RELATIVE_TOLERANCE
 from hoyer_export.deploy.feed import feed_of
 from hoyer_export.deploy.input_sizes import Shapes, input_sizes
 from hoyer_export.deploy.onnx_file import read_onnx
-from hoyer_export.deploy.verify import RELATIVE_TOLERANCE, verify_onnx
+from hoyer_export.deploy.verify import verify_onnx
 from hoyer_export.deploy.verify_files import verify_files
 from hoyer_export.errors import FileError, NetworkError
 from hoyer_export.networks import build_network, default_input_shape, is_function_name

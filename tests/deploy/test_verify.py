@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.models import get_model
 
 from hoyer_export.call import Call
-from hoyer_export.deploy import file_weights, sensitivity, verify
+from hoyer_export.deploy import checks, file_weights, sensitivity
 from hoyer_export.deploy.export import export_onnx
 from hoyer_export.deploy.sensitivity import MOST, Judged
 from hoyer_export.deploy.verify import verify_onnx
@@ -379,7 +379,7 @@ def test_a_norm_of_constant_images_condemns_no_right_file_and_passes_no_wrong_on
 
 def test_where_torch_leaves_every_input_open_nothing_is_verified():
     judged = [Judged(error=1.0, tolerance=1e-3, scale=1.0, is_open=True)]
-    check = verify._closest("outputs", [judged])
+    check = checks.closest("outputs", [judged])
     assert (check.value, check.passed) == (math.inf, False)
 
 
