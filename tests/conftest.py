@@ -33,6 +33,23 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     return run
 
 
+@pytest.fixture
+def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], Path]]:
+    """Return a function that puts a user's module into the working directory: name, source → the directory."""
+    written = []
+
+    def write(name: str, source: str) -> Path:
+        (tmp_path / f"{name}.py").write_text(source)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.syspath_prepend(tmp_path)
+        written.append(name)
+        return tmp_path
+
+    yield write
+    for name in written:
+        sys.modules.pop(name, None)
+
+
 @pytest.fixture(scope="module")
 def exported_once() -> Iterator[dict[str, bytes]]:
     """Let torch.onnx, which takes a second or more, write each network once a module; yield what it wrote so far.

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -129,21 +130,18 @@ pytestmark = pytest.mark.usefixtures("exported_once")
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def home(own_module: Callable[[str, str], Path]) -> Path:
     """The working directory, with networks and a folder of pictures in it."""
-    (tmp_path / "end_to_end_nets.py").write_text(NETWORKS)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
+    folder = own_module("end_to_end_nets", NETWORKS)
     generator = np.random.default_rng(0)
     for part in ("train", "val"):
         for channel, colour in enumerate(("red", "green")):
-            (tmp_path / "pictures" / part / colour).mkdir(parents=True)
+            (folder / "pictures" / part / colour).mkdir(parents=True)
             for number in range(24):
                 pixels = generator.integers(0, 120, (20, 24, 3), dtype=np.uint8)
                 pixels[:, :, channel] += 120
-                Image.fromarray(pixels).save(tmp_path / "pictures" / part / colour / f"{number}.png")
-    yield tmp_path
-    sys.modules.pop("end_to_end_nets", None)
+                Image.fromarray(pixels).save(folder / "pictures" / part / colour / f"{number}.png")
+    return folder
 
 
 def good_within(share: float, report: dict) -> None:

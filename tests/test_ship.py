@@ -3,7 +3,7 @@
 import copy
 import json
 import shlex
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -37,13 +37,9 @@ pytestmark = pytest.mark.usefixtures("exported_once")
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def home(own_module: Callable[[str, str], Path]) -> Path:
     """The working directory, with a user's own network in it."""
-    (tmp_path / "tiny.py").write_text(NETWORK)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    yield tmp_path
-    sys.modules.pop("tiny", None)
+    return own_module("tiny", NETWORK)
 
 
 def small() -> nn.Module:
