@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from hoyer_export.metric import Metric
     from hoyer_export.select.budget import BYTES, MACS, PARAMS, Budget
     from hoyer_export.select.choose import Selection, select_channels
-    from hoyer_export.select.cut_and_refit import Shrunk, accuracy_drop, cut_and_refit, output_change
+    from hoyer_export.select.cut_and_refit import Shrunk, cut_and_refit
+    from hoyer_export.select.loss import accuracy_drop, output_change
     from hoyer_export.sparsify.function_hs import FunctionHS
     from hoyer_export.sparsify.group_hs import GroupHS
     from hoyer_export.store.slim_file import load_slim, save_slim
@@ -86,7 +87,8 @@ _HOME = {
         "rules": "rules",
         "select.budget": "BYTES Budget MACS PARAMS",
         "select.choose": "Selection select_channels",
-        "select.cut_and_refit": "Shrunk accuracy_drop cut_and_refit output_change",
+        "select.cut_and_refit": "Shrunk cut_and_refit",
+        "select.loss": "accuracy_drop output_change",
         "sparsify.function_hs": "FunctionHS",
         "sparsify.group_hs": "GroupHS",
         "store.slim_file": "load_slim save_slim",

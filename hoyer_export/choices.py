@@ -2,9 +2,11 @@
 
 from typing import Literal, get_args
 
-Method = Literal["group-hs", "magnitude", "function", "dead", "zero"]
+Method = Literal["group-hs", "magnitude", "function", "sensitivity", "dead", "zero"]
 METHODS: tuple[Method, ...] = get_args(Method)
 """How channels are scored; ``select/scores.py`` says what each means."""
+BY_FUNCTION = ("function", "sensitivity")
+"""Methods that look at what channels do, and may choose again on the way down."""
 WITHOUT_BUDGET: dict[str, str] = {
     "dead": "what never fires",
     "zero": "what is zero already",

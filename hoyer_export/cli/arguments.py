@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from hoyer_export.choices import ALIGNMENTS, DATA_SETS, METHODS, NETWORKS, WITHOUT_BUDGET
+from hoyer_export.choices import ALIGNMENTS, BY_FUNCTION, DATA_SETS, METHODS, NETWORKS, WITHOUT_BUDGET
 from hoyer_export.errors import DataError
 
 SEED = 2**63 - 1  # the largest that torch's generators take
@@ -124,10 +124,10 @@ def check_method(
         )
     if (method == "dead" or dead_first) and data is None:
         raise typer.BadParameter("dead channels are found on images; name a data set", param_hint="--data")
-    if (method == "function" or refit) and data is None:
+    if (method in BY_FUNCTION or refit) and data is None:
         what = "what channels do is measured on images, without labels; name a data set, or --data images"
         raise typer.BadParameter(what, param_hint="--data")
-    if method != "function" and any(option.startswith("--max-") for option in given):
+    if method not in BY_FUNCTION and any(option.startswith("--max-") for option in given):
         raise typer.BadParameter("goes down in steps, by function; leave --method out", param_hint=given[0])
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from hoyer_export.choices import WITHOUT_BUDGET, Alignment, Method, Norms
+from hoyer_export.choices import BY_FUNCTION, WITHOUT_BUDGET, Alignment, Method, Norms
 from hoyer_export.preprocessing import Interpolation, Resize
 
 BUDGETS = ("macs", "params", "threshold", "max_drop", "max_change")
@@ -241,17 +241,19 @@ class Cut(_Table):
     width; unset: 16, and 1 for a method without budget."""
     method: Literal[Method, "given"] = "group-hs"
     """How channels are scored. ``group-hs``: by the norms of their weights. ``magnitude``: as torch-pruning scores
-    them. ``function``: by what they bring to their readers, over their MACs. ``dead``: what never fires goes, and
+    them. ``function``: by what they bring to their readers, over their MACs. ``sensitivity``: that, in the measure of
+    what the outputs lose where a group is narrower, tried four times a group. ``dead``: what never fires goes, and
     nothing else. ``zero``: what is zero already, or read by nobody. ``given``: as a slim network that was passed in
     Python lacks them."""
     max_drop: NotNegative | None = None
-    """Points of validation accuracy that may be lost; needs ``method = "function"`` and ``refit = true``."""
+    """Points of validation accuracy that may be lost; needs ``refit = true`` and a method that goes down in steps,
+    ``function`` or ``sensitivity``."""
     max_change: Positive | None = None
     """The mean relative change of the outputs that is allowed; needs the same, and no labels."""
     refit: bool = False
     """Whether what reads the channels that went gets new weights, by least squares on unlabelled images."""
     step: Share = 0.05
-    """With ``refit``, ``method = "function"`` and a budget other than ``params`` or ``threshold``: the share of the
+    """With ``refit``, such a method and a budget other than ``params`` or ``threshold``: the share of the
     MACs after which channels are chosen again."""
     dead_first: bool = False
     """Whether what never fires goes before any other method chooses."""
@@ -281,14 +283,16 @@ class Cut(_Table):
             )
         if not self.in_steps and (self.max_drop is not None or self.max_change is not None):
             raise PydanticCustomError(
-                "rule", '{key} needs method = "function" and refit = true, which go down in steps', {"key": given[0]}
+                "rule",
+                '{key} needs refit = true, and method = "function" or "sensitivity"',
+                {"key": given[0]},
             )
         return self
 
     @property
     def in_steps(self) -> bool:
         """Whether channels go in steps, each refitted, and are chosen again after each."""
-        return self.refit and self.method == "function" and self.params is None and self.threshold is None
+        return self.refit and self.method in BY_FUNCTION and self.params is None and self.threshold is None
 
     @property
     def images(self) -> int:
@@ -303,7 +307,7 @@ class Cut(_Table):
     @property
     def looks_at_images(self) -> bool:
         """Whether the choice hangs on calibration images."""
-        return self.method in ("dead", "function") or self.dead_first or self.refit
+        return self.method in ("dead", *BY_FUNCTION) or self.dead_first or self.refit
 
     def asked(self) -> dict[str, float | str]:
         """Return the one budget that is set, e.g. ``{"macs": 0.5}``."""

@@ -228,6 +228,7 @@ _CHOSEN = {
     "group-hs": "The channels with the smallest norms in their groups",
     "magnitude": "The channels with the least magnitude (torch-pruning's score)",
     "function": "The channels that bring least to what reads them, for the MACs that they cost,",
+    "sensitivity": "The channels on which the outputs depend least, for the MACs that they cost,",
     "dead": "The channels that never fire on the calibration images",
     "zero": "The channels that were exactly zero, or that nothing read,",
     GIVEN: "The channels that its user chose",

@@ -17,6 +17,7 @@ from hoyer_export.channels.channel_map import ChannelGroup, ChannelMap
 from hoyer_export.channels.cost import dense_macs, macs_of_keep
 from hoyer_export.channels.norms import channel_norms
 from hoyer_export.channels.trace import trace_channels
+from hoyer_export.choices import BY_FUNCTION
 from hoyer_export.data.splits import Split
 from hoyer_export.errors import CutRefused, FileError, one_line
 from hoyer_export.metric import outputs_of
@@ -30,7 +31,8 @@ from hoyer_export.run_folder import RunFolder, write_whole
 from hoyer_export.select.align import Keep
 from hoyer_export.select.budget import COSTS, Budget
 from hoyer_export.select.choose import Selection, select_channels
-from hoyer_export.select.cut_and_refit import Point, accuracy_drop, cut_and_refit, output_change
+from hoyer_export.select.cut_and_refit import Point, cut_and_refit
+from hoyer_export.select.loss import accuracy_drop, output_change
 from hoyer_export.sparsify.penalties import alive_channels
 from hoyer_export.store.slim_file import save_slim
 from hoyer_export.surgery.cut import cut
@@ -197,7 +199,7 @@ def _cut_to_budget(job: Job, network: nn.Module, start: SlimModel, channels: Cha
             threshold=table.threshold,
             align=table.alignment,
             method=method,
-            inputs=images if method in ("dead", "function") else [job.example],
+            inputs=images if method in ("dead", *BY_FUNCTION) else [job.example],
         )
         found = _carried_out(job, start, channels, chosen)
         stricter = _stricter(job, network, channels, found)
@@ -251,6 +253,7 @@ def cut_in_steps(job: Job, network: nn.Module, start: SlimModel, channels: Chann
         at_most=table.max_change if table.max_drop is None else table.max_drop,
         align=table.alignment,
         step=table.step,
+        method=table.method,
         seed=job.recipe.seed,
         on_point=told,
         trace=trace,

@@ -5,35 +5,33 @@ what its channels do now. The way down is a curve of MACs and loss; a budget in 
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import inf
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hoyer_export.call import Call, ExampleInputs
+from hoyer_export.call import ExampleInputs
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.cost import dense_macs, macs_of_keep
 from hoyer_export.channels.trace import trace_channels
-from hoyer_export.errors import DataError, HoyerExportError, NetworkError
-from hoyer_export.modes import kept_modes
+from hoyer_export.choices import BY_FUNCTION
+from hoyer_export.errors import HoyerExportError
 from hoyer_export.select.align import Keep, aligned_keep, least_keep
 from hoyer_export.select.budget import MACS, Budget
 from hoyer_export.select.choose import meet
 from hoyer_export.select.function import function_scores
+from hoyer_export.select.loss import Loss
+from hoyer_export.select.sensitivity import sensitivities
 from hoyer_export.surgery.cut import cut
-from hoyer_export.surgery.extras.calibration import CalibrationInputs, as_batches, run_each
+from hoyer_export.surgery.extras.calibration import CalibrationInputs
 from hoyer_export.surgery.extras.refit import DenseOutputs, Refit, refit_
 from hoyer_export.surgery.plan import PruningPlan
 from hoyer_export.surgery.step import SlimModel
 from hoyer_export.surgery.zero import zero_
-from hoyer_export.tensors import TensorRecord, tensors_in
-
-Loss = Callable[[nn.Module], float]
-"""What a smaller network has lost, e.g. ``accuracy_drop`` or ``output_change``; less is better."""
+from hoyer_export.tensors import TensorRecord
 
 Trace = Callable[[nn.Module, ExampleInputs], ChannelMap]
 """Model and example inputs → its channels."""
@@ -77,6 +75,7 @@ def cut_and_refit(
     at_most: float | None = None,
     align: int = 16,
     step: float = 0.05,
+    method: str = "function",
     seed: int = 0,
     on_point: Callable[[Point], None] = lambda point: None,
     trace: Trace = trace_channels,
@@ -91,6 +90,7 @@ def cut_and_refit(
         at_most: the most that it may have lost: the smallest network within it is found, to an eighth of a step.
         align: widths are rounded up to a multiple of it.
         step: share of the dense MACs that goes at once.
+        method: ``function``, or ``sensitivity``, which is measured once, before the first step.
         seed: of the places that layers are refitted at.
         on_point: is told every network that is tried.
         trace: finds the channels of the network and of every smaller one; what it calls unprunable stays whole. With
@@ -104,10 +104,14 @@ def cut_and_refit(
         raise HoyerExportError("give macs, the share to stop at, or loss and at_most, or all three")
     if at_most is not None and not 0 <= at_most < inf:
         raise HoyerExportError(f"at_most is what may be lost, 0 or more, got {at_most!r}")
+    if method not in BY_FUNCTION:
+        raise HoyerExportError(f"method must be one of {', '.join(BY_FUNCTION)}, got {method!r}")
     if not 0 < step <= 1:
         raise HoyerExportError(f"step is a share of the dense MACs, above 0 and at most 1, got {step!r}")
     targets = DenseOutputs(model, batches, seed=seed)
     state = _Walk.start(model, targets, align, trace)
+    if method == "sensitivity":
+        state = replace(state, factors=sensitivities(state.channels, model, targets.batches, seed))
     dense = state.macs
     if macs is not None:  # said before any work
         meet(state.channels, state.scores, align, Budget(MACS, macs))
@@ -140,6 +144,7 @@ class _Walk:
     align: int
     trace: Trace
     refit: Refit | None = None
+    factors: Mapping[str, Tensor] | None = None  # of the dense network's channels
 
     @staticmethod
     def start(model: nn.Module, targets: DenseOutputs, align: int, trace: Trace) -> "_Walk":
@@ -151,7 +156,10 @@ class _Walk:
     @cached_property
     def scores(self) -> dict[str, Tensor]:
         """What the channels are worth: asked of a network only from which one goes on."""
-        return function_scores(self.channels, self.slim.model, self.targets.batches)[0]
+        scores, _ = function_scores(self.channels, self.slim.model, self.targets.batches)
+        if self.factors is None:
+            return scores
+        return {name: score * self.factors[name][self.keep[name]] for name, score in scores.items()}
 
     @property
     def macs(self) -> int:
@@ -178,84 +186,4 @@ class _Walk:
             max_rel_error=max(first.max_rel_error or 0.0, last.max_rel_error or 0.0),
             delivered_rel_error=max(first.delivered_rel_error or 0.0, last.delivered_rel_error or 0.0),
         )
-        return _Walk(slim, channels, keep, self.targets, self.align, self.trace, refit)
-
-
-def output_change(dense: nn.Module, batches: CalibrationInputs) -> Loss:
-    """Return the loss of a network that is the mean over images of ‖y − y_dense‖ / ‖y_dense‖, without labels.
-
-    y: all outputs of an image. Where those of the dense network are all 0, an image counts as 0 if they still are, else
-    as 1.
-
-    Args:
-        dense: the network before the cut.
-        batches: images that did not calibrate.
-
-    Raises:
-        DataError, NetworkError: there is no batch, or the network does not run on one; when the loss is asked for, too.
-    """
-    held = list(as_batches(dense, batches))
-    expected = list(_rows(dense, held))
-
-    def loss(model: nn.Module) -> float:
-        changes = []
-        for y, before in zip(_rows(model, held), expected, strict=True):
-            change, size = (y - before).norm(dim=1), before.norm(dim=1)
-            changes.append(torch.where(size > 0, change / size, (change != 0).double()))
-        return float(torch.cat(changes).mean())
-
-    return loss
-
-
-def accuracy_drop(dense: nn.Module, labelled: Iterable[tuple[Tensor, Tensor]]) -> Loss:
-    """Return the loss of a network that is the points of top-1 accuracy which it lost against the dense one.
-
-    Args:
-        dense: the network before the cut, which returns logits [N, classes].
-        labelled: batches of images and classes [N], which neither calibrated nor trained the dense network.
-
-    Raises:
-        DataError, NetworkError: there is no batch, or it is none of images and classes; the network does not run on
-            one, or returns something else than logits. When the loss is asked for, too.
-    """
-    held = list(labelled)
-    for batch in held:
-        if not isinstance(batch, tuple | list) or len(batch) != 2 or not all(isinstance(it, Tensor) for it in batch):
-            raise DataError("accuracy_drop needs batches (images [N, ...], classes [N]), got something else")
-        if batch[1].shape != batch[0].shape[:1]:
-            got = f"labels {list(batch[1].shape)} of images {list(batch[0].shape)}"
-            raise DataError(f"top-1 needs one class an image, got {got}; give output_change, which needs no labels")
-
-    def accuracy(model: nn.Module) -> float:
-        right = 0
-        for outputs, (_, targets) in zip(_returned(model, [images for images, _ in held]), held, strict=True):
-            if not isinstance(outputs, Tensor) or outputs.ndim != 2:
-                got = list(outputs.shape) if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
-                raise NetworkError(
-                    f"top-1 needs logits [N, classes], the network returns {got}; give output_change, which takes all"
-                    " outputs, or a loss of your own"
-                )
-            right += int((outputs.argmax(1).cpu() == targets.cpu()).sum())
-        return 100 * right / sum(len(targets) for _, targets in held)
-
-    before = accuracy(dense)
-    return lambda model: before - accuracy(model)
-
-
-def _returned(model: nn.Module, batches: CalibrationInputs) -> Iterator[Any]:
-    """Yield what a model returns in eval mode."""
-    with kept_modes(model):
-        yield from run_each(model.eval(), batches)
-
-
-def _rows(model: nn.Module, batches: list[Call]) -> Iterator[Tensor]:
-    """Yield all outputs of a model in eval mode, one row an image, float64."""
-    for images, outputs in zip((call.batch_size for call in batches), _returned(model, batches), strict=True):
-        tensors = [tensor.cpu().double() for tensor in tensors_in(outputs)]
-        if not tensors or any(tensor.shape[:1] != (images,) for tensor in tensors):
-            shapes = ", ".join(str(list(tensor.shape)) for tensor in tensors) or "none"
-            raise NetworkError(
-                f"output_change compares outputs [{images}, ...] of {images} images, the network returns"
-                f" {shapes}; give a loss of your own"
-            )
-        yield torch.cat([tensor.reshape(images, -1) for tensor in tensors], 1)
+        return _Walk(slim, channels, keep, self.targets, self.align, self.trace, refit, self.factors)

@@ -18,7 +18,7 @@ MACS_POWER = 1.0
 
 
 def function_scores(
-    channels: ChannelMap, model: nn.Module, inputs: CalibrationInputs
+    channels: ChannelMap, model: nn.Module, inputs: CalibrationInputs, power: float = MACS_POWER
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Score channels by e_k / MACs_k^p, MACs_k those that go with channel k alone, as a share of the network's.
 
@@ -29,6 +29,7 @@ def function_scores(
         channels: the channel map.
         model: the traced network; a copy in eval mode runs.
         inputs: calibration images, a batch or several.
+        power: p; 0 for e_k itself.
 
     Returns:
         Group name → float64 [width] on the CPU, and the names of the groups that were not measured.
@@ -41,7 +42,7 @@ def function_scores(
     moments = InputMoments(channels, network)
     watch_each(network, inputs, moments)
     energies, missing = energies_from(moments.take(), channels, named_tensors(model))
-    prices = channel_prices(channels)
+    prices = channel_prices(channels, power)
     return {name: energy / prices[name] for name, energy in energies.items()}, missing
 
 

@@ -3,6 +3,7 @@
 group-hs     its norm over its group's natural threshold, n_k / (Σn² / Σn)
 magnitude    torch-pruning's group importance over the group's mean (the rival)
 function     what it brings to its readers over its MACs, measured on calibration images (``function.py``)
+sensitivity  what it brings, in the measure of what the outputs lose, over its MACs (``sensitivity.py``)
 dead         1 if it ever fires on the calibration images, else 0; the threshold is 1
 zero         0 if it is exactly zero or nothing reads it, else 1; the threshold is 1
 """
@@ -14,8 +15,10 @@ from torch import Tensor, nn
 
 from hoyer_export.channels.channel_map import ChannelGroup, ChannelMap
 from hoyer_export.channels.norms import channel_norms
+from hoyer_export.choices import BY_FUNCTION
 from hoyer_export.errors import HoyerExportError
 from hoyer_export.select.function import function_scores
+from hoyer_export.select.sensitivity import sensitivities
 from hoyer_export.surgery.extras.calibration import CalibrationInputs, as_batches
 from hoyer_export.surgery.extras.dead_channels import firing_channels
 from hoyer_export.surgery.zero import live_channels
@@ -52,8 +55,11 @@ def channel_scores(
         )
     elif method == "dead":
         scores = {name: fires.double() for name, fires in firing_channels(model, channels, inputs).items()}
-    elif method == "function":
+    elif method in BY_FUNCTION:
         scores, missing = function_scores(channels, model, inputs)
+        if method == "sensitivity":
+            factors = sensitivities(channels, model, inputs)
+            scores = {name: score * factors[name] for name, score in scores.items()}
         if missing:
             warning = f"scored by their weights, as no reader of theirs could be measured: {', '.join(missing)}"
     else:

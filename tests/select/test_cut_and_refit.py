@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 import hoyer_export as hx
 from hoyer_export.channels.cost import dense_macs
-from hoyer_export.select.cut_and_refit import accuracy_drop, cut_and_refit, output_change
+from hoyer_export.select.cut_and_refit import cut_and_refit
+from hoyer_export.select.loss import accuracy_drop, output_change
 from hoyer_export.surgery.self_test import without_groups
 
 IMAGES = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -159,13 +159,16 @@ class _Scout:
         network: as it is to run.
         example: its arguments.
         cut: names of tensors of which a part is gone.
+        follow: whether what comes after them is changed, too.
     """
 
-    def __init__(self, network: nn.Module, example: Call, cut: Mapping[str, Collection[int]] | None = None) -> None:
+    def __init__(
+        self, network: nn.Module, example: Call, cut: Mapping[str, Collection[int]] | None = None, follow: bool = True
+    ) -> None:
         self.calls: dict[Key, tuple[int, ...]] = {}  # in the order in which they run → [N, O, *S] of their outputs
         self.changed: set[str] = set()  # weights that may read something else than before the cut
         self.otherwise: set[str] = set()  # tensors that are used in another way, too
-        self._cut, self._is_changed = cut or {}, False
+        self._cut, self._follow, self._is_changed = cut or {}, follow, False
         self._made: Any = WeakIdKeyDictionary()
         self._users: dict[str, set[str]] = {}  # weight → running means that its outputs go to, "" for anything else
         self._sources: dict[str, set[str]] = {}  # running mean → weights
@@ -185,7 +188,7 @@ class _Scout:
         self.calls[key] = tuple(call.spread(output).shape)
         if self._is_changed or call.reading_dim in self._cut.get(name, ()):
             self.changed.add(name)
-        self._is_changed |= name in self._cut
+        self._is_changed |= self._follow and name in self._cut
         self._use([call.input], "")
         self._made[output] = name
         if call.bias is not None:
@@ -197,7 +200,7 @@ class _Scout:
         tensors = list(tensors_in((args, kwargs)))
         named = {self.names[id(tensor)] for tensor in tensors if id(tensor) in self.names}
         self.otherwise |= named
-        self._is_changed |= not named.isdisjoint(self._cut)
+        self._is_changed |= self._follow and not named.isdisjoint(self._cut)
         mean = (args[1:2] or (kwargs.get("running_mean"),))[0] if func is F.batch_norm else None
         behind = self.names.get(id(mean), "")
         self._use(tensors, behind)
@@ -217,10 +220,10 @@ class _Scout:
 class _Refitting:
     """Refits every layer just before it runs, on all batches side by side."""
 
-    def __init__(self, slim: SlimModel, targets: DenseOutputs, ridge: float) -> None:
+    def __init__(self, slim: SlimModel, targets: DenseOutputs, ridge: float, follow: bool) -> None:
         self.plan, self.targets, self.ridge = slim.plan, targets, ridge
         self.tensors = named_tensors(slim.model)
-        self.scout = _Scout(slim.model, targets.example, slim.plan.kept)
+        self.scout = _Scout(slim.model, targets.example, slim.plan.kept, follow)
         self.refitted: dict[str, None] = {}
         self.left = dict(self._unfit())
         self.wanted = 0
@@ -323,6 +326,7 @@ def refit_(
     positions: int = 16,
     ridge: float = 1.0,
     seed: int = 0,
+    readers_only: bool = False,
 ) -> Refit:
     """Refit the weights of a slim network by least squares, in place, so that its layers give the dense one's outputs.
 
@@ -340,6 +344,7 @@ def refit_(
         positions: places an image and layer.
         ridge: λ over the mean ‖x‖² of a sample: how many samples an unknown the weights before count for.
         seed: of the places.
+        readers_only: what reads the channels that went, and not what comes after it.
 
     Raises:
         HoyerExportError: ``slim`` is a model without the plan that says what it was cut from, or a number is out of
@@ -357,7 +362,7 @@ def refit_(
     targets = dense if isinstance(dense, DenseOutputs) else DenseOutputs(dense, batches, positions, seed)
     with kept_modes(slim.model):
         slim.model.eval()
-        fitting = _Refitting(slim, targets, ridge)
+        fitting = _Refitting(slim, targets, ridge, follow=not readers_only)
         fitting.run()
     fitting.name_unseen()
     refitted = tuple(fitting.refitted)
