@@ -2,6 +2,8 @@
 
 X (``least_squares.py``): patches of the slim layer's input, refitted so far; Y: the dense layer's outputs at the same
 places, at the rows that are kept; a bias, or the running mean of the one batch norm behind, takes the constant up.
+Where a layer's output is added to what was there before, as at the end of a residual block, Y also makes up for what
+the other summand lacks (``sums.py``), or errors would pile up along the stream.
 
 The same idea: He et al. 2017 (arXiv 1707.06168), ThiNet (Luo et al. 2017, arXiv 1707.06342), OBC (Frantar and Alistarh
 2022, arXiv 2208.11580). Both networks run on the same batches. The slim one waits in front of each layer until all
@@ -31,7 +33,8 @@ from hoyer_export.surgery.edits import RefitEdit
 from hoyer_export.surgery.extras.calibration import CalibrationInputs, as_batches, run_each, watch_each
 from hoyer_export.surgery.extras.layer_matrix import at_places, kept_rows, matrix, patches, set_matrix_
 from hoyer_export.surgery.extras.least_squares import LeastSquares
-from hoyer_export.surgery.extras.waiting_run import FarEnough, Stop, stops
+from hoyer_export.surgery.extras.sums import Sums
+from hoyer_export.surgery.extras.waiting_run import FarEnough, Made, Stop, stops
 from hoyer_export.surgery.plan import kept_slices
 from hoyer_export.surgery.step import SlimModel
 from hoyer_export.tensors import TensorRecord, named_tensors, tensors_in
@@ -68,11 +71,15 @@ class Refit(TensorRecord):
 
 @dataclass(frozen=True)
 class _Sample:
-    """What a layer gives on a batch: at flat ``places`` [N, P] of its outputs' ``shape``, [N, P, O]."""
+    """What a layer gives on a batch: at flat ``places`` [N, P] of its outputs' ``shape``, [N, P, O].
+
+    ``beside``: likewise, what the outputs are added to; None where they are not.
+    """
 
     places: Tensor
     outputs: Tensor
     shape: tuple[int, ...]
+    beside: Tensor | None
 
 
 class DenseOutputs:
@@ -99,7 +106,8 @@ class DenseOutputs:
         self._positions, self._seed = positions, seed
         self._found: dict[tuple[Key, int], _Sample] = {}
         self.tensors = named_tensors(self._network)
-        self.calls = _Scout(self._network, self.example).calls
+        scout = _Scout(self._network, self.example)
+        self.calls, self._sums = scout.calls, scout.sums.found
 
     @property
     def example(self) -> Call:
@@ -124,23 +132,31 @@ class DenseOutputs:
         held = 0
         for key in keys[keys.index(first) :]:
             rows, outputs, *shape = self.calls[key]
-            held += rows * self.images // self.example.batch_size * min(prod(shape), self._positions) * outputs
+            numbers = rows * self.images // self.example.batch_size * min(prod(shape), self._positions) * outputs
+            held += numbers * (1 + (key in self._sums))
             if wanted and held > _HELD:
                 break
             wanted[key] = None
         self._found.clear()
         for number, batch in enumerate(self.batches):
+            made = Made()
 
-            def after(key: Key, call: LayerCall, output: Tensor, number: int = number) -> None:
+            def after(key: Key, call: LayerCall, output: Tensor, number: int = number, made: Made = made) -> None:
+                made.note(output)
                 if key in wanted:
-                    self._found[key, number] = self._sample(call.spread(output), number, keys.index(key))
+                    beside = made.get(self._sums[key].number) if key in self._sums else None
+                    spread = None if beside is None else call.spread(beside)
+                    self._found[key, number] = self._sample(call.spread(output), spread, number, keys.index(key))
                     if key == list(wanted)[-1]:
                         raise FarEnough
 
-            with suppress(FarEnough):
-                watch_each(self._network, [batch], Watch(self._network, after=after))
+            def other(*called: Any, made: Made = made) -> None:
+                made.note(called[-1])
 
-    def _sample(self, output: Tensor, *seed: int) -> _Sample:
+            with suppress(FarEnough):
+                watch_each(self._network, [batch], Watch(self._network, after=after, other=other))
+
+    def _sample(self, output: Tensor, beside: Tensor | None, *seed: int) -> _Sample:
         shape = tuple(output.shape[2:])
         size = prod(shape)
         if size <= self._positions:
@@ -149,7 +165,8 @@ class DenseOutputs:
             generator = seeded_generator(self._seed, *seed, 1)  # a 0 at the end would say nothing
             places = torch.randint(size, (len(output), self._positions), generator=generator)
         places = places.to(output.device)
-        return _Sample(places, at_places(output, places).transpose(1, 2), shape)
+        there = None if beside is None else at_places(beside, places).transpose(1, 2)
+        return _Sample(places, at_places(output, places).transpose(1, 2), shape, there)
 
 
 class _Scout:
@@ -173,10 +190,12 @@ class _Scout:
         self._users: dict[str, set[str]] = {}  # weight → running means that its outputs go to, "" for anything else
         self._sources: dict[str, set[str]] = {}  # running mean → weights
         self._biases: dict[str, set[str]] = {}
+        self.sums = Sums()
         watch = Watch(network, after=self._after, other=self._other)
         self.names = watch.names
         for outputs in run_each(network, [example], watch):
             self._use(tensors_in(outputs), "")
+            self.sums.use(outputs)
 
     def _use(self, tensors: Iterable[Tensor], by: str) -> None:
         for tensor in tensors:
@@ -191,10 +210,12 @@ class _Scout:
         self._is_changed |= self._follow and name in self._cut
         self._use([call.input], "")
         self._made[output] = name
+        self.sums.layer(key, call.input, output)
         if call.bias is not None:
             self._biases.setdefault(self.names.get(id(call.bias), ""), set()).add(name)
 
     def _other(self, func: Any, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
+        self.sums.other(func, args, kwargs, output)
         if not any(True for _ in tensors_in(output)):
             return  # asking for a shape uses nothing
         tensors = list(tensors_in((args, kwargs)))
@@ -251,9 +272,10 @@ class _Refitting:
 
     def _refit(self, key: Key, fits: dict[str, LeastSquares]) -> None:
         name = key[0]
-        for number, call in self._calls(key):
+        for number, stop in self._calls(key):
+            call = stop.call
             shift = self.scout.shift_of(name, call)
-            self._add(fits.setdefault(name, LeastSquares(centred=shift is not None)), key, number, call, shift)
+            self._add(fits.setdefault(name, LeastSquares(centred=shift is not None)), number, stop, shift)
         if name not in fits or not fits[name].count:
             self.left[name] = "it does not run on these images"
         else:
@@ -261,32 +283,45 @@ class _Refitting:
         if key == self._last[name]:
             fits.pop(name, None)
 
-    def _calls(self, key: Key) -> Iterator[tuple[int, LayerCall]]:
-        """Yield a layer's call on every batch where it runs, and let the run wait if there is room."""
+    def _calls(self, key: Key) -> Iterator[tuple[int, Stop]]:
+        """Yield where runs wait for a layer, on every batch where it runs, and let the run wait if there is room."""
         for number, batch in enumerate(self.targets.batches):
             run, _ = self._runs.pop(number, (None, 0))
             run = run or stops(self._network, batch)
             stop = next((stop for stop in run if stop.key == key), None)
             if stop is None:
                 continue
-            yield number, stop.call
+            yield number, stop
             held = stop.held_bytes + sum(held for _, held in self._runs.values())
             if held <= _WAITING_BYTES and len(self._runs) < _WAITING_RUNS:
                 self._runs[number] = run, stop.held_bytes
 
-    def _add(self, fit: LeastSquares, key: Key, number: int, call: LayerCall, shift: str | None) -> None:
+    def _add(self, fit: LeastSquares, number: int, stop: Stop, shift: str | None) -> None:
+        key, call = stop.key, stop.call
         sample = self.targets.at(key, number)
         if sample is None:
             return
         x, places, weight = call.spread(call.input), sample.places, call.weight
         rows = kept_rows(call, self.plan, key[0], sample.outputs.shape[2]).to(x.device)
+        outputs = sample.outputs.index_select(2, rows)
+        if (lacking := self._lacking(stop, sample, rows)) is not None:
+            outputs = outputs + lacking
         step = max(1, _CHUNK // max(1, places.shape[1] * call.groups * weight[:, 0].numel()))
         for first in range(0, len(x), step):
             part = slice(first, first + step)
-            y = torch.unflatten(sample.outputs[part].index_select(2, rows).flatten(0, 1), 1, (call.groups, -1))
+            y = torch.unflatten(outputs[part].flatten(0, 1), 1, (call.groups, -1))
             if shift is None and call.bias is not None:
                 y = y - call.bias.view(call.groups, -1)
             fit.add(patches(call, x[part], places[part], sample.shape), y)
+
+    def _lacking(self, stop: Stop, sample: _Sample, rows: Tensor) -> Tensor | None:
+        """Return what a layer has to give for what its outputs are added to, [N, P, O]."""
+        sum_ = self.scout.sums.found.get(stop.key)
+        beside = None if sum_ is None else stop.made.get(sum_.number)
+        if sum_ is None or beside is None or sample.beside is None:
+            return None
+        there = at_places(stop.call.spread(beside), sample.places).transpose(1, 2)
+        return sum_.through(sample.beside.index_select(2, rows) - there)
 
     def _solve(self, fit: LeastSquares, name: str, call: LayerCall, shift: str | None) -> None:
         before = matrix(call)

@@ -24,12 +24,37 @@ class FarEnough(BaseException):
     """Ends a run that has come to the layer that it was made for; no network catches it."""
 
 
+class Made:
+    """The tensors that operations of a run returned, as long as the network holds them, by number."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._refs: dict[int, ref[Tensor]] = {}
+
+    def note(self, output: Any) -> None:
+        """Count what an operation returned."""
+        for tensor in tensors_in(output):
+            self._refs[self.count] = ref(tensor)
+            self.count += 1
+
+    def get(self, number: int) -> Tensor | None:
+        """Return a tensor by its number; None where the network has let go of it."""
+        return self._refs[number]() if number in self._refs else None
+
+    @property
+    def held_bytes(self) -> int:
+        """What those weigh that are still held."""
+        self._refs = {number: it for number, it in self._refs.items() if it() is not None}
+        return _bytes(it() for it in self._refs.values())
+
+
 @dataclass(frozen=True)
 class Stop:
-    """Where a run waits: the layer that is next, and the bytes that the network holds meanwhile."""
+    """Where a run waits: the layer that is next, what was made before, and the bytes that the network holds of it."""
 
     key: Key
     call: LayerCall
+    made: Made
     held_bytes: int
 
 
@@ -44,21 +69,20 @@ def stops(network: nn.Module, batch: Call) -> Iterator[Stop]:
     twin = copy.deepcopy(network, {id(tensor): tensor for tensor in named_tensors(network).values()})
     goes_on: SimpleQueue[bool] = SimpleQueue()
     came: SimpleQueue[Stop | BaseException] = SimpleQueue()
-    made: list[ref[Tensor]] = []
+    made = Made()
     device = torch.get_default_device()  # every thread has its own
 
-    def note(output: Any) -> None:
-        made.extend(ref(tensor) for tensor in tensors_in(output))
-
     def wait(key: Key, call: LayerCall) -> None:
-        made[:] = [it for it in made if it() is not None]
-        came.put(Stop(key, call, _bytes(it() for it in made)))
+        came.put(Stop(key, call, made, made.held_bytes))
         if not goes_on.get():
             raise FarEnough
 
     def run() -> None:
         watch = Watch(
-            twin, before=wait, after=lambda key, call, output: note(output), other=lambda *called: note(called[-1])
+            twin,
+            before=wait,
+            after=lambda key, call, output: made.note(output),
+            other=lambda *called: made.note(called[-1]),
         )
         try:
             with device:
