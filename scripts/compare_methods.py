@@ -35,6 +35,7 @@ METHODS = {
     "group-hs": ["sparse.norms=function"],
     "group-hs-weights": ["sparse.norms=weights"],
     "function": ["train.cut_at=0", "cut.method=function", "cut.calibration=2048"],
+    "sensitivity": ["train.cut_at=0", "cut.method=sensitivity", "cut.calibration=2048"],
     "magnitude": ["train.cut_at=0", "cut.method=magnitude"],
 }
 """What is set in the recipe for a method; the ends of all are the same: epochs, schedule, distillation, alignment."""

@@ -1,7 +1,8 @@
 """Make a trained network smaller without training it: cut by function and refit, in steps, until the budget is reached.
 
 Every step takes some percent of the dense network's MACs out and refits what is left, so that the next one chooses by
-what its channels do now. The way down is a curve of MACs and loss; a budget in accuracy is its last point within it.
+what its channels do now. By sensitivity every network is cut from the dense one instead: what was measured there would
+no longer hold further down (measured: a point of accuracy less). The way down is a curve of MACs and loss; a budget in accuracy is its last point within it.
 """
 
 import copy
@@ -90,7 +91,8 @@ def cut_and_refit(
         at_most: the most that it may have lost: the smallest network within it is found, to an eighth of a step.
         align: widths are rounded up to a multiple of it.
         step: share of the dense MACs that goes at once.
-        method: ``function``, or ``sensitivity``, which is measured once, before the first step.
+        method: ``function``, which chooses again after each step, or ``sensitivity``, which is measured once, on the
+            dense network, and cuts that to every size.
         seed: of the places that layers are refitted at.
         on_point: is told every network that is tried.
         trace: finds the channels of the network and of every smaller one; what it calls unprunable stays whole. With
@@ -110,18 +112,20 @@ def cut_and_refit(
         raise HoyerExportError(f"step is a share of the dense MACs, above 0 and at most 1, got {step!r}")
     targets = DenseOutputs(model, batches, seed=seed)
     state = _Walk.start(model, targets, align, trace)
-    if method == "sensitivity":
-        state = replace(state, factors=sensitivities(state.channels, model, targets.batches, seed))
     dense = state.macs
     if macs is not None:  # said before any work
         meet(state.channels, state.scores, align, Budget(MACS, macs))
+    if at_once := method == "sensitivity":
+        state = replace(state, factors=sensitivities(state.channels, model, targets.batches, seed))
+        step = step if at_most is not None else 1.0
+    start = state
     share, size, curve = 1.0, step, [Point(dense, None if loss is None else 0.0)]
     while size >= step / _FINEST and share > (macs or 0):
         aim = max(share - size, macs or 0)
         if aim * dense < state.least:
             size /= 2
             continue
-        smaller = state if state.macs <= aim * dense else state.smaller(aim * dense)
+        smaller = state if state.macs <= aim * dense else (start if at_once else state).smaller(aim * dense)
         if smaller is not state:
             lost = None if loss is None else loss(smaller.slim.model)
             curve.append(Point(smaller.macs, lost, lost is None or at_most is None or lost <= at_most))
@@ -144,7 +148,7 @@ class _Walk:
     align: int
     trace: Trace
     refit: Refit | None = None
-    factors: Mapping[str, Tensor] | None = None  # of the dense network's channels
+    factors: Mapping[str, Tensor] | None = None  # of sensitivity
 
     @staticmethod
     def start(model: nn.Module, targets: DenseOutputs, align: int, trace: Trace) -> "_Walk":
@@ -159,7 +163,7 @@ class _Walk:
         scores, _ = function_scores(self.channels, self.slim.model, self.targets.batches)
         if self.factors is None:
             return scores
-        return {name: score * self.factors[name][self.keep[name]] for name, score in scores.items()}
+        return {name: score * self.factors[name] for name, score in scores.items()}
 
     @property
     def macs(self) -> int:
@@ -186,4 +190,4 @@ class _Walk:
             max_rel_error=max(first.max_rel_error or 0.0, last.max_rel_error or 0.0),
             delivered_rel_error=max(first.delivered_rel_error or 0.0, last.delivered_rel_error or 0.0),
         )
-        return _Walk(slim, channels, keep, self.targets, self.align, self.trace, refit, self.factors)
+        return _Walk(slim, channels, keep, self.targets, self.align, self.trace, refit)

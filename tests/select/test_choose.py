@@ -153,7 +153,10 @@ def test_the_rival_ranks_by_its_own_scores_and_everything_else_is_equal() -> Non
         ({"macs": 0.5, "align": 2.5}, "align must be a whole number"),
         ({"macs": True}, "got True"),
         ({"threshold": True}, "natural"),
-        ({"macs": 0.5, "method": "taylor"}, "one of group-hs, magnitude, function, dead, zero, got 'taylor'"),
+        (
+            {"macs": 0.5, "method": "taylor"},
+            "one of group-hs, magnitude, function, sensitivity, dead, zero, got 'taylor'",
+        ),
         ({"macs": 0.5, "method": "magnitude"}, "'magnitude' needs inputs"),
         ({"macs": 0.5, "method": "magnitude", "inputs": []}, "got no batch"),
         ({"threshold": "natural", "method": "magnitude", "inputs": IMAGE}, "give magnitude a number"),
