@@ -1,8 +1,9 @@
 """Make a trained network smaller without training it: cut by function and refit, in steps, until the budget is reached.
 
 Every step takes some percent of the dense network's MACs out and refits what is left, so that the next one chooses by
-what its channels do now. By sensitivity every network is cut from the dense one instead: what was measured there would
-no longer hold further down (measured: a point of accuracy less). The way down is a curve of MACs and loss; a budget in accuracy is its last point within it.
+what its channels do now. By sensitivity every network is cut from the dense one instead: what was measured there no
+longer holds further down (measured: half a point of accuracy). The way down is a curve of MACs and loss; a budget in
+accuracy is its last point within it.
 """
 
 import copy

@@ -4,7 +4,8 @@
     python scripts/benchmarks/without_training.py imagenet [--network torchvision:resnet50 ...] [--images 64]
 
 ``cifar10``: weights that ``scripts/convert_cifar_resnet.py`` wrote, cut to shares of the MACs by group magnitude (as it
-is, and with batch norms re-estimated) and by function (as it is, and refitted in steps). Calibration images are drawn
+is, and with batch norms re-estimated), by function (as it is, refitted, and refitted in steps) and by sensitivity,
+refitted. Calibration images are drawn
 from the training images by the seed and their labels are not looked at; test accuracy on the half of the test images
 that choices were made on, on the other half, and on all 10,000.
 
@@ -30,6 +31,11 @@ import hoyer_export as hx
 from hoyer_export.data.load import load_data
 from hoyer_export.environment import environment_record
 from hoyer_export.networks import build_network
+from hoyer_export.select.align import aligned_keep
+from hoyer_export.select.choose import meet
+from hoyer_export.select.function import function_scores
+from hoyer_export.select.sensitivity import sensitivities
+from hoyer_export.surgery.extras.refit import DenseOutputs
 
 SHARES = (0.85, 0.7, 0.6, 0.5)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -98,6 +104,17 @@ def cuts(dense: nn.Module, batches: list[Tensor], seed: int) -> Iterator[tuple[t
             else:
                 hx.refit_(slim, dense, batches, seed=seed)
                 yield (share, "function, refitted"), slim.model
+    # Measured once for all shares.
+    energies, _ = function_scores(channels, dense, batches)
+    factors = sensitivities(channels, dense, batches, seed)
+    scores = {name: energy * factors[name] for name, energy in energies.items()}
+    targets = DenseOutputs(dense, batches, seed=seed)
+    for share in SHARES:
+        keep = aligned_keep(channels, scores, meet(channels, scores, 1, hx.Budget(hx.MACS, share)), 1)
+        zeroed = copy.deepcopy(dense)
+        hx.zero_(zeroed, channels, keep)
+        slim = hx.cut(zeroed, channels, keep, batches[0][:2])
+        yield (share, "sensitivity, refitted"), hx.refit_(slim, targets).slim.model
     seen: list[nn.Module] = []
     walked = hx.cut_and_refit(dense, batches, macs=SHARES[-1], loss=lambda m: seen.append(m) or 0.0, align=1, seed=seed)
     for share in SHARES:
