@@ -188,7 +188,7 @@ def _cut_words(report: Report, made: Making) -> str:
     method = "zero" if made.group_hs and made.norms == "function" else made.method or ""
     chosen = _CHOSEN.get(method, _CHOSEN["group-hs"])
     taken = sum(step.within for step in report.cut.refit.steps) - 1 if report.cut.refit else 0  # the dense one is first
-    steps = f" in {_counted(taken, 'step')}, each refitted before the next was chosen" if taken > 0 else ""
+    steps = f" in {taken} steps, each refitted before the next was chosen" if taken > 1 else ""
     first = (
         "Channels that never fire on the calibration images went first. " if _key(report, "cut", "dead_first") else ""
     )
@@ -240,8 +240,8 @@ def aligned_words(align: int) -> str:
     return f"widths rounded up to whole blocks of {align}{' or to 8' if align == 16 else ''}"
 
 
-def _counted(count: int, what: str = "epoch") -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
+def _counted(count: int) -> str:
+    return f"{count:,} epoch{'' if count == 1 else 's'}"
 
 
 def stage_seconds(report: Report) -> tuple[tuple[str, float | None], ...]:
