@@ -380,14 +380,17 @@ class Verify(_Table):
     """Comparing the ONNX file with the network."""
 
     batches: BatchSizes = (1, 2, 3, 8)
-    """The batch sizes that onnxruntime and torch are compared at."""
+    """The batch sizes that the runtime and torch are compared at."""
 
 
 class Bench(_Table):
-    """Measuring latency in onnxruntime, the dense file beside the slim one."""
+    """Measuring latency, the dense file beside the slim one."""
 
+    runtime: Name = "onnxruntime"
+    """What the files are verified and measured in: ``onnxruntime``, ``openvino``, or another execution provider of the
+    onnxruntime that is installed, e.g. ``onnxruntime:CUDAExecutionProvider``."""
     threads: Count = 1
-    """Threads of onnxruntime."""
+    """Threads of one run."""
     batch_size: Count = 1
     """Images a run."""
     min_seconds: NotNegative = 5.0

@@ -15,6 +15,7 @@ from hoyer_export.choices import ALIGNMENTS
 from hoyer_export.data import DataSplits
 from hoyer_export.deploy.export import as_float32, export_onnx, inference_copy
 from hoyer_export.deploy.macs import count_macs
+from hoyer_export.deploy.runtime import as_runtime
 from hoyer_export.deploy.weight_sizes import TorchMacs, torch_macs
 from hoyer_export.errors import DataError, HoyerExportError, NetworkError, RecipeError, one_line
 from hoyer_export.metric import ACCURACY, Tally, outputs_of
@@ -42,10 +43,12 @@ def look_at_inputs(job: Job) -> InputsRecord:
         DataError: the data is missing, damaged, or does not fit the network.
         NetworkError: the network cannot be built, run or traced, its weights do not fit, or nothing can be pruned.
         RecipeError: the device is not there.
+        HoyerExportError: the runtime is not.
     """
     recipe = job.recipe
     if job.device.type == "cuda" and not torch.cuda.is_available():
         raise RecipeError('device = "cuda", but torch sees no GPU; leave the key out, or set it to "cpu"')
+    as_runtime(recipe.bench.runtime)
     data = job.data if job.has_data else None
     network, weights = job.given()
     if weights is not None:

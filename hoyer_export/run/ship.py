@@ -12,7 +12,7 @@ from torch import nn
 from hoyer_export.call import Call
 from hoyer_export.deploy.benchmark import LatencyRecord, Speedup, benchmark
 from hoyer_export.deploy.checks import Check, VerifyRecord
-from hoyer_export.deploy.explain import blocked_convolutions
+from hoyer_export.deploy.explain import BlockedConvolutions, blocked_convolutions
 from hoyer_export.deploy.macs import count_macs
 from hoyer_export.deploy.verify import verify_onnx
 from hoyer_export.errors import VerificationFailed
@@ -133,6 +133,7 @@ def _verified(job: Job, artifact: Artifact, sha256: str | None) -> records.FileV
         metric=job.metric,
         sha256=sha256,
         tolerance=artifact.tolerance,
+        runtime=job.recipe.bench.runtime,
     )
     return as_record(artifact.name, found, _same_macs(artifact, network, job))
 
@@ -198,20 +199,27 @@ def bench_files(job: Job) -> records.MeasuredRecord:
         threads = f"{table.threads} thread{'' if table.threads == 1 else 's'}"
         job.progress.headline(f"bench: {' against '.join(ARTIFACTS)}, {threads}, batch {table.batch_size}")
         paths = [artifact.found(job.folder) for artifact in ARTIFACTS.values()]
-        found = benchmark(paths, threads=table.threads, batch_size=table.batch_size, min_seconds=table.min_seconds)
-        blocked = [blocked_convolutions(path) for path in paths]
+        found = benchmark(
+            paths,
+            threads=table.threads,
+            batch_size=table.batch_size,
+            min_seconds=table.min_seconds,
+            runtime=table.runtime,
+        )
+        blocked = [blocked_convolutions(path, runtime=table.runtime) for path in paths]
         noise, block = found.noisy, blocked[-1].block
         for line in (noise, *found.warnings):
             if line:
                 job.progress.note(line)
         files = [
-            _latency(name, latency, records.BlockedConvs(blocked=convs.blocked, total=convs.total), speedup, noise)
+            _latency(name, latency, convs, speedup, noise)
             for name, latency, convs, speedup in zip(
                 ARTIFACTS, found.files, blocked, (None, *found.speedups), strict=True
             )
         ]
     return records.MeasuredRecord(
         environment=records.Environment.model_validate(job.environment, from_attributes=True),
+        runtime=table.runtime,
         threads=table.threads,
         batch_size=table.batch_size,
         artifacts=tuple(files),
@@ -224,7 +232,7 @@ def bench_files(job: Job) -> records.MeasuredRecord:
 def _latency(
     name: str,
     latency: LatencyRecord,
-    blocked: records.BlockedConvs,
+    convs: BlockedConvolutions,
     speedup: Speedup | None,
     noise: str | None,
 ) -> records.FileLatency:
@@ -237,7 +245,7 @@ def _latency(
         n=latency.n,
         cpu_p50=latency.cpu_ms,
         samples=tuple(sample_quantiles(latency.samples_ms)),
-        blocked_convs=blocked,
+        blocked_convs=records.BlockedConvs(blocked=convs.blocked, total=convs.total) if convs.block else None,
         # An interval beside "too noisy to say" would say it all the same.
         speedup=None
         if speedup is None
@@ -265,7 +273,7 @@ VERIFY = Stage(
     name="verify",
     record=records.VerifiedRecord,
     run=verify_files,
-    reads=("verify",),
+    reads=("verify", "bench.runtime"),
     needs=("export", "dense", "sparse", "finetune"),
 )
 BENCH = Stage(name="bench", record=records.MeasuredRecord, run=bench_files, reads=("bench",), needs=("export",))
