@@ -587,6 +587,16 @@ def test_verify_again_passes_and_a_perturbed_file_fails_and_stays_failed(copied:
     assert sorted(it.name for it in copied.glob("*.onnx*")) == ["dense.onnx", "slim.onnx"]
 
 
+def test_a_file_that_tells_its_client_another_mean_fails(copied: Path) -> None:
+    model = onnx.load(copied / "slim.onnx")
+    [mean] = [entry for entry in model.metadata_props if entry.key == "hoyer_export.mean"]
+    mean.value = "[0.9]"
+    onnx.save(model, copied / "slim.onnx")
+    slim = verify_run(copied, allow_import=["tiny_nets"], progress=Silent()).artifacts[1]
+    failed = [(it.name, it.value) for it in slim.checks if not it.passed]
+    assert (slim.passed, failed) == (False, [("preprocessing in the file", 1)])
+
+
 def test_a_run_that_loses_too_much_fails_at_its_gate_and_nothing_but_the_report_is_made_again(
     copied: Path, run: Runner
 ) -> None:

@@ -11,9 +11,11 @@ from torch import nn
 
 from hoyer_export.call import Call
 from hoyer_export.deploy.benchmark import LatencyRecord, Speedup, benchmark
-from hoyer_export.deploy.checks import Check, VerifyRecord
+from hoyer_export.deploy.checks import Check, VerifyRecord, check
 from hoyer_export.deploy.explain import BlockedConvolutions, blocked_convolutions
+from hoyer_export.deploy.interface import METADATA_PREFIX
 from hoyer_export.deploy.macs import count_macs
+from hoyer_export.deploy.onnx_file import metadata_of, read_onnx
 from hoyer_export.deploy.verify import verify_onnx
 from hoyer_export.errors import VerificationFailed
 from hoyer_export.metric import evaluate
@@ -135,7 +137,8 @@ def _verified(job: Job, artifact: Artifact, sha256: str | None) -> records.FileV
         tolerance=artifact.tolerance,
         runtime=job.recipe.bench.runtime,
     )
-    return as_record(artifact.name, found, _same_macs(artifact, network, job))
+    also = [*_same_macs(artifact, network, job), *_same_preprocessing(artifact.found(job.folder), job)]
+    return as_record(artifact.name, found, also)
 
 
 def _some(job: Job, network: nn.Module, count: int) -> Call:
@@ -173,6 +176,15 @@ def as_record(name: str, found: VerifyRecord, more: Sequence[Check] = ()) -> rec
         ),
         departure=None if found.departure is None else str(found.departure),
     )
+
+
+def _same_preprocessing(path: Path, job: Job) -> list[Check]:
+    """Compare what the file tells its client of images with what its network was trained on."""
+    if not job.has_data:
+        return []
+    told, expected = metadata_of(read_onnx(path)), job.data.preprocessing.metadata()
+    wrong = sum(told.get(METADATA_PREFIX + key) != text for key, text in expected.items())
+    return [check("preprocessing in the file", wrong, 0)]
 
 
 def _same_macs(artifact: Artifact, network: nn.Module, job: Job) -> list[Check]:

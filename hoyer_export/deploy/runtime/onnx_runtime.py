@@ -92,7 +92,7 @@ class Loaded:
 
     def run(self, inputs: Arrays) -> list[NDArray[Any]]:
         try:
-            outputs: list[NDArray[Any]] = self._session.run(None, inputs)
+            outputs: list[NDArray[Any]] = self._session.run(None, {name: _fed(it) for name, it in inputs.items()})
         except _RUN_ERRORS as error:
             raise RunFailed(first_line(error)) from error
         return outputs
@@ -100,6 +100,14 @@ class Loaded:
     def end_profiling(self) -> Path:
         """Return the file with the times of all nodes, of a session that was told to take them."""
         return Path(self._session.end_profiling())
+
+
+def _fed(array: NDArray[Any]) -> NDArray[Any] | onnxruntime.OrtValue:
+    """Return what onnxruntime takes: of a type that numpy itself lacks, bfloat16 say, the bits and what they mean."""
+    if array.dtype.kind != "V":
+        return array
+    kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+    return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(f"u{array.itemsize}"), kind)
 
 
 def session_options(threads: int, optimise: bool) -> onnxruntime.SessionOptions:
