@@ -16,6 +16,8 @@ from hoyer_export.deploy.explain import BlockedConvolutions, blocked_convolution
 from hoyer_export.deploy.interface import METADATA_PREFIX
 from hoyer_export.deploy.macs import count_macs
 from hoyer_export.deploy.onnx_file import metadata_of, read_onnx
+from hoyer_export.deploy.runtime.fresh import fresh
+from hoyer_export.deploy.runtime.protocol import Runtime
 from hoyer_export.deploy.verify import verify_onnx
 from hoyer_export.errors import VerificationFailed
 from hoyer_export.metric import evaluate
@@ -92,7 +94,8 @@ def verify_files(job: Job) -> records.VerifiedRecord:
     known = {file.name: file.sha256 for file in record_of(EXPORT, job.folder).artifacts}
     if not job.trusts_files:  # verify_onnx itself compares the weights with those that write_float32 would write
         known = {name: _written_now(job, it) for name, it in ARTIFACTS.items() if it.write is not write_float32}
-    found = {name: _settled(job, artifact, known.get(name)) for name, artifact in ARTIFACTS.items()}
+    with fresh(job.recipe.bench.runtime) as runtime:
+        found = {name: _settled(job, artifact, known.get(name), runtime) for name, artifact in ARTIFACTS.items()}
     before = found["dense"].accuracy
     if job.has_labels and job.recipe.sparse.epochs:
         before = evaluate(job.sparse(), job.data.test.batches(EVALUATION_BATCH), job.metric)
@@ -112,11 +115,11 @@ def _written_now(job: Job, artifact: Artifact) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _settled(job: Job, artifact: Artifact, sha256: str | None) -> records.FileVerification:
+def _settled(job: Job, artifact: Artifact, sha256: str | None, runtime: Runtime) -> records.FileVerification:
     """Verify one file, which goes by the name that it deserves from then on."""
     path, deserved = artifact.found(job.folder), artifact.rejected(job.folder)
     try:
-        found = _verified(job, artifact, sha256)
+        found = _verified(job, artifact, sha256, runtime)
     except VerificationFailed:
         path.replace(deserved)
         raise
@@ -124,7 +127,7 @@ def _settled(job: Job, artifact: Artifact, sha256: str | None) -> records.FileVe
     return found
 
 
-def _verified(job: Job, artifact: Artifact, sha256: str | None) -> records.FileVerification:
+def _verified(job: Job, artifact: Artifact, sha256: str | None, runtime: Runtime) -> records.FileVerification:
     batches, network = job.recipe.verify.batches, artifact.network(job)
     found = verify_onnx(
         artifact.found(job.folder),
@@ -135,7 +138,7 @@ def _verified(job: Job, artifact: Artifact, sha256: str | None) -> records.FileV
         metric=job.metric,
         sha256=sha256,
         tolerance=artifact.tolerance,
-        runtime=job.recipe.bench.runtime,
+        runtime=runtime,
     )
     also = [*_same_macs(artifact, network, job), *_same_preprocessing(artifact.found(job.folder), job)]
     return as_record(artifact.name, found, also)
