@@ -22,7 +22,7 @@ from hoyer_export.deploy.verify import verify_onnx
 from hoyer_export.errors import VerificationFailed
 from hoyer_export.metric import evaluate
 from hoyer_export.report import stage_records as records
-from hoyer_export.run.artifacts import ARTIFACTS, Artifact, write_float32
+from hoyer_export.run.artifacts import ARTIFACTS, Artifact, sizes_of_run, write_float32
 from hoyer_export.run.cut import CUT
 from hoyer_export.run.inputs import macs_in_torch
 from hoyer_export.run.job import Job
@@ -47,7 +47,7 @@ def _exported(job: Job, artifact: Artifact) -> records.FileRecord:
     path = artifact.path(job.folder)
     artifact.write(artifact, job, path)
     artifact.rejected(job.folder).unlink(missing_ok=True)
-    counted, content = count_macs(path), path.read_bytes()
+    counted, content = count_macs(path, shapes=sizes_of_run(path, job)), path.read_bytes()
     return records.FileRecord(
         name=artifact.name,
         file=path.name,
@@ -192,7 +192,8 @@ def _same_preprocessing(path: Path, job: Job) -> list[Check]:
 
 def _same_macs(artifact: Artifact, network: nn.Module, job: Job) -> list[Check]:
     """Compare the MACs of the file with what torch multiplies; nothing where it has more than can be counted."""
-    counted = count_macs(artifact.found(job.folder))
+    path = artifact.found(job.folder)
+    counted = count_macs(path, shapes=sizes_of_run(path, job))
     if counted.uncounted:
         return []
     run = macs_in_torch(network, job.example)
@@ -218,6 +219,7 @@ def bench_files(job: Job) -> records.MeasuredRecord:
             paths,
             threads=table.threads,
             batch_size=table.batch_size,
+            shapes=sizes_of_run(paths[0], job, table.batch_size),
             min_seconds=table.min_seconds,
             runtime=table.runtime,
         )
