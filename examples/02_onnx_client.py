@@ -55,7 +55,7 @@ for picture in pictures:
         image = image if image.mode == "F" else image.convert("L")
     pixels = np.asarray(image, np.float32).reshape(height, width, -1).transpose(2, 0, 1)
     pixels = pixels if image.mode == "F" else pixels / 255
-    [logits] = session.run(["logits"], {name: ((pixels - mean) / std)[np.newaxis]})[0]
+    [logits] = session.run(None, {name: ((pixels - mean) / std)[np.newaxis]})[0]
     shares = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     if len(pictures) > 1:
         print(picture)

@@ -135,9 +135,10 @@ def _figures(report: "Report") -> Iterator[list[str]]:
             first, second = (getattr(it.latency, quantile) for it in (dense, slim))
             cells = (milliseconds(getattr(it, quantile)) for it in measured)
             yield [f"latency {quantile}", *cells, share(second / first)]
-        blocked = (it.blocked_convs for it in measured)
-        cells = (f"{it.blocked} of {it.total}" if it is not None else "" for it in blocked)
-        yield ["blocked convolutions", *cells, ""]
+        blocked = [it.blocked_convs for it in measured]
+        if any(blocked):
+            cells = (f"{it.blocked} of {it.total}" if it is not None else "" for it in blocked)
+            yield ["blocked convolutions", *cells, ""]
 
 
 def _agreement_words(cut: "CutRecord") -> str:
@@ -418,17 +419,35 @@ def print_benchmark(found: "BenchmarkRecord") -> None:
     """Print every file's latency, and how many times as fast as the first it is."""
     console = _console()
     cpu = "" if found.threads == 1 else "; CPU: sum over all threads"
-    console.print(_plain(f"onnxruntime, threads {found.threads}, batch {found.batch_size}, milliseconds{cpu}"))
-    columns = ["file", "p50", "p90", "p99", "min", "CPU p50", "GMAC/s", "runs", "speed-up (95 %)"]
+    runtimes = list(dict.fromkeys(file.runtime for file in found.files))
+    console.print(
+        _plain(f"{' and '.join(runtimes)}, threads {found.threads}, batch {found.batch_size}, milliseconds{cpu}")
+    )
+    columns = [
+        "file",
+        *(["runtime"] if len(runtimes) > 1 else []),
+        "p50",
+        "p90",
+        "p99",
+        "min",
+        "CPU p50",
+        "GMAC/s",
+        "runs",
+        "speed-up (95 %)",
+    ]
     rows = []
     for file, speedup in zip(found.files, (None, *found.speedups), strict=True):
         times_ms = {"p50": file.p50_ms, "p90": file.p90_ms, "p99": file.p99_ms, "min": file.min_ms}
         row = {name: three_digits(value) for name, value in (times_ms | {"CPU p50": file.cpu_ms}).items()}
         gmacs = file.gmacs_per_second
-        row |= {"file": escape(file.file), "GMAC/s": ABSENT if gmacs is None else three_digits(gmacs)}
+        row |= {
+            "file": escape(file.file),
+            "runtime": file.runtime,
+            "GMAC/s": ABSENT if gmacs is None else three_digits(gmacs),
+        }
         row |= {"runs": exact(file.n), "speed-up (95 %)": "" if speedup is None else _speedup_words(speedup)}
         rows.append(row)
-    _print_rows(console, columns, rows, left=["file"], least=["runs", "min", "p99"])
+    _print_rows(console, columns, rows, left=["file", "runtime"], least=["runs", "min", "p99"])
     for line in (found.noisy, *found.warnings):
         if line:
             console.print(f"[yellow]warning:[/] {escape(line)}", highlight=False)

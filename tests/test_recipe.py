@@ -135,7 +135,7 @@ def test_a_new_head_is_trained(small: Path) -> None:
         ("dense.epoch=3", "dense.epoch: [dense] has no key 'epoch'; did you mean epochs?"),
         ("sead=3", "sead: a recipe has no key 'sead'; did you mean seed?"),
         ("dens.lr=3", "dens: a recipe has no key 'dens'; did you mean dense?"),
-        ("bench.zzz=1", "[bench] has no key 'zzz'; it has threads, batch_size and min_seconds"),
+        ("bench.zzz=1", "[bench] has no key 'zzz'; it has runtime, threads, batch_size and min_seconds"),
         ("cut.latency=0.5", "[cut] has no key 'latency'; it has macs, params, threshold, align, method,"),
         ("dense.lr=fast", 'dense.lr: expected a number, got "fast"'),
         ("dense.lr=0", "dense.lr: expected a number above 0, got 0"),

@@ -117,6 +117,16 @@ class _Trace(NamedTuple):
     better: frozenset[str]
 
 
+def _of_another_type(network: nn.Module, call: Call) -> str:
+    """Return the way out where weights and inputs are floats of different types; nothing else."""
+    weights = {it.dtype for it in network.parameters() if it.is_floating_point()}
+    inputs = {it.dtype for it in call.tensors if it.is_floating_point()}
+    if not weights or inputs <= weights:
+        return ""
+    ours, given = (", ".join(sorted(str(it).removeprefix("torch.") for it in of)) for of in (weights, inputs))
+    return f"; its weights are {ours}, the inputs {given}: give it as model.float(), and float32 inputs"
+
+
 def _trace(traced: nn.Module, call: Call, rules: Mapping[Function, Rule | None], preferred: frozenset[str]) -> _Trace:
     """Run a model with labels, once, or twice where some modules run only in training."""
     tracer = Tracer(traced, batch_size=call.batch_size)
@@ -136,7 +146,8 @@ def _trace(traced: nn.Module, call: Call, rules: Mapping[Function, Rule | None],
         except Exception as error:
             if calls.rule_failed:
                 raise
-            raise NetworkError(f"the network fails on an input of shape {call.shapes}: {one_line(error)}") from error
+            why = f"{one_line(error)}{_of_another_type(traced, call)}"
+            raise NetworkError(f"the network fails on an input of shape {call.shapes}: {why}") from error
         if any(
             module not in ran and next(module.parameters(recurse=False), None) is not None
             for module in traced.modules()

@@ -168,6 +168,14 @@ def data_sets(incomplete: str) -> list[str]:
     return [name for name in DATA_SETS if name.startswith(incomplete)]
 
 
+def runtimes(incomplete: str) -> list[str]:
+    """Complete the name of a runtime; the providers are those of the onnxruntime that is installed."""
+    from onnxruntime import get_available_providers
+
+    names = ["onnxruntime", "openvino", *(f"onnxruntime:{name}" for name in get_available_providers())]
+    return [name for name in names if name.startswith(incomplete)]
+
+
 def networks(incomplete: str) -> list[str]:
     """Complete the name of a network; what torchvision and timm have once their prefix is there."""
     names = [*NETWORKS, "torchvision:", "timm:"]

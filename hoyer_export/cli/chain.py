@@ -20,6 +20,7 @@ from hoyer_export.cli.options import (
     Overrides,
     OwnRules,
     RunDir,
+    Runtime,
     Shapes,
     SkipUnreadable,
     WeightsKey,
@@ -373,6 +374,7 @@ def verify(
     tolerance: Annotated[
         float, typer.Option(metavar="SHARE", min=0, help="Of the largest output, that outputs may be off.")
     ] = 1e-5,
+    runtime: Runtime = "onnxruntime",
     allow_import: AllowImport = [],  # noqa: B006
     as_json: Json = False,
 ) -> None:
@@ -381,7 +383,7 @@ def verify(
     Where it fails, the first node that computes something else is named.
     """
     if target.is_dir():
-        of_files = {"against", "network", "classes", "weights_key", "shape", "tolerance"}
+        of_files = {"against", "network", "classes", "weights_key", "shape", "tolerance", "runtime"}
         arguments.refuse(context, of_files, f"only together with a file; {target} is a folder")
     elif against is None and target.exists():
         raise typer.BadParameter(f"{target} is no folder of a run; give what it should compute", param_hint="--against")
@@ -406,6 +408,7 @@ def verify(
             weights_key=weights_key,
             shapes=shapes,
             tolerance=tolerance,
+            runtime=runtime,
             allow_import=allow_import,
         )
     print_json(found.model_dump(mode="json")) if as_json else print_verification(found)

@@ -32,6 +32,7 @@ Name = Annotated[str, Field(min_length=1)]
 # A TOML array arrives as a list, which a strict tuple refuses.
 PerChannel = Annotated[tuple[float, ...], Field(strict=False, min_length=1)]
 Deviations = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
+Names = Annotated[tuple[Name, ...], Field(strict=False, min_length=1)]
 BatchSizes = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
 
 
@@ -374,20 +375,29 @@ class Export(_Table):
 
     opset: Annotated[int, Field(ge=17, le=25)] = 20
     """The version of ONNX's operators."""
+    input_names: Names | None = None
+    """What the file calls what goes in, one name a tensor; unset: as the network's arguments, a lone one ``input``."""
+    output_names: Names | None = None
+    """What it calls what comes out, one name a tensor; unset: by keys and positions, a lone one ``logits``."""
+    dynamic_size: bool = False
+    """Whether height and width of images are left open; they are counted and measured at the data's size."""
 
 
 class Verify(_Table):
     """Comparing the ONNX file with the network."""
 
     batches: BatchSizes = (1, 2, 3, 8)
-    """The batch sizes that onnxruntime and torch are compared at."""
+    """The batch sizes that the runtime and torch are compared at."""
 
 
 class Bench(_Table):
-    """Measuring latency in onnxruntime, the dense file beside the slim one."""
+    """Measuring latency, the dense file beside the slim one."""
 
+    runtime: Name = "onnxruntime"
+    """What the files are verified and measured in: ``onnxruntime``, ``openvino``, or another execution provider of the
+    onnxruntime that is installed, e.g. ``onnxruntime:CUDAExecutionProvider``."""
     threads: Count = 1
-    """Threads of onnxruntime."""
+    """Threads of one run."""
     batch_size: Count = 1
     """Images a run."""
     min_seconds: NotNegative = 5.0

@@ -245,7 +245,7 @@ class Check(Record):
 
 
 class OnnxComparison(Record):
-    """The largest difference of an output in torch and onnxruntime for one batch size, kind of input and level."""
+    """The largest difference of an output in torch and the runtime for one batch size, kind of input and level."""
 
     output: str = "logits"
     batch: Count
@@ -319,7 +319,7 @@ class Speedup(Record):
 
 
 class BlockedConvs(Record):
-    """How many of a file's convolutions onnxruntime runs in its fast blocked layout."""
+    """How many of a file's convolutions the runtime runs in its fast blocked layout."""
 
     blocked: Size
     total: Size
@@ -347,11 +347,12 @@ class FileLatency(Record):
 
 
 class MeasuredRecord(Record):
-    """What onnxruntime took, all artifacts interleaved; none where nothing was measured.
+    """What a run of each took, all artifacts interleaved; none where nothing was measured.
 
     Args:
         environment: the machine as the run found it.
-        threads: onnxruntime's.
+        runtime: what the files were verified and measured in.
+        threads: of one run.
         batch_size: images a run.
         artifacts: one each, in the order of the files.
         block: channels of a block of the fast layout on this machine.
@@ -360,11 +361,18 @@ class MeasuredRecord(Record):
 
     seconds: NotNegative | None
     environment: Environment
+    runtime: str = "onnxruntime"
     threads: Count
     batch_size: Count
     artifacts: tuple[FileLatency, ...]
     block: Count | None = None
     noise: str | None = None
+
+    @property
+    def engine(self) -> str:
+        """The runtime, with its version where that is known."""
+        version = self.environment.versions.get(self.runtime.partition(":")[0], "")
+        return f"{self.runtime} {version}".rstrip()
 
 
 class ReportRecord(Record):

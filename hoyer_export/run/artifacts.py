@@ -3,14 +3,17 @@
 docs/adding-an-artifact.md adds one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
+from hoyer_export.call import Call
 from hoyer_export.deploy.checks import RELATIVE_TOLERANCE
 from hoyer_export.deploy.export import export_onnx
+from hoyer_export.deploy.input_sizes import Shapes
+from hoyer_export.deploy.onnx_file import fed_inputs, read_onnx
 from hoyer_export.run.job import Job
 from hoyer_export.run_folder import RunFolder
 
@@ -22,7 +25,33 @@ def write_float32(artifact: "Artifact", job: Job, path: Path) -> None:
     facts = {"network": job.recipe.network.name, "file": artifact.name}
     if job.has_data:
         facts |= {"data": job.data.name, **job.data.preprocessing.metadata()}
-    export_onnx(artifact.network(job), job.example, path, opset=job.recipe.export.opset, metadata=facts)
+    export_as_asked(artifact.network(job), job, path, facts)
+
+
+def export_as_asked(network: nn.Module, job: Job, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Export a network as the table [export] says."""
+    asked = job.recipe.export
+    export_onnx(
+        network,
+        job.example,
+        path,
+        opset=asked.opset,
+        input_names=asked.input_names,
+        output_names=asked.output_names,
+        dynamic_size=asked.dynamic_size,
+        metadata=metadata,
+    )
+
+
+def sizes_of_run(path: Path, job: Job, batch: int = 1) -> Shapes | None:
+    """Return what a file is counted and measured at that leaves height and width open: the images' size."""
+    if not job.recipe.export.dynamic_size:
+        return None
+    call, inputs = Call.of(job.network(), job.example), fed_inputs(read_onnx(path).graph)
+    return {
+        value.name: (batch, *x.shape[1:]) if call.is_batched(x) else tuple(x.shape)
+        for value, x in zip(inputs, call.tensors, strict=True)
+    }
 
 
 @dataclass(frozen=True, kw_only=True)

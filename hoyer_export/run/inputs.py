@@ -13,8 +13,9 @@ from hoyer_export.channels.channel_map import ChannelMap, nothing_prunable
 from hoyer_export.channels.cost import dense_macs
 from hoyer_export.choices import ALIGNMENTS
 from hoyer_export.data import DataSplits
-from hoyer_export.deploy.export import as_float32, export_onnx, inference_copy
+from hoyer_export.deploy.export import as_float32, inference_copy
 from hoyer_export.deploy.macs import count_macs
+from hoyer_export.deploy.runtime import as_runtime
 from hoyer_export.deploy.weight_sizes import TorchMacs, torch_macs
 from hoyer_export.errors import DataError, HoyerExportError, NetworkError, RecipeError, one_line
 from hoyer_export.metric import ACCURACY, Tally, outputs_of
@@ -23,6 +24,7 @@ from hoyer_export.random_state import kept_random_state
 from hoyer_export.recipe.reading import left_open, resolved
 from hoyer_export.report.number_format import share
 from hoyer_export.report.stage_records import CheckRecord, Images, InputsRecord
+from hoyer_export.run.artifacts import export_as_asked, sizes_of_run
 from hoyer_export.run.channel_file import write_channels
 from hoyer_export.run.job import Job
 from hoyer_export.run.stage import Stage
@@ -42,10 +44,12 @@ def look_at_inputs(job: Job) -> InputsRecord:
         DataError: the data is missing, damaged, or does not fit the network.
         NetworkError: the network cannot be built, run or traced, its weights do not fit, or nothing can be pruned.
         RecipeError: the device is not there.
+        HoyerExportError: the runtime is not.
     """
     recipe = job.recipe
     if job.device.type == "cuda" and not torch.cuda.is_available():
         raise RecipeError('device = "cuda", but torch sees no GPU; leave the key out, or set it to "cpu"')
+    as_runtime(recipe.bench.runtime)
     data = job.data if job.has_data else None
     network, weights = job.given()
     if weights is not None:
@@ -130,8 +134,8 @@ def check_export(job: Job) -> None:
     name, network = job.recipe.network.name, job.network()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "dense.onnx"
-        export_onnx(network, job.example, path, opset=job.recipe.export.opset)
-        counted, expected = count_macs(path), dense_macs(job.channels)
+        export_as_asked(network, job, path)
+        counted, expected = count_macs(path, shapes=sizes_of_run(path, job)), dense_macs(job.channels)
     if counted.uncounted:
         if job.recipe.cut.macs is not None:
             raise NetworkError(

@@ -11,14 +11,18 @@ from torch import nn
 
 from hoyer_export.call import Call
 from hoyer_export.deploy.benchmark import LatencyRecord, Speedup, benchmark
-from hoyer_export.deploy.checks import Check, VerifyRecord
-from hoyer_export.deploy.explain import blocked_convolutions
+from hoyer_export.deploy.checks import Check, VerifyRecord, check
+from hoyer_export.deploy.explain import BlockedConvolutions, blocked_convolutions
+from hoyer_export.deploy.interface import METADATA_PREFIX
 from hoyer_export.deploy.macs import count_macs
+from hoyer_export.deploy.onnx_file import metadata_of, read_onnx
+from hoyer_export.deploy.runtime.fresh import fresh
+from hoyer_export.deploy.runtime.protocol import Runtime
 from hoyer_export.deploy.verify import verify_onnx
 from hoyer_export.errors import VerificationFailed
 from hoyer_export.metric import evaluate
 from hoyer_export.report import stage_records as records
-from hoyer_export.run.artifacts import ARTIFACTS, Artifact, write_float32
+from hoyer_export.run.artifacts import ARTIFACTS, Artifact, sizes_of_run, write_float32
 from hoyer_export.run.cut import CUT
 from hoyer_export.run.inputs import macs_in_torch
 from hoyer_export.run.job import Job
@@ -43,7 +47,7 @@ def _exported(job: Job, artifact: Artifact) -> records.FileRecord:
     path = artifact.path(job.folder)
     artifact.write(artifact, job, path)
     artifact.rejected(job.folder).unlink(missing_ok=True)
-    counted, content = count_macs(path), path.read_bytes()
+    counted, content = count_macs(path, shapes=sizes_of_run(path, job)), path.read_bytes()
     return records.FileRecord(
         name=artifact.name,
         file=path.name,
@@ -90,7 +94,8 @@ def verify_files(job: Job) -> records.VerifiedRecord:
     known = {file.name: file.sha256 for file in record_of(EXPORT, job.folder).artifacts}
     if not job.trusts_files:  # verify_onnx itself compares the weights with those that write_float32 would write
         known = {name: _written_now(job, it) for name, it in ARTIFACTS.items() if it.write is not write_float32}
-    found = {name: _settled(job, artifact, known.get(name)) for name, artifact in ARTIFACTS.items()}
+    with fresh(job.recipe.bench.runtime) as runtime:
+        found = {name: _settled(job, artifact, known.get(name), runtime) for name, artifact in ARTIFACTS.items()}
     before = found["dense"].accuracy
     if job.has_labels and job.recipe.sparse.epochs:
         before = evaluate(job.sparse(), job.data.test.batches(EVALUATION_BATCH), job.metric)
@@ -110,11 +115,11 @@ def _written_now(job: Job, artifact: Artifact) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _settled(job: Job, artifact: Artifact, sha256: str | None) -> records.FileVerification:
+def _settled(job: Job, artifact: Artifact, sha256: str | None, runtime: Runtime) -> records.FileVerification:
     """Verify one file, which goes by the name that it deserves from then on."""
     path, deserved = artifact.found(job.folder), artifact.rejected(job.folder)
     try:
-        found = _verified(job, artifact, sha256)
+        found = _verified(job, artifact, sha256, runtime)
     except VerificationFailed:
         path.replace(deserved)
         raise
@@ -122,7 +127,7 @@ def _settled(job: Job, artifact: Artifact, sha256: str | None) -> records.FileVe
     return found
 
 
-def _verified(job: Job, artifact: Artifact, sha256: str | None) -> records.FileVerification:
+def _verified(job: Job, artifact: Artifact, sha256: str | None, runtime: Runtime) -> records.FileVerification:
     batches, network = job.recipe.verify.batches, artifact.network(job)
     found = verify_onnx(
         artifact.found(job.folder),
@@ -133,8 +138,10 @@ def _verified(job: Job, artifact: Artifact, sha256: str | None) -> records.FileV
         metric=job.metric,
         sha256=sha256,
         tolerance=artifact.tolerance,
+        runtime=runtime,
     )
-    return as_record(artifact.name, found, _same_macs(artifact, network, job))
+    also = [*_same_macs(artifact, network, job), *_same_preprocessing(artifact.found(job.folder), job)]
+    return as_record(artifact.name, found, also)
 
 
 def _some(job: Job, network: nn.Module, count: int) -> Call:
@@ -174,9 +181,19 @@ def as_record(name: str, found: VerifyRecord, more: Sequence[Check] = ()) -> rec
     )
 
 
+def _same_preprocessing(path: Path, job: Job) -> list[Check]:
+    """Compare what the file tells its client of images with what its network was trained on."""
+    if not job.has_data:
+        return []
+    told, expected = metadata_of(read_onnx(path)), job.data.preprocessing.metadata()
+    wrong = sum(told.get(METADATA_PREFIX + key) != text for key, text in expected.items())
+    return [check("preprocessing in the file", wrong, 0)]
+
+
 def _same_macs(artifact: Artifact, network: nn.Module, job: Job) -> list[Check]:
     """Compare the MACs of the file with what torch multiplies; nothing where it has more than can be counted."""
-    counted = count_macs(artifact.found(job.folder))
+    path = artifact.found(job.folder)
+    counted = count_macs(path, shapes=sizes_of_run(path, job))
     if counted.uncounted:
         return []
     run = macs_in_torch(network, job.example)
@@ -198,20 +215,28 @@ def bench_files(job: Job) -> records.MeasuredRecord:
         threads = f"{table.threads} thread{'' if table.threads == 1 else 's'}"
         job.progress.headline(f"bench: {' against '.join(ARTIFACTS)}, {threads}, batch {table.batch_size}")
         paths = [artifact.found(job.folder) for artifact in ARTIFACTS.values()]
-        found = benchmark(paths, threads=table.threads, batch_size=table.batch_size, min_seconds=table.min_seconds)
-        blocked = [blocked_convolutions(path) for path in paths]
+        found = benchmark(
+            paths,
+            threads=table.threads,
+            batch_size=table.batch_size,
+            shapes=sizes_of_run(paths[0], job, table.batch_size),
+            min_seconds=table.min_seconds,
+            runtime=table.runtime,
+        )
+        blocked = [blocked_convolutions(path, runtime=table.runtime) for path in paths]
         noise, block = found.noisy, blocked[-1].block
         for line in (noise, *found.warnings):
             if line:
                 job.progress.note(line)
         files = [
-            _latency(name, latency, records.BlockedConvs(blocked=convs.blocked, total=convs.total), speedup, noise)
+            _latency(name, latency, convs, speedup, noise)
             for name, latency, convs, speedup in zip(
                 ARTIFACTS, found.files, blocked, (None, *found.speedups), strict=True
             )
         ]
     return records.MeasuredRecord(
         environment=records.Environment.model_validate(job.environment, from_attributes=True),
+        runtime=table.runtime,
         threads=table.threads,
         batch_size=table.batch_size,
         artifacts=tuple(files),
@@ -224,7 +249,7 @@ def bench_files(job: Job) -> records.MeasuredRecord:
 def _latency(
     name: str,
     latency: LatencyRecord,
-    blocked: records.BlockedConvs,
+    convs: BlockedConvolutions,
     speedup: Speedup | None,
     noise: str | None,
 ) -> records.FileLatency:
@@ -237,7 +262,7 @@ def _latency(
         n=latency.n,
         cpu_p50=latency.cpu_ms,
         samples=tuple(sample_quantiles(latency.samples_ms)),
-        blocked_convs=blocked,
+        blocked_convs=records.BlockedConvs(blocked=convs.blocked, total=convs.total) if convs.block else None,
         # An interval beside "too noisy to say" would say it all the same.
         speedup=None
         if speedup is None
@@ -265,7 +290,7 @@ VERIFY = Stage(
     name="verify",
     record=records.VerifiedRecord,
     run=verify_files,
-    reads=("verify",),
+    reads=("verify", "bench.runtime"),
     needs=("export", "dense", "sparse", "finetune"),
 )
 BENCH = Stage(name="bench", record=records.MeasuredRecord, run=bench_files, reads=("bench",), needs=("export",))

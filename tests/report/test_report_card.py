@@ -80,7 +80,7 @@ def test_the_card_opens_with_front_matter_and_the_result() -> None:
 
 def test_a_speed_stands_beside_its_machine_number_of_runs_and_version() -> None:
     (line,) = [p for p in render_card(example_reports.passed()).split("\n\n") if p.startswith("Speed:")]
-    for word in ("900 interleaved runs", "1 thread", "batch 1", "Platinum 8481C", "`1.32.0`", "2.19–2.24"):
+    for word in ("900 interleaved runs", "1 thread", "batch 1", "Platinum 8481C", "onnxruntime 1.32.0", "2.19–2.24"):
         assert word in line
 
 
