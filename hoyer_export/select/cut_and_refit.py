@@ -103,14 +103,7 @@ def cut_and_refit(
         HoyerExportError: there is nothing to stop at, a number is out of range, or the MACs cannot be reached.
         CutRefused, DataError, NetworkError: as ``cut`` and ``refit_``.
     """
-    if (macs is None and at_most is None) or (at_most is not None and loss is None):
-        raise HoyerExportError("give macs, the share to stop at, or loss and at_most, or all three")
-    if at_most is not None and not 0 <= at_most < inf:
-        raise HoyerExportError(f"at_most is what may be lost, 0 or more, got {at_most!r}")
-    if method not in BY_FUNCTION:
-        raise HoyerExportError(f"method must be one of {', '.join(BY_FUNCTION)}, got {method!r}")
-    if not 0 < step <= 1:
-        raise HoyerExportError(f"step is a share of the dense MACs, above 0 and at most 1, got {step!r}")
+    _check(macs, loss, at_most, step, method)
     targets = DenseOutputs(model, batches, seed=seed)
     state = _Walk.start(model, targets, align, trace)
     dense = state.macs
@@ -136,6 +129,17 @@ def cut_and_refit(
         else:
             size /= 2
     return Shrunk(state.slim, state.keep, tuple(curve), state.refit)
+
+
+def _check(macs: float | None, loss: Loss | None, at_most: float | None, step: float, method: str) -> None:
+    if (macs is None and at_most is None) or (at_most is not None and loss is None):
+        raise HoyerExportError("give macs, the share to stop at, or loss and at_most, or all three")
+    if at_most is not None and not 0 <= at_most < inf:
+        raise HoyerExportError(f"at_most is what may be lost, 0 or more, got {at_most!r}")
+    if method not in BY_FUNCTION:
+        raise HoyerExportError(f"method must be one of {', '.join(BY_FUNCTION)}, got {method!r}")
+    if not 0 < step <= 1:
+        raise HoyerExportError(f"step is a share of the dense MACs, above 0 and at most 1, got {step!r}")
 
 
 @dataclass(frozen=True)
