@@ -20,6 +20,7 @@ from hoyer_export.metric import evaluate
 from hoyer_export.report import stage_records as records
 from hoyer_export.run.artifacts import ARTIFACTS, Artifact, write_float32
 from hoyer_export.run.cut import CUT
+from hoyer_export.run.explaining import explained
 from hoyer_export.run.inputs import macs_in_torch
 from hoyer_export.run.job import Job
 from hoyer_export.run.stage import Stage, record_of
@@ -210,6 +211,7 @@ def bench_files(job: Job) -> records.MeasuredRecord:
                 ARTIFACTS, found.files, blocked, (None, *found.speedups), strict=True
             )
         ]
+        files = [explained(it, path, table) for it, path in zip(files, paths, strict=True)]
     return records.MeasuredRecord(
         environment=records.Environment.model_validate(job.environment, from_attributes=True),
         threads=table.threads,
