@@ -132,7 +132,8 @@ def line_plot(
     parts += [part for line in series for part in _curve(line, x, y)]
     drawn = [points for line in series for _, points in _runs(line, x, y)]
     if floor is not None:
-        parts.append(_text("below", x.at(1) + 6, y.start - 5, f"from {min(values):.{digits}f}"))
+        climbed = next(i for i, value in enumerate(series[0].values) if value is not None and value > floor)
+        parts.append(_text("below", x.at(climbed + 1) + 8, y.start - 5, f"from {min(values):.{digits}f}"))
     if rule is not None:
         at = y.at(rule[0])
         above = _beside((x.start, x.start + len(rule[1]) * TEXT_WIDTH), at, drawn)
@@ -173,7 +174,7 @@ def distributions_plot(
         parts.append(_text(f"value {style}", x.at(p50) + shift, base - row_height + 32, text, anchor))
         if beyond := sum(sample > x.high for sample in samples):
             text = f"{max(100 * beyond / len(samples), 1):.0f} % slower →"
-            parts.append(_text("beyond", x.stop, base - 34, text, "end"))
+            parts.append(_text("beyond", x.stop, base - 20, text, "end"))
     parts += _x_axis(x, x.ticks(6), "ms a run", height)
     return _svg(name, title, "; ".join(words) + ".", height, parts)
 
