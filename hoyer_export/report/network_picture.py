@@ -1,5 +1,10 @@
-"""The network from input to output: a column a group, as tall as it has channels, the slim one inside the dense one."""
+"""The network from input to output: a column a group, and in it the share of its channels that is left.
 
+Heights grow with the square root of the dense width, so that 20 channels are seen beside 2,048; the share inside a
+column is to scale.
+"""
+
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -62,13 +67,14 @@ def network_picture(widths: Sequence[GroupWidth]) -> NetworkPicture:
 def _columns(groups: Sequence[GroupWidth], tallest: int) -> tuple[Column, ...]:
     room = 100 / len(groups)
 
-    def height(channels: int) -> float:
-        return round(max(HEIGHT * channels / tallest, 1.5), 1)
+    def column(index: int, group: GroupWidth) -> Column:
+        dense = HEIGHT * math.sqrt(group.dense / tallest)
+        slim = max(dense * group.slim / group.dense, 1.0)
+        return Column(
+            group, round((index + 0.12) * room, 2), round(0.76 * room, 2), dense=round(dense, 1), slim=round(slim, 1)
+        )
 
-    return tuple(
-        Column(it, round((index + 0.12) * room, 2), round(0.76 * room, 2), height(it.dense), height(it.slim))
-        for index, it in enumerate(groups)
-    )
+    return tuple(column(index, group) for index, group in enumerate(groups))
 
 
 def _stage_names(names: Sequence[str]) -> list[str]:
