@@ -29,6 +29,8 @@ def write_hub_folder(run: Path, report: Report, out: Path) -> None:
     if not report.passed:
         raise FileError(f"{run} failed its verification, and is nothing to publish; its report says where")
     shipped = [it.file.file for it in report.artifacts if it.file.name != "dense"]
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise FileError(f"`hub` {out} is taken; give a folder that is absent or empty")
     if missing := [name for name in shipped if not (run / name).is_file()]:
         raise FileError(f"{run} has no {missing[0]}; make it again: hoyer-export export {run}")
     with claimed(out), whole_folder(out) as folder:

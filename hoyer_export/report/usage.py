@@ -31,7 +31,8 @@ def usage(report: Report) -> str | None:
         *_resized(inputs),
         *_normalised(inputs),
         f"session = onnxruntime.InferenceSession({json.dumps(report.slim.file.file)})",
-        "[outputs] = session.run(None, {session.get_inputs()[0].name: pixels[np.newaxis].astype(np.float32)})[0]",
+        "feed = {session.get_inputs()[0].name: pixels[np.newaxis].astype(np.float32)}",
+        "[outputs] = session.run(None, feed)[0]",
     ]
     if report.metric:
         return "\n".join([*lines, "print(outputs)"])

@@ -16,7 +16,7 @@ from hoyer_export.report.page import render_page
 AXE = Path(__file__).parents[1] / "browser" / "node_modules" / "axe-core" / "axe.min.js"
 A4 = 688
 """Pixels between the margins of a sheet."""
-WIDTHS, SCHEMES = (390, 768, 1280), ("light", "dark")
+WIDTHS = (390, 768, 1280)
 EVERYTHING_OPEN = "document.querySelectorAll('details').forEach(it => it.open = true)"
 BEYOND = """[...document.querySelectorAll('body *')]
     .filter(it => it.getBoundingClientRect().right > innerWidth + 1 && !it.closest('.scroll, pre'))
@@ -34,7 +34,7 @@ def tab() -> Iterator[Browser]:
 
 def page(name: str) -> str:
     report = with_times() if name == "with_times" else getattr(example_reports, name)()
-    return render_page(report, example_reports.example_metrics())
+    return render_page(report, example_reports.example_metrics(4, 3, 2))
 
 
 @pytest.mark.parametrize("name", ["with_times", "three_artifacts", "many_groups", "hostile", "without_data"])
@@ -51,11 +51,11 @@ def test_what_reaches_beyond_the_window_would_be_noticed(tab: Browser) -> None:
     assert len(tab.run(BEYOND)) == 1
 
 
-@pytest.mark.parametrize("name", ["with_times", "failed", "hostile"])
+@pytest.mark.parametrize("name", ["with_times", "failed"])
 def test_nothing_shuts_anybody_out(tab: Browser, name: str) -> None:
     if not AXE.exists():
         pytest.skip("axe-core is not installed: npm ci --prefix tests/browser")
-    for width, scheme in zip(WIDTHS, (*SCHEMES, "light"), strict=True):
+    for width, scheme in ((390, "dark"), (1280, "light")):
         tab.show(page(name), width, scheme)
         tab.run(AXE.read_text(encoding="utf-8") + ";0")
         tab.run(EVERYTHING_OPEN)

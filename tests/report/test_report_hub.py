@@ -51,5 +51,5 @@ def test_what_cannot_be_published_leaves_no_folder(
 
 
 def test_a_folder_that_holds_something_is_left_alone(run: Path) -> None:
-    with pytest.raises(FileError, match="holds other files"):
+    with pytest.raises(FileError, match="is taken; give a folder that is absent or empty"):
         write_hub_folder(run, example_reports.passed(), run)
