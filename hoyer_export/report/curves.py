@@ -42,7 +42,6 @@ def training_curves(report: Report, metrics: Sequence[EpochRecord]) -> tuple[Cur
             series=accuracies,
             bands=bands,
             ceiling=None if report.metric else 100.0,
-            focus=not report.metric,
             digits=4 if report.metric else 1,
         )
         seen = f" Validation images: {report.inputs.validation}." if report.inputs.validation else ""

@@ -96,12 +96,13 @@ def line_plot(
     bands: Sequence[Band],
     log: bool = False,
     ceiling: float | None = None,
-    focus: bool = False,
     rule: tuple[float, str] | None = None,
     digits: int = 2,
     across: str = "epoch",
 ) -> Markup:
     """Draw lines over epochs; the last value of each line in each band is written beside it.
+
+    How the first epochs climbed is left out where all else would be a line along the top; from where they came is said.
 
     Args:
         name: a word that is this plot's own on the page.
@@ -111,7 +112,6 @@ def line_plot(
         bands: the phases, in order, covering all epochs.
         log: logarithmic vertical axis; all values are above 0.
         ceiling: the axis ends here at most (100 for percentages).
-        focus: the axis leaves out how the first epochs climbed, where all else would be a line along its top.
         rule: height and label of a dotted line across.
         digits: decimals of the written values.
         across: what the horizontal axis counts.
@@ -120,7 +120,7 @@ def line_plot(
         an ``<svg>`` element.
     """
     values = [value for line in series for value in line.values if value is not None]
-    floor = _focused(values) if focus else None
+    floor = None if log else _focused(series)
     y = _value_axis([*values, *(rule or ())[:1]], ceiling, log, floor)
     x = Axis(0.5, max(band.last for band in bands) + 0.5, LEFT, WIDTH - RIGHT)
     parts: list[Markup] = []
@@ -189,11 +189,13 @@ def _histogram(
         yield _tag("rect", class_=style, x=x.start + index * step, y=base - tall, width=step, height=tall)
 
 
-def _focused(values: Sequence[float]) -> float | None:
-    """Return where the axis begins if the lowest tenth of the values takes more room than all others together."""
-    ordered = sorted(values)
-    tenth, high = ordered[len(ordered) // 10], ordered[-1]
-    return tenth - 0.3 * (high - tenth) if tenth - ordered[0] > high - tenth > 0 else None
+def _focused(series: Sequence[Series]) -> float | None:
+    """Return where the axis begins if the climb of the first third takes more room than all that follows."""
+    values = [value for line in series for value in line.values if value is not None]
+    later = [value for line in series for value in line.values[len(line.values) // 3 :] if value is not None]
+    high, low = max(values), min(later, default=0.0)
+    floor = low - 0.1 * (high - low)
+    return floor if later and floor - min(values) > high - floor > 0 else None
 
 
 def _value_axis(values: Sequence[float], ceiling: float | None, log: bool, floor: float | None = None) -> Axis:
