@@ -20,6 +20,8 @@ NAMES = 24
 """Pixels below the top of a plot that belong to the names of the phases: no line comes there."""
 TEXT_WIDTH = 6.0
 """Pixels a character of the plots' 11.5-pixel text takes, about: decides which labels fit."""
+FAR = 26
+"""Pixels from its point beyond which a value stands better on the other side of it."""
 NAME_WIDTH = 5.2
 """The same of a phase's name, which is smaller."""
 
@@ -233,7 +235,7 @@ def _band(band: Band, x: Axis) -> Iterator[Markup]:
         yield _line("band", start, start, TOP + NAMES - 8, HEIGHT - BOTTOM)
     if band.label:
         yield _tag("rect", class_="phase", x=start + 1, y=TOP - 6.0, width=max(stop - start - 2, 1.0), height=15, rx=2)
-    if stop - start >= len(band.label) * NAME_WIDTH + 4:
+    if stop - start >= len(band.label) * NAME_WIDTH - 6:  # it may reach a little into its neighbours, who are long
         yield _text("band-label", (start + stop) / 2, TOP + 5, band.label, "middle")
 
 
@@ -280,8 +282,11 @@ def _last_values(
                 if at - len(text) * TEXT_WIDTH >= free_from:
                     free_from = at + 4
                     yield _dot(line.style, at, height)
-                    beside = _beside((at - len(text) * TEXT_WIDTH, at), height, drawn)
-                    yield _text(f"value {line.style}", at, beside, text, "end")
+                    width = len(text) * TEXT_WIDTH
+                    beside, anchor, shift = _beside((at - width, at), height, drawn), "end", 0
+                    if abs(beside - height) > FAR and at + width + 6 < x.stop:
+                        beside, anchor, shift = _beside((at + 4, at + 6 + width), height, drawn), "start", 6
+                    yield _text(f"value {line.style}", at + shift, beside, text, anchor)
                 break
 
 
