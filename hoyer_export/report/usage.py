@@ -37,7 +37,7 @@ def usage(report: Report) -> str | None:
     if report.metric:
         return "\n".join([*lines, "print(outputs)"])
     if short:
-        lines.append(f"names = {list(names)}")
+        lines.append(f"names = {json.dumps(names, ensure_ascii=False)}")
     elif names:
         lines.append('names = json.loads(session.get_modelmeta().custom_metadata_map["hoyer_export.class_names"])')
     return "\n".join([*lines, f"print({'names[outputs.argmax()]' if names else 'outputs.argmax()'})"])
