@@ -131,10 +131,7 @@ def _group(slots: list[Slot], slot_of: Vector, components: Components, weights: 
         widths.append(len(members))
         start = live[first[np.searchsorted(found, members[0])]]
         names.append(_name(slots[slot_of[start]], names))
-    has_slot = slot_of >= 0
-    return _Grouping(
-        names, widths, np.where(has_slot, group_of[of_label], -1), np.where(has_slot, channel_of[of_label], -1)
-    )
+    return _Grouping(names, widths, group_of[of_label], channel_of[of_label])
 
 
 def _distinct(numbers: Vector) -> Vector:

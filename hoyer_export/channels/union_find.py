@@ -113,6 +113,11 @@ class UnionFind:
         self.count += 1
         return np.full(size, self.count - 1)
 
+    def new_apart(self, size: int) -> Vector:
+        """Return ``size`` fresh labels, int64 [size], that are no parameter's."""
+        self.count += size
+        return np.arange(self.count - size, self.count)
+
     def unite(self, first: Vector, second: Vector) -> None:
         """Declare that the labels at the same position of the two (broadcast) arrays live or die together."""
         np.broadcast_shapes(first.shape, second.shape)  # raises here, where one sees whose rule it is
