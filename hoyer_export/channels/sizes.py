@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hoyer_export.channels.attributes import Attribute
 from hoyer_export.channels.labels import AxisLabels, Tracer
+from hoyer_export.channels.layer_sizes import LayerSize
 from hoyer_export.channels.union_find import NO_CHANNEL
 
 
@@ -39,7 +40,7 @@ class Size(int):
         """Whether it is the length of its origin."""
         return self.times == self.over == 1
 
-    def scaled(self, times: int, over: int) -> Self:
+    def scaled(self, times: int, over: int) -> "Size":
         """Return the size of the same origin at another scale."""
         return self.make(self.tracer, self.origin, times, over)
 
@@ -117,6 +118,30 @@ class AxisSize(Size):
             self.tracer.unite_blocks(self.origin, other)
             return 0
         return self._fixed("%") % other
+
+
+class WeightSize(AxisSize):
+    """A size that a layer states of its weight, which gets labels only once somebody asks: ``conv.in_channels``."""
+
+    stated: LayerSize
+
+    @classmethod
+    def of(cls, tracer: Tracer, stated: LayerSize) -> Self:
+        """Return a layer's size."""
+        size = cls(int(stated))
+        size.tracer, size.stated, size.times, size.over = tracer, stated, stated.times, stated.over
+        return size
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "origin":
+            raise AttributeError(name)
+        with torch._C.DisableTorchFunction():  # the network's code runs, under the mode that watches it
+            self.origin = self.tracer.axis(self.stated.tensor, self.stated.dim)
+        return self.origin
+
+    def scaled(self, times: int, over: int) -> AxisSize:
+        """Return the size of the same origin at another scale."""
+        return AxisSize.make(self.tracer, self.origin, times, over)
 
 
 class AttributeSize(Size):

@@ -19,10 +19,11 @@ from hoyer_export.channels.attributes import Attribute, watch_attributes
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.grouping import channel_map
 from hoyer_export.channels.labels import Tracer
+from hoyer_export.channels.layer_sizes import layer_sizes
 from hoyer_export.channels.modes import RuleMode, watchdog
 from hoyer_export.channels.rule import Function, Rule
 from hoyer_export.channels.rules import Rules, rule_table
-from hoyer_export.channels.sizes import AttributeSize
+from hoyer_export.channels.sizes import AttributeSize, WeightSize
 from hoyer_export.channels.wrappers import check_wrappers
 from hoyer_export.errors import HoyerExportError, NetworkError, one_line
 from hoyer_export.random_state import kept_random_state
@@ -135,6 +136,9 @@ def _trace(traced: nn.Module, call: Call, rules: Mapping[Function, Rule | None],
         attribute.is_preferred = attribute.shown in preferred
         return AttributeSize.make(tracer, attribute)
 
+    for module in traced.modules():
+        stated = ((name, size) for name, size in layer_sizes(module) if vars(module).get(name) == int(size) > 1)
+        vars(module).update((name, WeightSize.of(tracer, size)) for name, size in stated)
     attributes = list(watch_attributes(traced, watched))
     calls = RuleMode(tracer, rules)
     ran: set[nn.Module] = set()

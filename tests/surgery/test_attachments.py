@@ -58,7 +58,7 @@ def test_hooks_of_modules_run_on_the_slim_model() -> None:
 
 def test_a_forward_hook_that_counts_on_the_dense_width_is_refused() -> None:
     model = chain()
-    model.b.register_forward_hook(lambda module, args, output: output * module.out_channels)
+    model.b.register_forward_hook(lambda module, args, output: output * networks.hidden_width(module))
     with pytest.raises(CutRefused, match="depends on its width"):
         cut_in_half(model)
 

@@ -110,16 +110,25 @@ def linear(tracer: Tracer, output: Tensor, input: Tensor, weight: Tensor, bias: 
 
 @rule("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell", counts=True)
 def recurrent(tracer: Tracer, output: Any, input: Tensor, *arguments: Any, **options: Any) -> None:
-    """A recurrent layer's gates are stacked in its weights, and its state lives on between steps.
+    """What a recurrent layer reads can go; its gates are stacked in its weights, and its state lives on between steps.
 
     Every step multiplies each of its matrices once: [G · H, I] and [G · H, H] of every layer and direction.
     """
-    for tensor in tensors_in((input, arguments, options)):
-        tracer.fix(tensor, "a recurrent layer")
+    of_first = {"weight_ih", "weight_ih_l0", "weight_ih_l0_reverse"}
+    reading = [weight for name, weight in tracer.modules[-1][1].named_parameters(recurse=False) if name in of_first]
+    inputs = tracer.axis(input, -1)
+    tracer.fix(input, "a recurrent layer", dims=range(input.ndim - bool(reading)))
     steps = input.numel() // input.shape[-1] // tracer.examples_in(input)
     for weight in tensors_in((arguments, options)):
+        is_reader = any(weight is other for other in reading)
+        if is_reader:
+            slices = tracer.axis(weight, 1)
+            tracer.unite(inputs, slices)
+            fix_unless_silent(tracer, inputs, slices)
+            tracer.reads(slices)
+        tracer.fix(weight, "a recurrent layer", dims=range(weight.ndim - is_reader))
         if tracer.is_parameter(weight) and weight.ndim == 2:  # a bias has one dimension
-            tracer.contraction("recurrent", steps, weight, *weight.shape)
+            tracer.contraction("recurrent", steps, weight, weight.shape[0], slices if is_reader else weight.shape[1])
 
 
 def fix_unless_silent(tracer: Tracer, inputs: AxisLabels, slices: AxisLabels) -> None:
