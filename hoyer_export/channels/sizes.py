@@ -67,7 +67,18 @@ class Size(int):
 
     __rmul__ = __mul__
 
+    def _ratio(self, other: Any) -> int | None:
+        """Return how often another axis' length, at which this one is kept, goes into this one; None where it may not."""
+        if isinstance(self, AxisSize) and isinstance(other, AxisSize) and self.is_whole:
+            times, rest = divmod(int.__index__(self), int.__index__(other))
+            if rest == 0 and other.tracer is self.tracer:
+                other.scaled(other.times * times, other.over).tie(self.origin)
+                return times
+        return None
+
     def __floordiv__(self, other: Any) -> Any:
+        if (times := self._ratio(other)) is not None:
+            return times
         if isinstance(other, AttributeSize):
             return self // other._fixed("//")
         if type(other) is int and other > 0 and self.times == 1 and int.__mod__(self, other) == 0:
@@ -112,6 +123,8 @@ class AxisSize(Size):
 
     def __mod__(self, other: Any) -> Any:
         """A width that the code found divisible stays so: whole blocks go."""
+        if self._ratio(other) is not None:
+            return 0
         if isinstance(other, AttributeSize):
             return self % other._fixed("%")
         if type(other) is int and other > 0 and self.is_whole and int.__mod__(self, other) == 0:

@@ -80,6 +80,18 @@ def transposed_convolution(
     _finish(tracer, output, input, weight, bias, outputs)
 
 
+@rule("torchvision::deform_conv2d", counts=True)
+def deformable_convolution(
+    tracer: Tracer, output: Tensor, input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, bias: Tensor, *more: Any
+) -> None:
+    """A convolution that samples its input at computed positions, each block of channels at its own."""
+    groups, offset_groups = more[6:8]
+    for places in (offset, mask):
+        tracer.fix(places, "positions to sample at")
+    tracer.unite_blocks(tracer.axis(input, 1), offset_groups)
+    convolution.function(tracer, output, input, weight, bias, groups=groups)
+
+
 def _finish(
     tracer: Tracer, output: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None, outputs: AxisLabels
 ) -> None:
