@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hoyer_export.channels.labels import AxisLabels, Tracer
 from hoyer_export.channels.rule import rule
-from hoyer_export.channels.rules.movement import move
+from hoyer_export.channels.rules.movement import inhabited, move
 from hoyer_export.channels.rules.pointwise import put, put_unknown, unite_operands
 from hoyer_export.channels.sizes import Size, plain
 
@@ -23,7 +23,7 @@ LITERAL = "the code picks channels by literal positions"
 def getitem(tracer: Tracer, output: Tensor, input: Tensor, index: Any) -> None:
     """``x[index]``."""
     _address(tracer, input, index)
-    move(tracer, output, input, lambda numbers: numbers[plain(index)])
+    move(tracer, output, input, lambda numbers: inhabited(numbers)[_picking(plain(index), output)])
 
 
 @rule("__setitem__", takes_sizes=True)
@@ -31,7 +31,7 @@ def setitem(tracer: Tracer, output: None, input: Tensor, index: Any, value: Any)
     """``x[index] = value``: the positions written to and the value lose the same channels."""
     _address(tracer, input, index)
     written = input[plain(index)].clone()
-    move(tracer, written, input, lambda numbers: numbers[plain(index)])
+    move(tracer, written, input, lambda numbers: numbers[_picking(plain(index), written)])
     operands = [written, value] if isinstance(value, Tensor) else [written]
     same_rest = True
     for axis in range(written.ndim):
@@ -58,6 +58,17 @@ def _address(tracer: Tracer, input: Tensor, index: Any) -> None:
                 else:  # a list, a tensor of positions, a mask
                     tracer.fix(side, LITERAL)
         axis += _axes_taken(item)
+
+
+def _picking(index: Any, picked: Tensor) -> Any:
+    """Return an index that picks something: of nothing (no box on this level) nobody can see where its axes come from."""
+    if picked.numel():
+        return index
+    if isinstance(index, tuple | list):
+        return type(index)(_picking(item, picked) for item in index)
+    if isinstance(index, Tensor):
+        return index.new_full([size or 2 for size in index.shape], index.dtype == torch.bool)
+    return index
 
 
 def _axes_taken(item: Any) -> int:
