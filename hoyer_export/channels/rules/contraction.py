@@ -99,7 +99,7 @@ def _finish(
     tracer.fix(weight, KERNEL, dims=range(2, weight.ndim))
     tracer.fix(input, KERNEL, dims=range(channel_axis + 1, input.ndim))
     tracer.fix(input, "channels folded into the batch of a convolution", dims=range(channel_axis))
-    tracer.put(output, {channel_axis: _with_bias(tracer, outputs, bias)})
+    tracer.put(output, {channel_axis: with_bias(tracer, outputs, bias)})
 
 
 @rule("linear", counts=True)
@@ -117,7 +117,7 @@ def linear(tracer: Tracer, output: Tensor, input: Tensor, weight: Tensor, bias: 
     constant = output.numel() // tracer.examples_in(output) // len(outputs) // prod(len(side) for side in axes.values())
     tracer.contraction("linear", constant, weight, outputs, slices, *axes.values())
     others = {axis: side.resting(0.0 if side.zero and bias is None else None) for axis, side in axes.items()}
-    tracer.put(output, {**others, output.ndim - 1: _with_bias(tracer, outputs, bias)})
+    tracer.put(output, {**others, output.ndim - 1: with_bias(tracer, outputs, bias)})
 
 
 @rule("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell", counts=True)
@@ -162,7 +162,7 @@ def _note_reader(tracer: Tracer, weight: Tensor, inputs: AxisLabels, slices: Axi
         tracer.sums(inputs)
 
 
-def _with_bias(tracer: Tracer, outputs: AxisLabels, bias: Tensor | None) -> AxisLabels:
+def with_bias(tracer: Tracer, outputs: AxisLabels, bias: Tensor | None) -> AxisLabels:
     """Return the output's channels: zero where the filter is, and the bias."""
     if bias is None:
         return outputs

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hoyer_export.channels.labels import AxisLabels, TensorLabels, Tracer
 from hoyer_export.channels.rule import rule
-from hoyer_export.channels.rules.contraction import fix_unless_silent, is_weight
+from hoyer_export.channels.rules.contraction import fix_unless_silent, is_weight, with_bias
 from hoyer_export.channels.rules.pointwise import first_of, pointwise, unite_operands
 from hoyer_export.tensors import tensors_in
 
@@ -91,6 +91,53 @@ def einsum(tracer: Tracer, output: Tensor, equation: Any, *operands: Any) -> Non
     if inner and len(operands) > 1:
         _count(tracer, "einsum", output, list(operands), inner, axes)
     tracer.put(output, axes)
+
+
+@rule("tensordot", counts=True)
+def tensordot(tracer: Tracer, output: Tensor, a: Tensor, b: Tensor, dims: Any = 2, **_: Any) -> None:
+    """Σ over some axes of the one and as many of the other: an einsum."""
+    if isinstance(dims, int):
+        dims = range(a.ndim - dims, a.ndim), range(dims)
+    ours, theirs = ([axis % x.ndim for axis in axes] for x, axes in zip((a, b), dims, strict=True))
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    left, right = letters[: a.ndim], list(letters[a.ndim : a.ndim + b.ndim])
+    for one, other in zip(ours, theirs, strict=True):
+        right[other] = left[one]
+    free = [letter for letter in (*left, *right) if (*left, *right).count(letter) == 1]
+    einsum.function(tracer, output, f"{left},{''.join(right)}->{''.join(free)}", a, b)
+
+
+@rule("bilinear", counts=True)
+def bilinear(
+    tracer: Tracer, output: Tensor, input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> None:
+    """y[o] = Σᵢⱼ x₁[i] w[o, i, j] x₂[j] + b[o], weight [O, I, J]: a term is zero where its slice of the weight is."""
+    sides = tracer.axis(weight, 0), tracer.axis(weight, 1), tracer.axis(weight, 2)
+    for x, slices in ((input1, sides[1]), (input2, sides[2])):
+        tracer.unite(tracer.axis(x, -1), slices)
+        fix_unless_silent(tracer, tracer.axis(x, -1), slices)
+        (tracer.reads if is_weight(tracer, weight) else tracer.sums)(slices)
+        tracer.fix(x, "channels folded into the batch of a bilinear layer", dims=range(x.ndim - 1))
+    tracer.contraction("bilinear", output.numel() // len(sides[0]) // tracer.examples_in(output), weight, *sides)
+    tracer.put(output, {output.ndim - 1: with_bias(tracer, sides[0], bias)})
+
+
+@rule("cosine_similarity cdist pairwise_distance")
+def comparison(tracer: Tracer, output: Tensor, x1: Tensor, x2: Tensor, *arguments: Any, **options: Any) -> None:
+    """Two sets of vectors compared: a channel that is zero in both adds nothing to |a − b|ᵖ, a · b, |a|² and |b|²."""
+    name = tracer.operation.__name__
+    dim = options.get("dim", arguments[0] if arguments else 1) if name == "cosine_similarity" else -1
+    one, other = tracer.axis(x1, dim), tracer.axis(x2, dim)
+    if dim % x1.ndim in tracer.axes(x1) or dim % x2.ndim in tracer.axes(x2):
+        tracer.unite(one, other)
+        for side in (one, other):
+            tracer.sums(side)
+        if not (one.zero and other.zero):
+            tracer.fix(one, "vectors are compared over channels of which a zeroed one is not zero")
+        if name == "pairwise_distance":
+            tracer.fix(one, "`pairwise_distance` adds its eps in every channel: compute torch.linalg.vector_norm(a - b)")
+    for x in (x1, x2):
+        tracer.fix(x, f"several kinds of channels in `{name}`", dims={*tracer.axes(x)} - {dim % x.ndim})
 
 
 def _letters(equation: str, operands: Any) -> list[str] | None:
