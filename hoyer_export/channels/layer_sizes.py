@@ -54,9 +54,10 @@ def layer_sizes(module: nn.Module) -> Iterator[tuple[str, LayerSize]]:
 
 
 def held_by(module: nn.Module, name: str) -> Tensor | None:
-    """Return a module's parameter or buffer, or what it is computed from under a parametrization of the same shape."""
-    if (lists := module._modules.get("parametrizations")) is not None and name in lists._modules:
-        return lists._modules[name]._parameters.get("original")
+    """Return a module's parameter or buffer, or under a parametrization the largest that it is computed from."""
+    lists = module._modules.get("parametrizations")
+    if lists is not None and (originals := lists._modules.get(name)) is not None:
+        return max(originals._parameters.values(), key=lambda tensor: 0 if tensor is None else tensor.numel(), default=None)
     for found in (module._parameters, module._buffers):
         for key in (name, f"{name}_orig"):
             if (tensor := found.get(key)) is not None:

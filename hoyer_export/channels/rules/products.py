@@ -12,7 +12,7 @@ from hoyer_export.channels.rules.pointwise import first_of, pointwise, unite_ope
 from hoyer_export.tensors import tensors_in
 
 
-@rule("matmul bmm mm mv dot __matmul__", counts=True)
+@rule("matmul bmm mm mv dot vdot __matmul__", counts=True)
 def matrix_product(tracer: Tracer, output: Tensor, input: Tensor, other: Tensor, **_: Any) -> None:
     """[..., n, k] · [..., k, m]: unites the k of both sides; n and m pass on, and so do matching batch axes.
 
