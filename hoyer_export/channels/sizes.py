@@ -7,17 +7,38 @@ Any other use of the number (``/``, ``+``, a comparison with what it may become,
 computation depend on the width in a way that nobody sees: it makes the channels unprunable, or fixes the attribute.
 """
 
+import sys
 from math import gcd
+from types import FrameType
 from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hoyer_export.channels.attributes import Attribute
 from hoyer_export.channels.labels import AxisLabels, Tracer
 from hoyer_export.channels.layer_sizes import LayerSize
 from hoyer_export.channels.union_find import NO_CHANNEL
+
+
+_LIBRARIES = ("torch", "torchvision", "timm", "einops")
+
+
+def _who() -> tuple[str, str]:
+    """Return whose code uses a size, and how to call it: a library's class or function, or just the code."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__") == __name__:
+        frame = frame.f_back
+    assert frame is not None
+    module = str(frame.f_globals.get("__name__"))
+    library = module.partition(".")[0]
+    if library not in _LIBRARIES:
+        return "", "the code"
+    while frame.f_back is not None and frame.f_back.f_globals.get("__name__") == module:  # out to what was called
+        frame = frame.f_back
+    owner = frame.f_locals.get("self")
+    return library, f"`{type(owner).__name__ if isinstance(owner, nn.Module) else f'{module}.{frame.f_code.co_name}'}`"
 
 
 class Size(int):
@@ -54,7 +75,7 @@ class Size(int):
 
     def _fixed(self, use: str) -> int:
         """Return the plain number, after making sure that it stays."""
-        self.fix(f"the code computes with the number of channels (`{use}`)")
+        self.fix(f"{_who()[1]} computes with the number of channels (`{use}`)")
         return int.__index__(self)
 
     def __mul__(self, other: Any) -> Any:
@@ -103,6 +124,8 @@ class Size(int):
 
     def __hash__(self) -> int:
         """A key of a cache may outlive the trace, and what the cache holds was not computed before our eyes."""
+        if _who()[0] == "einops":  # where it is told that a size is no key it computes anew
+            raise TypeError("a size that is followed is unhashable")
         return hash(self._fixed("hash"))
 
 
@@ -122,13 +145,13 @@ class AxisSize(Size):
         self.tracer.fix(self.origin, reason)
 
     def __mod__(self, other: Any) -> Any:
-        """A width that the code found divisible stays so: whole blocks go."""
+        """A width that the code found divisible stays so."""
         if self._ratio(other) is not None:
             return 0
         if isinstance(other, AttributeSize):
             return self % other._fixed("%")
         if type(other) is int and other > 0 and self.is_whole and int.__mod__(self, other) == 0:
-            self.tracer.unite_blocks(self.origin, other)
+            self.tracer.union_find.keep_divisible(self.origin.labels, other)
             return 0
         return self._fixed("%") % other
 
