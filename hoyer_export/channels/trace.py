@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from hoyer_export.call import Call, ExampleInputs, ExampleKwargs
-from hoyer_export.channels.attributes import Attribute, watch_attributes
+from hoyer_export.channels.attributes import Attribute, Sides, follow_unread, watch_attributes
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.grouping import channel_map
 from hoyer_export.channels.labels import Tracer
@@ -24,6 +24,7 @@ from hoyer_export.channels.modes import RuleMode, watchdog
 from hoyer_export.channels.rule import Function, Rule
 from hoyer_export.channels.rules import Rules, rule_table
 from hoyer_export.channels.sizes import AttributeSize, WeightSize
+from hoyer_export.channels.union_find import Vector
 from hoyer_export.channels.wrappers import check_wrappers
 from hoyer_export.errors import HoyerExportError, NetworkError, one_line
 from hoyer_export.random_state import kept_random_state
@@ -142,9 +143,10 @@ def _trace(traced: nn.Module, call: Call, rules: Mapping[Function | str, Rule | 
     attributes = list(watch_attributes(traced, watched))
     calls = RuleMode(tracer, rules)
     ran: set[nn.Module] = set()
+    seen: dict[str, Sides] = {attribute.module: ([], []) for attribute in attributes}
     with ExitStack() as hooks, torch.no_grad(), kept_random_state():
         for name, module in traced.named_modules():
-            _follow(hooks, tracer, ran, name, module)
+            _follow(hooks, tracer, ran, name, module, seen.get(name))
         try:
             _run(calls, traced, call)
         except Exception as error:
@@ -160,6 +162,8 @@ def _trace(traced: nn.Module, call: Call, rules: Mapping[Function | str, Rule | 
     for attribute in attributes:
         attribute.declare(tracer.union_find)
     components = tracer.union_find.solve()
+    for attribute in attributes:
+        follow_unread(attribute, seen, tracer.union_find, components)
     better = {
         attribute.shown
         for attribute in attributes
@@ -201,15 +205,24 @@ def _run_in_training(calls: RuleMode, traced: nn.Module, call: Call) -> None:
     calls.tracer.contractions = contractions
 
 
-def _follow(hooks: ExitStack, tracer: Tracer, ran: set[nn.Module], name: str, module: nn.Module) -> None:
-    """Keep the stack of running modules while ``module`` runs."""
+def _follow(
+    hooks: ExitStack, tracer: Tracer, ran: set[nn.Module], name: str, module: nn.Module, seen: Sides | None
+) -> None:
+    """Keep the stack of running modules while ``module`` runs, and what it is given and returns where that is asked."""
+
+    def look(value: Any, axes: list[Vector]) -> None:
+        axes += [side.labels for tensor in tensors_in(value) for side in tracer.known_axes(tensor).values()]
 
     def enter(module: nn.Module, args: Any) -> None:
         ran.add(module)
         tracer.modules.append((name, module))
+        if seen is not None:
+            look(args, seen[0])
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         tracer.modules.pop()
+        if seen is not None:
+            look(output, seen[1])
 
     if not isinstance(module, torch.jit.ScriptModule):
         hooks.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
