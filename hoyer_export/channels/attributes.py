@@ -78,15 +78,16 @@ _OF_CHANNELS = frozenset(
 def follow_unread(attribute: Attribute, seen: Mapping[str, Sides], labels: UnionFind, components: Components) -> None:
     """Let a size that no forward reads follow what it is named after: other methods read it (``reparameterize``).
 
-    ``in_...`` follows what the module is given, ``out_...`` what it returns, any other name of channels whatever in the
-    module has this length, if all of that shrinks together.
+    ``in_...`` follows what the module is given, ``out_...`` what it returns, if that has this length; any other name of
+    channels whatever in the module has it, if all of that shrinks together.
     """
     words = attribute.name.strip("_").lower().split("_")
     if attribute.uses or attribute.is_fixed or attribute.passed_over or _OF_CHANNELS.isdisjoint(words):
         return
     inputs, outputs = seen.get(attribute.module, ([], []))
     inside = [np.arange(s.start, s.start + s.size) for s in labels.slots if s.parameter.startswith(f"{attribute.module}.")]
-    kinds = inputs if words[0].startswith("in") else outputs if words[0].startswith("o") else inputs + outputs + inside
+    named = inputs if words[0].startswith("in") else outputs if words[0].startswith("o") else []
+    kinds = [axis for axis in named if len(axis) == attribute.dense] or inputs + outputs + inside
     axes = [axis for axis in kinds if len(axis) == attribute.dense]
     channels = [np.sort(components.of_label[axis]) for axis in axes]
     if axes and all(np.array_equal(one, channels[0]) for one in channels):
