@@ -85,7 +85,9 @@ def follow_unread(attribute: Attribute, seen: Mapping[str, Sides], labels: Union
     if attribute.uses or attribute.is_fixed or attribute.passed_over or _OF_CHANNELS.isdisjoint(words):
         return
     inputs, outputs = seen.get(attribute.module, ([], []))
-    inside = [np.arange(s.start, s.start + s.size) for s in labels.slots if s.parameter.startswith(f"{attribute.module}.")]
+    inside = [
+        np.arange(s.start, s.start + s.size) for s in labels.slots if s.parameter.startswith(f"{attribute.module}.")
+    ]
     named = inputs if words[0].startswith("in") else outputs if words[0].startswith("o") else []
     kinds = [axis for axis in named if len(axis) == attribute.dense] or inputs + outputs + inside
     axes = [axis for axis in kinds if len(axis) == attribute.dense]

@@ -94,12 +94,11 @@ class Tracer:
         self._sharing: dict[int, list[ref[Tensor]]] = {}
         for name, tensor in named_tensors(model).items():
             self._names[tensor] = name
-        kernels = [held_by(module, "weight") for module in model.modules() if isinstance(module, nn.modules.conv._ConvNd)]
+        kernels = [
+            held_by(module, "weight") for module in model.modules() if isinstance(module, nn.modules.conv._ConvNd)
+        ]
         self._without_channels = {
-            (self._names[weight], axis)
-            for weight in kernels
-            if weight is not None
-            for axis in range(2, weight.ndim)
+            (self._names[weight], axis) for weight in kernels if weight is not None for axis in range(2, weight.ndim)
         }
 
     # -- what a rule reads ------------------------------------------------------------------------------------------

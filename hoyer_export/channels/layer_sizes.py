@@ -45,7 +45,10 @@ def layer_sizes(module: nn.Module) -> Iterator[tuple[str, LayerSize]]:
         else:
             yield "out_channels", own
             is_depthwise = groups > 1 and second == 1
-            yield "in_channels", LayerSize(weight, 0, 1, first // groups) if is_depthwise else LayerSize(weight, 1, groups)
+            yield (
+                "in_channels",
+                LayerSize(weight, 0, 1, first // groups) if is_depthwise else LayerSize(weight, 1, groups),
+            )
     for kind, sizes in _SIZES:
         for attribute, (names, dim) in sizes.items() if isinstance(module, kind) else ():
             tensor = next((it for name in names if (it := held_by(module, name)) is not None), None)
@@ -57,7 +60,9 @@ def held_by(module: nn.Module, name: str) -> Tensor | None:
     """Return a module's parameter or buffer, or under a parametrization the largest that it is computed from."""
     lists = module._modules.get("parametrizations")
     if lists is not None and (originals := lists._modules.get(name)) is not None:
-        return max(originals._parameters.values(), key=lambda tensor: 0 if tensor is None else tensor.numel(), default=None)
+        return max(
+            originals._parameters.values(), key=lambda tensor: 0 if tensor is None else tensor.numel(), default=None
+        )
     for found in (module._parameters, module._buffers):
         for key in (name, f"{name}_orig"):
             if (tensor := found.get(key)) is not None:

@@ -129,7 +129,9 @@ def _of_another_type(network: nn.Module, call: Call) -> str:
     return f"; its weights are {ours}, the inputs {given}: give it as model.float(), and float32 inputs"
 
 
-def _trace(traced: nn.Module, call: Call, rules: Mapping[Function | str, Rule | None], preferred: frozenset[str]) -> _Trace:
+def _trace(
+    traced: nn.Module, call: Call, rules: Mapping[Function | str, Rule | None], preferred: frozenset[str]
+) -> _Trace:
     """Run a model with labels, once, or twice where some modules run only in training."""
     tracer = Tracer(traced, batch_size=call.batch_size)
 

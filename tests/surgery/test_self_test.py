@@ -70,7 +70,9 @@ def test_a_width_that_tracing_cannot_see_is_refuted_by_name(name: str) -> None:
 
 
 def test_two_groups_that_meet_in_one_size_are_both_refuted() -> None:
-    found = self_test(three_layers(lambda n: 1.0 + networks.hidden_width(n.a) * networks.hidden_width(n.b) / 1000), IMAGE)
+    found = self_test(
+        three_layers(lambda n: 1.0 + networks.hidden_width(n.a) * networks.hidden_width(n.b) / 1000), IMAGE
+    )
     assert verdicts(found) == {"a": "refuted", "b": "refuted", "c": "proved"}
 
 

@@ -82,7 +82,14 @@ def transposed_convolution(
 
 @rule("torchvision::deform_conv2d", counts=True)
 def deformable_convolution(
-    tracer: Tracer, output: Tensor, input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, bias: Tensor, *more: Any
+    tracer: Tracer,
+    output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    bias: Tensor,
+    *more: Any,
 ) -> None:
     """A convolution that samples its input at computed positions, each block of channels at its own."""
     groups, offset_groups = more[6:8]

@@ -114,5 +114,4 @@ def weight_norm(tracer: Tracer, output: Tensor, v: Tensor, g: Tensor, dim: int =
             tracer.fix(side, "weight_norm divides by the norm of a filter: call remove_parametrizations first")
         else:
             tracer.sums(side)
-    tracer.fix(g, "weight_norm divides by the norm of a filter: call remove_parametrizations first")
     tracer.put(output, axes)

@@ -135,7 +135,9 @@ def comparison(tracer: Tracer, output: Tensor, x1: Tensor, x2: Tensor, *argument
         if not (one.zero and other.zero):
             tracer.fix(one, "vectors are compared over channels of which a zeroed one is not zero")
         if name == "pairwise_distance":
-            tracer.fix(one, "`pairwise_distance` adds its eps in every channel: compute torch.linalg.vector_norm(a - b)")
+            tracer.fix(
+                one, "`pairwise_distance` adds its eps in every channel: compute torch.linalg.vector_norm(a - b)"
+            )
     for x in (x1, x2):
         tracer.fix(x, f"several kinds of channels in `{name}`", dims={*tracer.axes(x)} - {dim % x.ndim})
 
