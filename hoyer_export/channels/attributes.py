@@ -69,10 +69,11 @@ class Attribute:
         return name if self.index is None else f"{name}[{self.index}]"
 
 
-_OF_CHANNELS = frozenset(
-    "in out inp oup c c1 c2 cin cout ch chs channel channels planes inplanes dim dims features filters width groups hidden"
-    .split()
-)  # fmt: skip
+# Words of a name that make it one of channels.
+_OF_CHANNELS = {
+    *("in", "out", "inp", "oup", "c", "c1", "c2", "cin", "cout", "ch", "chs", "channel", "channels", "planes"),
+    *("inplanes", "dim", "dims", "features", "filters", "width", "groups", "hidden"),
+}
 
 
 def follow_unread(attribute: Attribute, seen: Mapping[str, Sides], labels: UnionFind, components: Components) -> None:

@@ -21,7 +21,6 @@ from hoyer_export.channels.labels import AxisLabels, Tracer
 from hoyer_export.channels.layer_sizes import LayerSize
 from hoyer_export.channels.union_find import NO_CHANNEL
 
-
 _LIBRARIES = ("torch", "torchvision", "timm", "einops")
 
 
@@ -89,7 +88,7 @@ class Size(int):
     __rmul__ = __mul__
 
     def _ratio(self, other: Any) -> int | None:
-        """Return how often another axis' length, at which this one is kept, goes into this one; None where it may not."""
+        """Return how often the length of another axis goes into this one, which stays so; None where it does not."""
         if isinstance(self, AxisSize) and isinstance(other, AxisSize) and self.is_whole:
             times, rest = divmod(int.__index__(self), int.__index__(other))
             if rest == 0 and other.tracer is self.tracer:

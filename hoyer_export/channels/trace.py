@@ -108,7 +108,8 @@ def _copied(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model, memo).eval()
     except Exception as error:
         raise NetworkError(
-            f"the network cannot be copied ({one_line(error)}); detach or drop what it caches, or run it once under torch.no_grad()"
+            f"the network cannot be copied ({one_line(error)}); detach or drop what it caches, or run it once under"
+            " torch.no_grad()"
         ) from error
 
 

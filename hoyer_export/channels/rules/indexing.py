@@ -62,7 +62,7 @@ def _address(tracer: Tracer, input: Tensor, index: Any) -> None:
 
 
 def _picking(index: Any, picked: Tensor) -> Any:
-    """Return an index that picks something: of nothing (no box on this level) nobody can see where its axes come from."""
+    """Return an index that picks something: of nothing (no box on a level) nobody sees where its axes come from."""
     if picked.numel():
         return index
     if isinstance(index, tuple | list):
@@ -176,7 +176,7 @@ def gather(tracer: Tracer, output: Tensor, input: Tensor, *arguments: Any, **opt
 
 @rule("scatter scatter_add scatter_reduce")
 def scatter(tracer: Tracer, output: Tensor, input: Tensor, dim: int, *arguments: Any, **options: Any) -> None:
-    """Numbers written to one position along ``dim`` for each of an index; all lose the same channels along the others."""
+    """Numbers written to one position along ``dim`` for each of an index; along the others all lose the same."""
     operands = [input, *tensors_in((arguments, options))]
     axes: TensorLabels = {}
     for tensor in operands:
