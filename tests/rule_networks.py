@@ -182,7 +182,7 @@ NETWORKS: dict[str, Callable[[], Net]] = {
         lambda n, y: torchvision.ops.roi_align(y, list(n.b(y).mean((2, 3)).sigmoid()[:, None] * 8), 2), b=conv(12, 4)
     ),
     "groups of the width": behind(
-        lambda n, y: F.conv2d(y, n.w, groups=y.shape[1]) + F.conv2d(y, n.v.expand(y.shape[1], 1, 3, 3), groups=y.shape[1]),
+        lambda n, y: F.conv2d(F.conv2d(y, n.w, groups=y.shape[1]), n.v.expand(y.shape[1], 1, 3, 3), groups=y.size(1)),
         w=parameter(12, 1, 3, 3), v=parameter(1, 1, 3, 3),
     ),
     "groups in an attribute": behind(
@@ -346,13 +346,22 @@ NETWORKS: dict[str, Callable[[], Net]] = {
     "gathered channels": behind(lambda n, y: y.gather(1, y.new_zeros(len(y), 3, 8, 8).long() + 5)),
     "gathered from the first": behind(lambda n, y: y.gather(2, y.new_zeros(len(y), 7, 1, 8).long())),
     "taken from one row": behind(lambda n, y: torch.take_along_dim(y, y.new_zeros(len(y)).long() + 700)[:, None]),
-    "scattered": behind(lambda n, y: torch.zeros_like(y).scatter(2, n.b(y).argmax(2, keepdim=True), y), b=conv(12, 12)),
-    "scattered channels": behind(lambda n, y: y.scatter(1, y.new_zeros(len(y), 3, 8, 8).long() + 5, n.b(y)), b=conv(12, 12)),
+    "scattered": behind(
+        lambda n, y: torch.zeros_like(y).scatter(2, n.b(y).argmax(2, keepdim=True), y), b=conv(12, 12)
+    ),
+    "scattered channels": behind(
+        lambda n, y: y.scatter(1, y.new_zeros(len(y), 3, 8, 8).long() + 5, n.b(y)), b=conv(12, 12)
+    ),
     "scattered to the first": behind(lambda n, y: y.scatter(2, y.new_zeros(len(y), 7, 1, 8).long(), 1.0)),
-    "nothing picked": behind(lambda n, y: joined(y, n.b(y[y.sum((1, 2, 3)) > 1e9]).sum(0, keepdim=True).expand(len(y), -1, -1, -1)), b=conv(12, 5)),
+    "nothing picked": behind(
+        lambda n, y: joined(y, n.b(y[y.sum((1, 2, 3)) > 1e9]).sum(0, keepdim=True).expand(len(y), -1, -1, -1)),
+        b=conv(12, 5),
+    ),
     "noise": behind(lambda n, y: y * torch.randn(y.shape).sigmoid().clamp(1, 1)),
     "divisible": behind(lambda n, y: y * 2 if y.shape[1] % 4 == 0 else y),
-    "divisible heads": behind(lambda n, y: y.reshape(len(y), y.shape[1] // 4, 4, 64).flip(2) if y.shape[1] % 4 == 0 else y),
+    "divisible heads": behind(
+        lambda n, y: y.reshape(len(y), y.shape[1] // 4, 4, 64).flip(2) if y.shape[1] % 4 == 0 else y
+    ),
     "remainder": behind(lambda n, y: y * (y.shape[1] % 5)),
     "heads": behind(lambda n, y: y.reshape(y.shape[0], n.heads, 4, 64).flip(2), heads=3),
     "heads of two widths": behind(

@@ -213,9 +213,8 @@ def with_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
     slim = copy.deepcopy(model, {id(dense[name]): _sliced(dense[name], dims) for name, dims in plan.kept.items()})
     for module in slim.modules():
         if type(module)._apply is not nn.Module._apply and not isinstance(module, torch.jit.ScriptModule):
-            module._apply(
-                lambda tensor: tensor
-            )  # as if it were moved: what it made of its weights and kept, it forgets
+            # As if it were moved: what it made of its weights and kept, it forgets.
+            module._apply(lambda tensor: tensor)  # type: ignore[no-untyped-call]
     _mend_and_edit_(slim, plan)
     carry_attributes(model, slim)
     return slim

@@ -81,7 +81,9 @@ def deciding(last: Callable[[Tensor], object], hidden: bool) -> networks.Net:
     """A chain a → b → fc that returns a decision; with ``hidden`` its logits hang on the width of b."""
     torch.manual_seed(0)
     model = networks.Net(
-        lambda n, x: last(n.fc(n.b(n.a(x).relu()).relu().mean((2, 3))) * (networks.hidden_width(n.b) ** -0.5 if hidden else 1.0)),
+        lambda n, x: last(
+            n.fc(n.b(n.a(x).relu()).relu().mean((2, 3))) * (networks.hidden_width(n.b) ** -0.5 if hidden else 1.0)
+        ),
         a=networks.conv(3, 8), b=networks.conv(8, 10), fc=nn.Linear(10, 6),
     )  # fmt: skip
     return networks.perturbed(model)
