@@ -154,7 +154,7 @@ NETWORKS: dict[str, Callable[[], Net]] = {
         w=parameter(1, 5, 8), mha=nn.MultiheadAttention(8, 2, kdim=64, vdim=64, batch_first=True),
     ),
     "lstm both ways": behind_linear(
-        lambda n, y: n.rnn(y)[0], rnn=nn.LSTM(12, 5, 2, batch_first=True, bidirectional=True, proj_size=3)
+        lambda n, y: n.rnn(y)[0], rnn=nn.LSTM(12, 5, 2, batch_first=True, bidirectional=True)
     ),
     "lstm along the channels": behind(lambda n, y: n.rnn(y.flatten(2))[0], rnn=nn.LSTM(64, 5, batch_first=True)),
     "gru cell with a computed state": behind(
