@@ -172,14 +172,18 @@ NETWORKS: dict[str, Callable[[], Net]] = {
     "cosine of sigmoids": behind(lambda n, y: F.cosine_similarity(y.sigmoid(), n.b(y).sigmoid()), b=conv(12, 12)),
     "distances": behind(lambda n, y: torch.cdist(y.mean((2, 3)), n.w), w=parameter(6, 12)),
     "distances of channels": behind(lambda n, y: torch.cdist(y.flatten(2), n.w), w=parameter(6, 64)),
-    "distance with an eps": behind(lambda n, y: F.pairwise_distance(y, 1e-6 * n.b(y)), b=conv(12, 12)),
+    "distance with an eps": behind(
+        lambda n, y: 1e6 * F.pairwise_distance(1e-6 * y.mean((2, 3)), 1e-6 * n.b(y).mean((2, 3)))[:, None],
+        b=conv(12, 12),
+    ),
     "weight norm": behind(lambda n, y: n.b(y), b=weight_norm(conv(12, 8))),
     "deformable conv": behind(
         lambda n, y: n.b(y, n.places(y), n.mask(y).sigmoid()),
         b=torchvision.ops.DeformConv2d(12, 8, 3, padding=1), places=conv(12, 36), mask=conv(12, 18),
     ),
     "regions": behind(
-        lambda n, y: torchvision.ops.roi_align(y, list(n.b(y).mean((2, 3)).sigmoid()[:, None] * 8), 2), b=conv(12, 4)
+        lambda n, y: torch.ops.torchvision.roi_align(y, n.b(y).mean((2, 3)).sigmoid(), 8.0, 2, 2, -1, False),
+        b=conv(12, 5),
     ),
     "groups of the width": behind(
         lambda n, y: F.conv2d(F.conv2d(y, n.w, groups=y.shape[1]), n.v.expand(y.shape[1], 1, 3, 3), groups=y.size(1)),
