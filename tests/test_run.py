@@ -50,7 +50,8 @@ class Net(nn.Module):
         self.a, self.more, self.fc = nn.Conv2d(1, 8, 3), nn.Sequential(*more), nn.Linear(8, 10)
 
     def forward(self, x):
-        return self.fc(self.more(self.a(x) * self.a.out_channels).mean((2, 3)))  # nobody can see who reads an attribute
+        hidden = len(range(self.a.out_channels))  # Python makes a plain int of it, and nobody sees what for
+        return self.fc(self.more(self.a(x) * hidden).mean((2, 3)))
 
 def width_in_the_code():
     return Net(nn.Conv2d(8, 8, 3))
