@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hoyer_export.report.making import changed_little, how_it_was_made, little_effect_words, making, stage_seconds
-from hoyer_export.report.number_format import ABSENT, exact, score, score_change, share, small, times
+from hoyer_export.report.number_format import ABSENT, exact, milliseconds, score, score_change, share, small, times
 from hoyer_export.report.report import Report
 from hoyer_export.report.stage_records import GateRecord, Images
 
@@ -214,6 +214,9 @@ def budget_words(report: Report) -> str:
             left = of_dense(report, "macs")
             came = "" if left is None else f", {share(left)} of the dense MACs left"
             words.append(f"none asked; channels below {limit} were to go{came}")
+        elif key == "latency_ms":
+            took = milliseconds(report.budget.reached.get(key))
+            words.append(f"at most {milliseconds(asked)} a run asked, {took} reached")
         elif key in LOST:
             lost, stay = report.budget.reached.get(key, 0.0), share(of_dense(report, "macs"))
             words.append(f"at most {asked:g} {LOST[key]} asked, {max(lost, 0.0):.3g} lost at {stay} of the dense MACs")
