@@ -28,7 +28,7 @@ def time_table(
 
     recipe = make_recipe(
         untrained({"name": network, "classes": classes, "input": shape}, 0)
-        | {"cut": {"threshold": "natural"}, "bench": {"threads": threads, "batch_size": batch_size}}
+        | {"cut": {"threshold": "natural"}, "bench": {"runtime": runtime, "threads": threads, "batch_size": batch_size}}
     )
     loading("torch")
     from hoyer_export.console import print_times
@@ -36,5 +36,5 @@ def time_table(
     from hoyer_export.run.timing import recipe_times
 
     with progress() as shown:
-        found = recipe_times(recipe, runtime=runtime, allow_import=allow_import, progress=shown)
+        found = recipe_times(recipe, allow_import=allow_import, progress=shown)
     print_json(asdict(found)) if as_json else print_times(found, everything=everything)
