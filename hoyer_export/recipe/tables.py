@@ -370,10 +370,12 @@ class Distill(_Table):
 
 
 class Export(_Table):
-    """The ONNX file."""
+    """The files that are shipped: slim.onnx, and further ones made of it."""
 
     opset: Annotated[int, Field(ge=17, le=25)] = 20
     """The version of ONNX's operators."""
+    fp16: bool = False
+    """Also slim-fp16.onnx: weights and arithmetic in float16, for runtimes that have it; half the bytes."""
 
 
 class Verify(_Table):

@@ -3,18 +3,26 @@
 docs/adding-an-artifact.md adds one.
 """
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
-from hoyer_export.deploy.checks import RELATIVE_TOLERANCE
+from hoyer_export.call import Call
+from hoyer_export.deploy.checks import RELATIVE_TOLERANCE, VerifyRecord
 from hoyer_export.deploy.export import export_onnx
+from hoyer_export.deploy.half import write_half
+from hoyer_export.deploy.verify import verify_onnx
+from hoyer_export.recipe.tables import Recipe
 from hoyer_export.run.job import Job
+from hoyer_export.run.train import EVALUATION_BATCH
 from hoyer_export.run_folder import RunFolder
 
 REJECTED = ".rejected"
+HALF_TOLERANCE = 1e-2
+"""A number of float16 has 11 bits, and is off by up to 5e-4 of itself; they add up over the layers."""
 
 
 def write_float32(artifact: "Artifact", job: Job, path: Path) -> None:
@@ -25,6 +33,27 @@ def write_float32(artifact: "Artifact", job: Job, path: Path) -> None:
     export_onnx(artifact.network(job), job.example, path, opset=job.recipe.export.opset, metadata=facts)
 
 
+def verify_float32(artifact: "Artifact", job: Job, path: Path, sha256: str | None) -> VerifyRecord:
+    """Compare what the file computes with what the artifact's network does, within its tolerance."""
+    batches, network = job.recipe.verify.batches, artifact.network(job)
+    return verify_onnx(
+        path,
+        network,
+        some_images(job, network, max(batches)),
+        batches=batches,
+        labelled=job.data.test.batches(EVALUATION_BATCH) if job.has_labels else None,
+        metric=job.metric,
+        sha256=sha256,
+        tolerance=artifact.tolerance,
+    )
+
+
+def some_images(job: Job, network: nn.Module, count: int) -> Call:
+    """Return a batch of ``count`` validation images, if there are as many, or noise."""
+    images = next(iter(job.data.validation.batches(count)))[0] if job.has_data else job.example
+    return Call.of(network, images, collated=True)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
     """A file that is shipped.
@@ -33,14 +62,18 @@ class Artifact:
         name: its place in reports; the file is ``NAME.onnx``.
         kind: what the file holds, e.g. ``onnx``.
         network: returns what the file has to compute.
+        asked: whether a recipe wants it.
         write: writes it, the same bytes each time.
+        verify: compares the file at a path with the network; is given the sha256 of what was written, where known.
         tolerance: largest |runtime − network| in units of max(1, max |network|), as for ``verify_onnx``.
     """
 
     name: str
     kind: str = "onnx"
     network: Callable[[Job], nn.Module]
+    asked: Callable[[Recipe], bool] = lambda recipe: True
     write: Callable[["Artifact", Job, Path], None] = write_float32
+    verify: Callable[["Artifact", Job, Path, str | None], VerifyRecord] = verify_float32
     tolerance: float = RELATIVE_TOLERANCE
 
     def path(self, folder: RunFolder) -> Path:
@@ -57,11 +90,34 @@ class Artifact:
         return rejected if rejected.exists() and not path.exists() else path
 
 
+def _half(artifact: Artifact, job: Job, path: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        write_float32(artifact, job, Path(folder) / path.name)
+        write_half(Path(folder) / path.name, path)
+
+
+def _slim(job: Job) -> nn.Module:
+    return job.slim().model
+
+
 ARTIFACTS: dict[str, Artifact] = {
     it.name: it
     for it in (
         Artifact(name="dense", network=lambda job: job.dense()),
-        Artifact(name="slim", network=lambda job: job.slim().model),
+        Artifact(name="slim", network=_slim),
+        Artifact(
+            name="slim-fp16",
+            kind="onnx, float16 inside, float32 in and out",
+            network=_slim,
+            asked=lambda recipe: recipe.export.fp16,
+            write=_half,
+            tolerance=HALF_TOLERANCE,
+        ),
     )
 }
 """By name, the dense one first: what all others are compared with."""
+
+
+def artifacts_of(recipe: Recipe) -> dict[str, Artifact]:
+    """Return those that a recipe wants, by name."""
+    return {name: it for name, it in ARTIFACTS.items() if it.asked(recipe)}

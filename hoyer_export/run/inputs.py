@@ -14,6 +14,7 @@ from hoyer_export.channels.cost import dense_macs
 from hoyer_export.choices import ALIGNMENTS
 from hoyer_export.data import DataSplits
 from hoyer_export.deploy.export import as_float32, export_onnx, inference_copy
+from hoyer_export.deploy.half import write_half
 from hoyer_export.deploy.macs import count_macs
 from hoyer_export.deploy.weight_sizes import TorchMacs, torch_macs
 from hoyer_export.errors import DataError, HoyerExportError, NetworkError, RecipeError, one_line
@@ -132,6 +133,8 @@ def check_export(job: Job) -> None:
         path = Path(folder) / "dense.onnx"
         export_onnx(network, job.example, path, opset=job.recipe.export.opset)
         counted, expected = count_macs(path), dense_macs(job.channels)
+        if job.recipe.export.fp16:
+            write_half(path, path.with_name("half.onnx"))
     if counted.uncounted:
         if job.recipe.cut.macs is not None:
             raise NetworkError(

@@ -9,16 +9,14 @@ from pathlib import Path
 
 from torch import nn
 
-from hoyer_export.call import Call
 from hoyer_export.deploy.benchmark import LatencyRecord, Speedup, benchmark
 from hoyer_export.deploy.checks import Check, VerifyRecord
 from hoyer_export.deploy.explain import blocked_convolutions
 from hoyer_export.deploy.macs import count_macs
-from hoyer_export.deploy.verify import verify_onnx
 from hoyer_export.errors import VerificationFailed
 from hoyer_export.metric import evaluate
 from hoyer_export.report import stage_records as records
-from hoyer_export.run.artifacts import ARTIFACTS, Artifact, write_float32
+from hoyer_export.run.artifacts import ARTIFACTS, Artifact, artifacts_of, write_float32
 from hoyer_export.run.cut import CUT
 from hoyer_export.run.inputs import macs_in_torch
 from hoyer_export.run.job import Job
@@ -29,9 +27,13 @@ from hoyer_export.select.budget import COSTS, Budget
 
 def export_files(job: Job) -> records.ExportsRecord:
     """Write every artifact."""
-    job.progress.headline(f"export: {', '.join(it.path(job.folder).name for it in ARTIFACTS.values())}")
+    wanted = artifacts_of(job.recipe)
+    job.progress.headline(f"export: {', '.join(it.path(job.folder).name for it in wanted.values())}")
     started = time.perf_counter()
-    files = tuple(_exported(job, artifact) for artifact in ARTIFACTS.values())
+    for artifact in (it for name, it in ARTIFACTS.items() if name not in wanted):  # of the recipe before
+        artifact.path(job.folder).unlink(missing_ok=True)
+        artifact.rejected(job.folder).unlink(missing_ok=True)
+    files = tuple(_exported(job, artifact) for artifact in wanted.values())
     return records.ExportsRecord(
         seconds=time.perf_counter() - started,
         artifacts=files,
@@ -85,12 +87,13 @@ def verify_files(job: Job) -> records.VerifiedRecord:
         VerificationFailed: a file cannot even be run.
     """
     images = f", {len(job.data.test):,} test images" if job.has_labels else ""
-    job.progress.headline(f"verify: {', '.join(it.path(job.folder).name for it in ARTIFACTS.values())}{images}")
+    wanted = artifacts_of(job.recipe)
+    job.progress.headline(f"verify: {', '.join(it.path(job.folder).name for it in wanted.values())}{images}")
     started = time.perf_counter()
     known = {file.name: file.sha256 for file in record_of(EXPORT, job.folder).artifacts}
     if not job.trusts_files:  # verify_onnx itself compares the weights with those that write_float32 would write
-        known = {name: _written_now(job, it) for name, it in ARTIFACTS.items() if it.write is not write_float32}
-    found = {name: _settled(job, artifact, known.get(name)) for name, artifact in ARTIFACTS.items()}
+        known = {name: _written_now(job, it) for name, it in wanted.items() if it.write is not write_float32}
+    found = {name: _settled(job, artifact, known.get(name)) for name, artifact in wanted.items()}
     before = found["dense"].accuracy
     if job.has_labels and job.recipe.sparse.epochs:
         before = evaluate(job.sparse(), job.data.test.batches(EVALUATION_BATCH), job.metric)
@@ -123,24 +126,8 @@ def _settled(job: Job, artifact: Artifact, sha256: str | None) -> records.FileVe
 
 
 def _verified(job: Job, artifact: Artifact, sha256: str | None) -> records.FileVerification:
-    batches, network = job.recipe.verify.batches, artifact.network(job)
-    found = verify_onnx(
-        artifact.found(job.folder),
-        network,
-        _some(job, network, max(batches)),
-        batches=batches,
-        labelled=job.data.test.batches(EVALUATION_BATCH) if job.has_labels else None,
-        metric=job.metric,
-        sha256=sha256,
-        tolerance=artifact.tolerance,
-    )
-    return as_record(artifact.name, found, _same_macs(artifact, network, job))
-
-
-def _some(job: Job, network: nn.Module, count: int) -> Call:
-    """Return a batch of ``count`` validation images, if there are as many, or noise."""
-    images = next(iter(job.data.validation.batches(count)))[0] if job.has_data else job.example
-    return Call.of(network, images, collated=True)
+    found = artifact.verify(artifact, job, artifact.found(job.folder), sha256)
+    return as_record(artifact.name, found, _same_macs(artifact, artifact.network(job), job))
 
 
 def as_record(name: str, found: VerifyRecord, more: Sequence[Check] = ()) -> records.FileVerification:
@@ -192,12 +179,12 @@ def _finite(value: float) -> float | None:
 
 def bench_files(job: Job) -> records.MeasuredRecord:
     """Measure all artifacts, interleaved; nothing where the recipe gives it no time."""
-    table = job.recipe.bench
+    table, wanted = job.recipe.bench, artifacts_of(job.recipe)
     started, files, noise, block = time.perf_counter(), [], None, None
     if table.min_seconds:
         threads = f"{table.threads} thread{'' if table.threads == 1 else 's'}"
-        job.progress.headline(f"bench: {' against '.join(ARTIFACTS)}, {threads}, batch {table.batch_size}")
-        paths = [artifact.found(job.folder) for artifact in ARTIFACTS.values()]
+        job.progress.headline(f"bench: {' against '.join(wanted)}, {threads}, batch {table.batch_size}")
+        paths = [artifact.found(job.folder) for artifact in wanted.values()]
         found = benchmark(paths, threads=table.threads, batch_size=table.batch_size, min_seconds=table.min_seconds)
         blocked = [blocked_convolutions(path) for path in paths]
         noise, block = found.noisy, blocked[-1].block
@@ -206,9 +193,7 @@ def bench_files(job: Job) -> records.MeasuredRecord:
                 job.progress.note(line)
         files = [
             _latency(name, latency, records.BlockedConvs(blocked=convs.blocked, total=convs.total), speedup, noise)
-            for name, latency, convs, speedup in zip(
-                ARTIFACTS, found.files, blocked, (None, *found.speedups), strict=True
-            )
+            for name, latency, convs, speedup in zip(wanted, found.files, blocked, (None, *found.speedups), strict=True)
         ]
     return records.MeasuredRecord(
         environment=records.Environment.model_validate(job.environment, from_attributes=True),
@@ -259,7 +244,7 @@ EXPORT = Stage(
     run=export_files,
     reads=("export",),
     needs=("finetune", "dense"),
-    leaves=lambda job: tuple(artifact.found(job.folder) for artifact in ARTIFACTS.values()),
+    leaves=lambda job: tuple(artifact.found(job.folder) for artifact in artifacts_of(job.recipe).values()),
 )
 VERIFY = Stage(
     name="verify",
