@@ -52,6 +52,7 @@ MOVED = 1e-5  # relative change of the outputs that asks for fine-tuning: what v
 
 def print_report(report: "Report", folder: Path) -> None:
     """Print the files side by side, how exact the cut is, what was verified, and what to do next."""
+    from hoyer_export.report.further import further_words
     from hoyer_export.report.making import cut_details, making
     from hoyer_export.report.summary import (
         budget_words,
@@ -81,6 +82,8 @@ def print_report(report: "Report", folder: Path) -> None:
         worst = ", ".join(f"{row.name} {row.dense:.1f} → {percent(row.slim)}" for row in lost)
         console.print(_plain(f"classes that lost most: {worst}"))
     console.print(_plain(f"speed: {speedup_words(report)}"))
+    for line in further_words(report):
+        console.print(_plain(line))
     console.print(_plain(f"budget: {budget_words(report)}"))
     for line in gate_words(report.gate):
         console.print(_plain(f"gate: {line}"))
@@ -299,7 +302,8 @@ def print_verification(found: "VerifiedRecord") -> None:
         table.add_column(column, justify="right" if column in ("value", "tolerance") else "left")
     for file in found.artifacts:
         for check in file.checks:
-            cells = value_words(check.value), small(check.tolerance), _verdict(check.passed)
+            limit = "" if check.tolerance is None else small(check.tolerance)
+            cells = value_words(check.value), limit, _verdict(check.passed)
             table.add_row(escape(file.name), escape(check.name), *cells)
     console = _console()
     console.print(table)

@@ -48,8 +48,8 @@ class Artifact:
 
     @property
     def accuracy(self) -> float | None:
-        """Top-1 of its network on the test set in percent, or what the report's metric names."""
-        return self.verified.accuracy
+        """Top-1 of its network on the test set in percent, or what the report's metric names; the file's in int8."""
+        return self.verified.onnx_accuracy if self.verified.accuracy is None else self.verified.accuracy
 
     @property
     def gmac_per_s(self) -> float | None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hoyer_export.report.further import further_words
 from hoyer_export.report.making import changed_little, how_it_was_made, little_effect_words, making, stage_seconds
 from hoyer_export.report.number_format import ABSENT, exact, score, score_change, share, small, times
 from hoyer_export.report.report import Report
@@ -352,6 +353,7 @@ def facts(report: Report) -> dict[str, object]:
             it.file.name: None if report.metric else accuracy_interval(it.accuracy, images) for it in report.artifacts
         },
         "budget": budget_words(report),
+        "further": further_words(report),
         "gate": "; ".join(gate_words(report.gate)),
         "speedup": speedup_words(report),
         "speedups": speedup_cells(report),

@@ -3,24 +3,30 @@
 docs/adding-an-artifact.md adds one.
 """
 
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from torch import nn
 
 from hoyer_export.call import Call
 from hoyer_export.deploy.checks import RELATIVE_TOLERANCE, VerifyRecord
-from hoyer_export.deploy.export import export_onnx
+from hoyer_export.deploy.export import as_float32, export_onnx
 from hoyer_export.deploy.half import write_half
+from hoyer_export.deploy.quantise import write_int8
 from hoyer_export.deploy.verify import verify_onnx
+from hoyer_export.deploy.verify_coarse import verify_coarse
 from hoyer_export.recipe.tables import Recipe
+from hoyer_export.report.further import INT8
 from hoyer_export.run.job import Job
 from hoyer_export.run.train import EVALUATION_BATCH
 from hoyer_export.run_folder import RunFolder
 
 REJECTED = ".rejected"
+CALIBRATION = 512
+"""Training images that the ranges of int8 activations come from."""
 HALF_TOLERANCE = 1e-2
 """A number of float16 has 11 bits, and is off by up to 5e-4 of itself; they add up over the layers."""
 
@@ -90,10 +96,40 @@ class Artifact:
         return rejected if rejected.exists() and not path.exists() else path
 
 
-def _half(artifact: Artifact, job: Job, path: Path) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        write_float32(artifact, job, Path(folder) / path.name)
-        write_half(Path(folder) / path.name, path)
+def _float32(artifact: Artifact, job: Job, folder: str) -> Path:
+    """Return the file that the artifact is made of."""
+    path = artifact.path(RunFolder(Path(folder)))
+    write_float32(artifact, job, path)
+    return path
+
+
+def _write_half(artifact: Artifact, job: Job, path: Path) -> None:
+    with TemporaryDirectory() as folder:
+        write_half(_float32(artifact, job, folder), path)
+
+
+def _write_int8(artifact: Artifact, job: Job, path: Path) -> None:
+    with TemporaryDirectory() as folder:
+        write_int8(_float32(artifact, job, folder), path, _calibration(artifact.network(job), job))
+
+
+def _calibration(network: nn.Module, job: Job) -> Iterator[Call]:
+    """Yield the training images that say how large activations become, without augmentation."""
+    for images, _ in islice(job.data.train.batches(32, shuffle=True), CALIBRATION // 32):
+        yield as_float32(Call.of(network, images, collated=True))
+
+
+def _verify_int8(artifact: Artifact, job: Job, path: Path, sha256: str | None) -> VerifyRecord:
+    batches, network = job.recipe.verify.batches, artifact.network(job)
+    return verify_coarse(
+        path,
+        network,
+        some_images(job, network, max(batches)),
+        sha256=sha256,
+        batches=batches,
+        labelled=job.data.test.batches(EVALUATION_BATCH) if job.has_labels else None,
+        metric=job.metric,
+    )
 
 
 def _slim(job: Job) -> nn.Module:
@@ -110,8 +146,16 @@ ARTIFACTS: dict[str, Artifact] = {
             kind="onnx, float16 inside, float32 in and out",
             network=_slim,
             asked=lambda recipe: recipe.export.fp16,
-            write=_half,
+            write=_write_half,
             tolerance=HALF_TOLERANCE,
+        ),
+        Artifact(
+            name="slim-int8",
+            kind=INT8,
+            network=_slim,
+            asked=lambda recipe: recipe.export.int8,
+            write=_write_int8,
+            verify=_verify_int8,
         ),
     )
 }
