@@ -132,13 +132,13 @@ def _figures(report: "Report") -> Iterator[list[str]]:
         yield [f"test {report.metric_name}", *(score(it.accuracy, report.metric) for it in shipped), change]
     for name, key, shown in (("MACs", "macs", exact), ("params", "params", exact), ("file", "size_bytes", size)):
         yield [name, *(shown(getattr(it.file, key)) for it in shipped), share(of_dense(report, key))]
-    measured = report.bench.artifacts
-    if measured and dense.latency is not None and slim.latency is not None:
+    measured = [it.latency for it in shipped]
+    if dense.latency is not None and slim.latency is not None:
         for quantile in ("p50", "p90"):
             first, second = (getattr(it.latency, quantile) for it in (dense, slim))
-            cells = (milliseconds(getattr(it, quantile)) for it in measured)
+            cells = (milliseconds(getattr(it, quantile)) if it else "" for it in measured)
             yield [f"latency {quantile}", *cells, share(second / first)]
-        blocked = (it.blocked_convs for it in measured)
+        blocked = (None if it is None else it.blocked_convs for it in measured)
         cells = (f"{it.blocked} of {it.total}" if it is not None else "" for it in blocked)
         yield ["blocked convolutions", *cells, ""]
 

@@ -86,7 +86,7 @@ def verify_onnx(
         raise DataError(f"verification needs images and batches of at least 1, got {real.shapes or 'no tensor'}")
     file, network = read_onnx(path), inference_copy(model)
     names = check_interface(file, path, network, real)
-    cases = _cases(real, max(2, *batches))
+    cases = input_cases(real, max(2, *batches))
     two = cases["real"].rows(slice(2))
     torchs = Sensitivity(network)
     expected = {
@@ -153,7 +153,7 @@ def _judged_rows(
     return judged
 
 
-def _cases(real: Call, count: int) -> dict[str, Call]:
+def input_cases(real: Call, count: int) -> dict[str, Call]:
     """Return ``count`` inputs of each kind; integer inputs are real ones everywhere: their range is the network's."""
     repeated = real.rows(torch.arange(count) % real.batch_size)
     generator = torch.Generator().manual_seed(0)

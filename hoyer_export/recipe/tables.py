@@ -380,6 +380,9 @@ class Export(_Table):
     """Also slim-int8.onnx: weights and activations in int8 (QDQ), calibrated on 512 training images; a quarter of the
     bytes. It is not shipped, but left as slim-int8.onnx.rejected, where it is slower than slim.onnx, or loses more test
     accuracy than ``gate.max_accuracy_drop`` allows (without that: more than one point of slim.onnx's)."""
+    pt2: bool = False
+    """Also slim.pt2, of torch.export: ``torch.export.load("slim.pt2").module()`` runs it with torch alone. It is
+    verified, and not measured: latencies are onnxruntime's."""
 
 
 class Verify(_Table):

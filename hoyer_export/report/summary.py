@@ -167,17 +167,17 @@ def speed_is_unclear(report: Report) -> bool:
     return report.speed is not None and (interval is None or interval[0] <= 1 <= interval[1])
 
 
-def speedup_cells(report: Report) -> tuple[str, ...]:
-    """Return the speed-up of every measured file with its interval, e.g. ``2.21× (2.19–2.24)``; the dense has none."""
-    cells = []
-    for speedup in (it.speedup for it in report.bench.artifacts):
+def speedup_cells(report: Report) -> dict[str, str]:
+    """Return measured file → its speed-up with the interval, e.g. ``2.21× (2.19–2.24)``; the dense has none."""
+    cells = {}
+    for name, speedup in ((it.name, it.speedup) for it in report.bench.artifacts):
         if speedup is None:
-            cells.append("")
+            cells[name] = ""
         elif report.bench.noise or speedup.ci95 is None:
-            cells.append(f"{times(speedup.median)} (too noisy)")
+            cells[name] = f"{times(speedup.median)} (too noisy)"
         else:
-            cells.append(f"{times(speedup.median)} ({_interval_words(speedup.ci95)})")
-    return tuple(cells)
+            cells[name] = f"{times(speedup.median)} ({_interval_words(speedup.ci95)})"
+    return cells
 
 
 def _interval_words(interval: Sequence[float]) -> str:

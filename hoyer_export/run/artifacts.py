@@ -3,10 +3,12 @@
 docs/adding-an-artifact.md adds one.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from platform import python_version
 from tempfile import TemporaryDirectory
 
 from torch import nn
@@ -15,9 +17,12 @@ from hoyer_export.call import Call
 from hoyer_export.deploy.checks import RELATIVE_TOLERANCE, VerifyRecord
 from hoyer_export.deploy.export import as_float32, export_onnx
 from hoyer_export.deploy.half import write_half
+from hoyer_export.deploy.program import write_program
 from hoyer_export.deploy.quantise import write_int8
 from hoyer_export.deploy.verify import verify_onnx
 from hoyer_export.deploy.verify_coarse import verify_coarse
+from hoyer_export.deploy.verify_program import verify_program
+from hoyer_export.environment import versions
 from hoyer_export.recipe.tables import Recipe
 from hoyer_export.report.further import INT8
 from hoyer_export.run.job import Job
@@ -33,10 +38,15 @@ HALF_TOLERANCE = 1e-2
 
 def write_float32(artifact: "Artifact", job: Job, path: Path) -> None:
     """Export the artifact's network as it is, with what a client has to know in the metadata."""
-    facts = {"network": job.recipe.network.name, "file": artifact.name}
-    if job.has_data:
-        facts |= {"data": job.data.name, **job.data.preprocessing.metadata()}
-    export_onnx(artifact.network(job), job.example, path, opset=job.recipe.export.opset, metadata=facts)
+    opset, facts = job.recipe.export.opset, facts_of(artifact, job)
+    export_onnx(artifact.network(job), job.example, path, opset=opset, metadata=facts)
+
+
+def facts_of(artifact: "Artifact", job: Job) -> dict[str, str]:
+    """Return what a file says of itself: whose it is, how images are prepared, and which versions made it."""
+    made = {"python": python_version()} | versions()
+    facts = {"network": job.recipe.network.name, "file": artifact.name, "versions": json.dumps(made)}
+    return facts | ({"data": job.data.name, **job.data.preprocessing.metadata()} if job.has_data else {})
 
 
 def verify_float32(artifact: "Artifact", job: Job, path: Path, sha256: str | None) -> VerifyRecord:
@@ -65,7 +75,9 @@ class Artifact:
     """A file that is shipped.
 
     Args:
-        name: its place in reports; the file is ``NAME.onnx``.
+        name: its place in reports.
+        file: its name in the folder; ``NAME.onnx`` where empty. What is no ONNX file is not measured.
+        counted: name of the artifact whose graph is counted in the place of its own, where it multiplies as much.
         kind: what the file holds, e.g. ``onnx``.
         network: returns what the file has to compute.
         asked: whether a recipe wants it.
@@ -75,6 +87,8 @@ class Artifact:
     """
 
     name: str
+    file: str = ""
+    counted: str = ""
     kind: str = "onnx"
     network: Callable[[Job], nn.Module]
     asked: Callable[[Recipe], bool] = lambda recipe: True
@@ -84,11 +98,12 @@ class Artifact:
 
     def path(self, folder: RunFolder) -> Path:
         """Return where it is written, and lies unless its verification failed."""
-        return folder.path / f"{self.name}.onnx"
+        return folder.path / (self.file or f"{self.name}.onnx")
 
     def rejected(self, folder: RunFolder) -> Path:
         """Return where it lies once its verification has failed: under no name that anybody ships."""
-        return folder.path / f"{self.name}.onnx{REJECTED}"
+        path = self.path(folder)
+        return path.with_name(path.name + REJECTED)
 
     def found(self, folder: RunFolder) -> Path:
         """Return where it lies now."""
@@ -132,6 +147,24 @@ def _verify_int8(artifact: Artifact, job: Job, path: Path, sha256: str | None) -
     )
 
 
+def _write_program(artifact: Artifact, job: Job, path: Path) -> None:
+    write_program(artifact.network(job), job.example, path, metadata=facts_of(artifact, job))
+
+
+def _verify_program(artifact: Artifact, job: Job, path: Path, sha256: str | None) -> VerifyRecord:
+    batches, network = job.recipe.verify.batches, artifact.network(job)
+    return verify_program(
+        path,
+        network,
+        some_images(job, network, max(batches)),
+        sha256=sha256 or "",
+        batches=batches,
+        labelled=job.data.test.batches(EVALUATION_BATCH) if job.has_labels else None,
+        metric=job.metric,
+        tolerance=artifact.tolerance,
+    )
+
+
 def _slim(job: Job) -> nn.Module:
     return job.slim().model
 
@@ -156,6 +189,16 @@ ARTIFACTS: dict[str, Artifact] = {
             asked=lambda recipe: recipe.export.int8,
             write=_write_int8,
             verify=_verify_int8,
+        ),
+        Artifact(
+            name="slim-pt2",
+            file="slim.pt2",
+            counted="slim",
+            kind="torch.export, float32, runs with torch alone",
+            network=_slim,
+            asked=lambda recipe: recipe.export.pt2,
+            write=_write_program,
+            verify=_verify_program,
         ),
     )
 }

@@ -45,7 +45,7 @@ def _exported(job: Job, artifact: Artifact) -> records.FileRecord:
     path = artifact.path(job.folder)
     artifact.write(artifact, job, path)
     artifact.rejected(job.folder).unlink(missing_ok=True)
-    counted, content = count_macs(path), path.read_bytes()
+    counted, content = count_macs(_counted(job, artifact)), path.read_bytes()
     return records.FileRecord(
         name=artifact.name,
         file=path.name,
@@ -57,6 +57,11 @@ def _exported(job: Job, artifact: Artifact) -> records.FileRecord:
         size_bytes=len(content),
         sha256=hashlib.sha256(content).hexdigest(),
     )
+
+
+def _counted(job: Job, artifact: Artifact) -> Path:
+    """Return the file whose graph says what an artifact multiplies."""
+    return ARTIFACTS[artifact.counted or artifact.name].found(job.folder)
 
 
 def _judged(job: Job, files: dict[str, records.FileRecord]) -> records.BudgetRecord:
@@ -163,7 +168,7 @@ def as_record(name: str, found: VerifyRecord, more: Sequence[Check] = ()) -> rec
 
 def _same_macs(artifact: Artifact, network: nn.Module, job: Job) -> list[Check]:
     """Compare the MACs of the file with what torch multiplies; nothing where it has more than can be counted."""
-    counted = count_macs(artifact.found(job.folder))
+    counted = count_macs(_counted(job, artifact))
     if counted.uncounted:
         return []
     run = macs_in_torch(network, job.example)
@@ -179,7 +184,8 @@ def _finite(value: float) -> float | None:
 
 def bench_files(job: Job) -> records.MeasuredRecord:
     """Measure all artifacts, interleaved; nothing where the recipe gives it no time."""
-    table, wanted = job.recipe.bench, artifacts_of(job.recipe)
+    table = job.recipe.bench
+    wanted = {name: it for name, it in artifacts_of(job.recipe).items() if it.path(job.folder).suffix == ".onnx"}
     started, files, noise, block = time.perf_counter(), [], None, None
     if table.min_seconds:
         threads = f"{table.threads} thread{'' if table.threads == 1 else 's'}"
