@@ -380,6 +380,10 @@ class Export(_Table):
     """Also slim-int8.onnx: weights and activations in int8 (QDQ), calibrated on 512 training images; a quarter of the
     bytes. It is not shipped, but left as slim-int8.onnx.rejected, where it is slower than slim.onnx, or loses more test
     accuracy than ``gate.max_accuracy_drop`` allows (without that: more than one point of slim.onnx's)."""
+    preprocess: bool = False
+    """Also slim-preprocess.onnx, which takes pictures, uint8 [batch, height, width, channels], and resizes and
+    normalises them itself. It resizes with bilinear and bicubic interpolation; with another, and for data of one size,
+    pictures have to come in that size. Its latency is for pictures of twice the sides of the network's input."""
     pt2: bool = False
     """Also slim.pt2, of torch.export: ``torch.export.load("slim.pt2").module()`` runs it with torch alone. It is
     verified, and not measured: latencies are onnxruntime's."""
@@ -504,6 +508,10 @@ class Recipe(_Table):
     def _has_images_to_ship(self) -> "Recipe":
         if self.export.int8 and self.data is None:
             raise PydanticCustomError("rule", "export.int8 needs [data]: it is calibrated on training images", {})
+        if self.export.preprocess and self.data is None:
+            raise PydanticCustomError("rule", "export.preprocess needs [data], which says how images are prepared", {})
+        if self.export.preprocess and self.export.opset < 18:
+            raise PydanticCustomError("rule", "export.preprocess needs export.opset from 18 on: to resize", {})
         return self
 
     @model_validator(mode="after")

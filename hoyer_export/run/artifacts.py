@@ -11,18 +11,22 @@ from pathlib import Path
 from platform import python_version
 from tempfile import TemporaryDirectory
 
-from torch import nn
+from torch import Tensor, nn
 
 from hoyer_export.call import Call
 from hoyer_export.deploy.checks import RELATIVE_TOLERANCE, VerifyRecord
 from hoyer_export.deploy.export import as_float32, export_onnx
 from hoyer_export.deploy.half import write_half
+from hoyer_export.deploy.input_sizes import Shapes
+from hoyer_export.deploy.pictures import IMAGES, resizes, write_pictures
 from hoyer_export.deploy.program import write_program
 from hoyer_export.deploy.quantise import write_int8
 from hoyer_export.deploy.verify import verify_onnx
 from hoyer_export.deploy.verify_coarse import verify_coarse
+from hoyer_export.deploy.verify_pictures import as_pictures, verify_pictures
 from hoyer_export.deploy.verify_program import verify_program
 from hoyer_export.environment import versions
+from hoyer_export.metric import ACCURACY
 from hoyer_export.recipe.tables import Recipe
 from hoyer_export.report.further import INT8
 from hoyer_export.run.job import Job
@@ -83,6 +87,7 @@ class Artifact:
         asked: whether a recipe wants it.
         write: writes it, the same bytes each time.
         verify: compares the file at a path with the network; is given the sha256 of what was written, where known.
+        sizes: input → sizes that latency is measured with, where the file leaves more than the batch open.
         tolerance: largest |runtime − network| in units of max(1, max |network|), as for ``verify_onnx``.
     """
 
@@ -94,6 +99,7 @@ class Artifact:
     asked: Callable[[Recipe], bool] = lambda recipe: True
     write: Callable[["Artifact", Job, Path], None] = write_float32
     verify: Callable[["Artifact", Job, Path, str | None], VerifyRecord] = verify_float32
+    sizes: Callable[[Job], Shapes] = lambda job: {}
     tolerance: float = RELATIVE_TOLERANCE
 
     def path(self, folder: RunFolder) -> Path:
@@ -147,6 +153,39 @@ def _verify_int8(artifact: Artifact, job: Job, path: Path, sha256: str | None) -
     )
 
 
+def _write_pictures(artifact: Artifact, job: Job, path: Path) -> None:
+    with TemporaryDirectory() as folder:
+        write_pictures(_float32(artifact, job, folder), path, job.data.preprocessing)
+
+
+def _verify_pictures(artifact: Artifact, job: Job, path: Path, sha256: str | None) -> VerifyRecord:
+    batches, how = job.recipe.verify.batches, job.data.preprocessing
+    return verify_pictures(
+        path,
+        artifact.network(job),
+        next(iter(job.data.validation.batches(max(batches))))[0],
+        how,
+        sha256=sha256,
+        batches=batches,
+        labelled=_pictures(job) if job.has_labels and job.metric is ACCURACY else None,
+        tolerance=artifact.tolerance,
+    )
+
+
+def _pictures(job: Job) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the test images as the file takes them: from disk where it resizes, else as bytes."""
+    test, how = job.data.test, job.data.preprocessing
+    taken = test.pictures() if resizes(how) else None
+    return taken or ((as_pictures(images, how), classes) for images, classes in test.batches(EVALUATION_BATCH))
+
+
+def _picture_sizes(job: Job) -> dict[str, tuple[int, ...]]:
+    """Return the pictures that latency is measured on: of twice the sides of the input, where the file resizes."""
+    channels, height, width = job.shape
+    batch = job.recipe.bench.batch_size
+    return {IMAGES: (batch, 2 * height, 2 * width, channels)} if resizes(job.data.preprocessing) else {}
+
+
 def _write_program(artifact: Artifact, job: Job, path: Path) -> None:
     write_program(artifact.network(job), job.example, path, metadata=facts_of(artifact, job))
 
@@ -189,6 +228,16 @@ ARTIFACTS: dict[str, Artifact] = {
             asked=lambda recipe: recipe.export.int8,
             write=_write_int8,
             verify=_verify_int8,
+        ),
+        Artifact(
+            name="slim-preprocess",
+            counted="slim",
+            kind="onnx, takes pictures: uint8 [batch, height, width, channels]",
+            network=_slim,
+            asked=lambda recipe: recipe.export.preprocess,
+            write=_write_pictures,
+            verify=_verify_pictures,
+            sizes=_picture_sizes,
         ),
         Artifact(
             name="slim-pt2",

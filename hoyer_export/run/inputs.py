@@ -16,6 +16,7 @@ from hoyer_export.data import DataSplits
 from hoyer_export.deploy.export import as_float32, export_onnx, inference_copy
 from hoyer_export.deploy.half import write_half
 from hoyer_export.deploy.macs import count_macs
+from hoyer_export.deploy.pictures import check_pictures
 from hoyer_export.deploy.weight_sizes import TorchMacs, torch_macs
 from hoyer_export.errors import DataError, HoyerExportError, NetworkError, RecipeError, one_line
 from hoyer_export.metric import ACCURACY, Tally, outputs_of
@@ -121,6 +122,8 @@ def check(job: Job) -> CheckRecord:
     """
     started = time.perf_counter()
     check_gather(job)
+    if job.recipe.export.preprocess:
+        check_pictures(job.data.preprocessing, job.data.name)
     if job.recipe.trains or job.recipe.cut.refit:  # what is exported at once need not be tried before
         check_export(job)
     return CheckRecord(least=check_budget(job), seconds=time.perf_counter() - started)
