@@ -67,7 +67,7 @@ def print_report(report: "Report", folder: Path) -> None:
     network, data = title(report)
     on = f"on {data}" if report.inputs.data else f"input {'×'.join(map(str, report.inputs.shape))}"
     table = Table(title=f"{network} {on}", title_justify="left")
-    for column in ("", *(it.file.name for it in report.artifacts), "slim / dense"):
+    for column in ("", "dense", "slim", "slim / dense"):
         table.add_column(column, justify="left" if not column else "right")
     for name, *cells in _figures(report):
         table.add_row(name, *cells)
@@ -126,19 +126,19 @@ def _figures(report: "Report") -> Iterator[list[str]]:
     """Yield the rows of the table: a name, one cell a file, slim beside dense."""
     from hoyer_export.report.summary import accuracy_change, of_dense
 
-    shipped, dense, slim = report.artifacts, report.dense, report.slim
+    shipped = dense, slim = report.dense, report.slim
     if slim.accuracy is not None:
         change = score_change(accuracy_change(report), report.metric)
         yield [f"test {report.metric_name}", *(score(it.accuracy, report.metric) for it in shipped), change]
     for name, key, shown in (("MACs", "macs", exact), ("params", "params", exact), ("file", "size_bytes", size)):
         yield [name, *(shown(getattr(it.file, key)) for it in shipped), share(of_dense(report, key))]
-    measured = [it.latency for it in shipped]
-    if dense.latency is not None and slim.latency is not None:
+    measured = report.bench.artifacts[:2]
+    if measured and dense.latency is not None and slim.latency is not None:
         for quantile in ("p50", "p90"):
             first, second = (getattr(it.latency, quantile) for it in (dense, slim))
-            cells = (milliseconds(getattr(it, quantile)) if it else "" for it in measured)
+            cells = (milliseconds(getattr(it, quantile)) for it in measured)
             yield [f"latency {quantile}", *cells, share(second / first)]
-        blocked = (None if it is None else it.blocked_convs for it in measured)
+        blocked = (it.blocked_convs for it in measured)
         cells = (f"{it.blocked} of {it.total}" if it is not None else "" for it in blocked)
         yield ["blocked convolutions", *cells, ""]
 
