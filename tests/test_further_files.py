@@ -153,7 +153,7 @@ def test_pictures_of_a_folder_are_resized_inside(home: Path) -> None:
     made = report.artifact("slim-preprocess")
     levels = {check.name: check.value for check in made.verified.checks}["pictures, levels of 255"]
     assert report.passed
-    assert levels < 1.5
+    assert levels <= 2.5
     assert made.verified.onnx_accuracy == made.verified.accuracy == report.slim.accuracy
     picture = home / "pictures" / "val" / "b" / "3.png"
     (logits,) = onnxruntime.InferenceSession(home / "folder" / "slim-preprocess.onnx").run(

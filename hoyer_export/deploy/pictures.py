@@ -3,10 +3,11 @@
     input = (resized(images) / 255 − mean) / std          as float32 [batch, channels, H, W]
 
 Pictures may have any size, one for all of a batch, where the interpolation is bilinear or bicubic: ONNX' Resize,
-antialiased, differs from Pillow's, in onnxruntime 1.32, by at most 1 of 255 in less than 1 % of the numbers (2 of 255
-in 4 % where a picture is enlarged more than tenfold), for the runtime computes scales in float32. For ``nearest`` that
-means another pixel, and Lanczos it does not have: then, as for data whose images all have one size, pictures have to
-come in that size.
+antialiased. onnxruntime 1.32 follows Pillow, which rounds to bytes between rows and columns, but always begins with the
+rows; Pillow 13 begins with what is cheaper. Measured over 800 pairs of sizes: bilinear at most 2 of 255 off, in 0.06 %
+of the numbers (median; up to 26 % where the order differs). Bicubic likewise on smooth pictures; on noise, where it
+overshoots and is clipped in between, up to 23 of 255. ``nearest`` takes another pixel now and then, and Lanczos ONNX
+does not have: then, as for data whose images all have one size, pictures have to come in that size.
 """
 
 import json
