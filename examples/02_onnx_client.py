@@ -49,7 +49,8 @@ def prepared(image, channels, height, width):
     if channels == 1:
         image = image if image.mode == "F" else image.convert("L")
     pixels = np.asarray(image, np.float32).reshape(height, width, -1).transpose(2, 0, 1)
-    return ((pixels if image.mode == "F" else pixels / 255) - mean) / std
+    pixels = pixels if image.mode == "F" else pixels / 255
+    return (pixels - mean) / std
 
 
 def as_bytes(image, height, width, channels):
@@ -69,7 +70,7 @@ names = json.loads(facts.get("hoyer_export.class_names", "[]"))
 
 for picture in pictures:
     made = as_bytes(read(picture), *sizes) if "hoyer_export.inside" in facts else prepared(read(picture), *sizes)
-    [logits] = session.run(["logits"], {name: made[np.newaxis]})[0]
+    [logits] = session.run(None, {name: made[np.newaxis]})[0]
     shares = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     if len(pictures) > 1:
         print(picture)

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     )
     from hoyer_export.run.inspecting import GroupCost, Inspection
     from hoyer_export.run.proposing import Proposal
+    from hoyer_export.run.timing import Times
     from hoyer_export.surgery.self_test import Verdict
 
 PLAIN_WIDTH = 80  # of a table that no terminal limits
@@ -138,9 +139,10 @@ def _figures(report: "Report") -> Iterator[list[str]]:
             first, second = (getattr(it.latency, quantile) for it in (dense, slim))
             cells = (milliseconds(getattr(it, quantile)) for it in measured)
             yield [f"latency {quantile}", *cells, share(second / first)]
-        blocked = (it.blocked_convs for it in measured)
-        cells = (f"{it.blocked} of {it.total}" if it is not None else "" for it in blocked)
-        yield ["blocked convolutions", *cells, ""]
+        blocked = [it.blocked_convs for it in measured]
+        if any(blocked):
+            cells = (f"{it.blocked} of {it.total}" if it is not None else "" for it in blocked)
+            yield ["blocked convolutions", *cells, ""]
 
 
 def _agreement_words(cut: "CutRecord") -> str:
@@ -358,6 +360,35 @@ def _macs_cells(found: "MacsRecord", macs: int, params: int) -> dict[str, str]:
     return {"MACs": count(macs), "share": share(macs / found.macs if found.macs else 0), "params": count(params)}
 
 
+def print_times(found: "Times", *, everything: bool = False) -> None:
+    """Print the time of every kind of layer, the slowest first, how far times between are off, and where they are."""
+    shown = found.layers if everything else found.layers[:TOP_ROWS]
+    rows = [
+        {"layer": escape(it.layer), "times": str(it.calls), "ms": three_digits(it.ms), "share": share(it.ms / found.ms)}
+        | {"GMAC/s": three_digits(it.gmacs_per_second), "ms at half widths": three_digits(it.half_ms)}
+        for it in shown
+    ]
+    if rest := found.layers[len(shown) :]:
+        ms, half = sum(it.ms for it in rest), sum(it.half_ms for it in rest)
+        rows.append(
+            {"layer": f"{len(rest)} more (--all)", "times": str(sum(it.calls for it in rest)), "ms": three_digits(ms)}
+            | {"share": share(ms / found.ms), "ms at half widths": three_digits(half)}
+        )
+    console = _console()
+    _print_rows(
+        console, ["layer", "times", "ms", "share", "GMAC/s", "ms at half widths"], rows, left=["layer"], least=[]
+    )
+    threads = f"{found.threads} thread{'' if found.threads == 1 else 's'}"
+    blocks = f"blocks of {found.block} channels"
+    console.print(
+        _plain(f"{three_digits(found.ms)} ms in {found.runtime}, {threads}, batch {found.batch_size}, {blocks}")
+    )
+    if (off := found.interpolation) is not None:
+        far = f"{share(off.median)} in the median, {share(off.largest)} at most"
+        console.print(_plain(f"at {off.pairs} pairs of widths off the grid the table is off by {far}"))
+    console.print(_plain(f"{found.entries:,} measurements are kept in {found.folder}"))
+
+
 def print_explanation(found: "Explanation", *, everything: bool = False) -> None:
     """Print every node's time beside its MACs, the slowest first, and what holds the file back."""
     nodes = sorted(found.nodes, key=lambda node: -node.ms)
@@ -422,17 +453,35 @@ def print_benchmark(found: "BenchmarkRecord") -> None:
     """Print every file's latency, and how many times as fast as the first it is."""
     console = _console()
     cpu = "" if found.threads == 1 else "; CPU: sum over all threads"
-    console.print(_plain(f"onnxruntime, threads {found.threads}, batch {found.batch_size}, milliseconds{cpu}"))
-    columns = ["file", "p50", "p90", "p99", "min", "CPU p50", "GMAC/s", "runs", "speed-up (95 %)"]
+    runtimes = list(dict.fromkeys(file.runtime for file in found.files))
+    console.print(
+        _plain(f"{' and '.join(runtimes)}, threads {found.threads}, batch {found.batch_size}, milliseconds{cpu}")
+    )
+    columns = [
+        "file",
+        *(["runtime"] if len(runtimes) > 1 else []),
+        "p50",
+        "p90",
+        "p99",
+        "min",
+        "CPU p50",
+        "GMAC/s",
+        "runs",
+        "speed-up (95 %)",
+    ]
     rows = []
     for file, speedup in zip(found.files, (None, *found.speedups), strict=True):
         times_ms = {"p50": file.p50_ms, "p90": file.p90_ms, "p99": file.p99_ms, "min": file.min_ms}
         row = {name: three_digits(value) for name, value in (times_ms | {"CPU p50": file.cpu_ms}).items()}
         gmacs = file.gmacs_per_second
-        row |= {"file": escape(file.file), "GMAC/s": ABSENT if gmacs is None else three_digits(gmacs)}
+        row |= {
+            "file": escape(file.file),
+            "runtime": file.runtime,
+            "GMAC/s": ABSENT if gmacs is None else three_digits(gmacs),
+        }
         row |= {"runs": exact(file.n), "speed-up (95 %)": "" if speedup is None else _speedup_words(speedup)}
         rows.append(row)
-    _print_rows(console, columns, rows, left=["file"], least=["runs", "min", "p99"])
+    _print_rows(console, columns, rows, left=["file", "runtime"], least=["runs", "min", "p99"])
     for line in (found.noisy, *found.warnings):
         if line:
             console.print(f"[yellow]warning:[/] {escape(line)}", highlight=False)

@@ -21,7 +21,7 @@ OWN = "hoyer-export"
 
 PACKAGES = (
     *("torch", "torchvision", "torch-pruning", "lightning-fabric"),
-    *("onnx", "onnxscript", "onnxruntime", "numpy", "scipy", "scikit-learn"),
+    *("onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy", "scipy", "scikit-learn"),
 )
 
 

@@ -21,6 +21,7 @@ import torch
 from safetensors import safe_open
 
 from hoyer_export.errors import FileError
+from hoyer_export.stand_in import refuse_stand_in
 from hoyer_export.tensors_file import METADATA_KEY
 
 _SAVE = "save torch.save(model.state_dict(), FILE) where it comes from"
@@ -46,13 +47,14 @@ def read_file(path: Path) -> FileContent:
     """Read a ``.safetensors`` file, or what torch saved, onto the CPU.
 
     Raises:
-        FileError: the file is missing or damaged, or is something else: a slim file, TorchScript, ONNX, ...
+        FileError: the file is missing or damaged, or is something else: a slim file, TorchScript, ONNX, a web page, ...
     """
     if not path.is_file() or not path.stat().st_size:
         found = "a folder" if path.is_dir() else "an empty file" if path.is_file() else "nothing"
         raise FileError(f"{path}: expected a file of weights (.safetensors, .pt, .pth), found {found}")
     if path.suffix == ".onnx":
         raise FileError(f"{path} is an ONNX file, whose weights have other names and are folded; {_EXPECTED}")
+    refuse_stand_in(path)
     try:
         return _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
     except FileError:

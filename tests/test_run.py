@@ -50,13 +50,18 @@ class Net(nn.Module):
         self.a, self.more, self.fc = nn.Conv2d(1, 8, 3), nn.Sequential(*more), nn.Linear(8, 10)
 
     def forward(self, x):
-        return self.fc(self.more(self.a(x) * self.a.out_channels).mean((2, 3)))  # nobody can see who reads an attribute
+        hidden = len(range(self.a.out_channels))  # Python makes a plain int of it, and nobody sees what for
+        return self.fc(self.more(self.a(x) * hidden).mean((2, 3)))
 
 def width_in_the_code():
     return Net(nn.Conv2d(8, 8, 3))
 
 def only_width_in_the_code():
     return Net()
+
+def flat(in_channels=1, classes=10):
+    return nn.Sequential(nn.Conv2d(in_channels, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, classes))
+
 
 def eleven_outputs():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 11), nn.Unflatten(1, (1, 11)))
@@ -92,7 +97,16 @@ FILES = {
         "sparse.safetensors",
         "slim.safetensors",
     ),
-    *("widths.json", "dense.onnx", "slim.onnx", "report.json", "report.html", "card.md"),
+    *(
+        "widths.json",
+        "dense.onnx",
+        "slim.onnx",
+        "report.json",
+        "report.html",
+        "card.md",
+        "headline.svg",
+        "headline.png",
+    ),
 }
 # What depends on the clock and the machine.
 
@@ -587,6 +601,37 @@ def test_verify_again_passes_and_a_perturbed_file_fails_and_stays_failed(copied:
     assert sorted(it.name for it in copied.glob("*.onnx*")) == ["dense.onnx", "slim.onnx"]
 
 
+ONE_EPOCH = ("dense.epochs=1", "sparse.epochs=1", "finetune.epochs=1", "bench.min_seconds=0.05")
+
+
+def test_the_files_have_the_names_that_are_asked_for_and_take_any_size(run: Runner, tmp_path: Path) -> None:
+    asked = ('export.input_names=["image"]', 'export.output_names=["scores"]', "export.dynamic_size=true")
+    out = run(tmp_path / "out", *ONE_EPOCH, *asked)
+    for name in ("dense", "slim"):
+        graph = onnx.load(out / f"{name}.onnx").graph
+        assert ([it.name for it in graph.input], [it.name for it in graph.output]) == (["image"], ["scores"])
+        assert [dim.dim_param for dim in graph.input[0].type.tensor_type.shape.dim] == ["batch", "", "height", "width"]
+    report = read_report(out)
+    assert (report.verify.passed, report.dense.file.macs, len(report.bench.artifacts)) == (True, DENSE_MACS, 2)
+    heard = ListeningUntil("dense")
+    for key, said in (
+        ('export.output_names=["a", "b"]', "output_names"),
+        ("export.dynamic_size=true", "larger images"),
+    ):
+        with pytest.raises(NetworkError, match=said):  # before anything is trained
+            run(tmp_path / "wrong", *ONE_EPOCH, 'network.name="tiny_nets:flat"', key, progress=heard)
+
+
+def test_a_file_that_tells_its_client_another_mean_fails(copied: Path) -> None:
+    model = onnx.load(copied / "slim.onnx")
+    [mean] = [entry for entry in model.metadata_props if entry.key == "hoyer_export.mean"]
+    mean.value = "[0.9]"
+    onnx.save(model, copied / "slim.onnx")
+    slim = verify_run(copied, allow_import=["tiny_nets"], progress=Silent()).artifacts[1]
+    failed = [(it.name, it.value) for it in slim.checks if not it.passed]
+    assert (slim.passed, failed) == (False, [("preprocessing in the file", 1)])
+
+
 def test_a_run_that_loses_too_much_fails_at_its_gate_and_nothing_but_the_report_is_made_again(
     copied: Path, run: Runner
 ) -> None:
@@ -631,7 +676,15 @@ def test_another_bench_is_done_again_and_all_else_stays(copied: Path, run: Runne
     ] == []
     assert read_report(copied).bench.batch_size == 2
     changed = {name for name, content in contents(copied).items() if content != before.get(name)}
-    assert changed == {"recipe.toml", "stages.json", "report.json", "report.html", "card.md"}
+    assert changed == {
+        "recipe.toml",
+        "stages.json",
+        "report.json",
+        "report.html",
+        "card.md",
+        "headline.svg",
+        "headline.png",
+    }
 
 
 def test_another_budget_trains_the_slim_network_again_only_where_that_is_asked_for(
@@ -789,7 +842,7 @@ def test_export_again_writes_the_same_bytes_and_forgets_nothing(copied: Path, ho
 
 def test_report_again_writes_the_same_report(copied: Path) -> None:
     before = read_report(copied)
-    for name in ("report.json", "report.html", "card.md"):
+    for name in ("report.json", "report.html", "card.md", "headline.svg", "headline.png"):
         (copied / name).unlink()
     report_run(copied)
     after = read_report(copied)

@@ -131,10 +131,7 @@ def _group(slots: list[Slot], slot_of: Vector, components: Components, weights: 
         widths.append(len(members))
         start = live[first[np.searchsorted(found, members[0])]]
         names.append(_name(slots[slot_of[start]], names))
-    has_slot = slot_of >= 0
-    return _Grouping(
-        names, widths, np.where(has_slot, group_of[of_label], -1), np.where(has_slot, channel_of[of_label], -1)
-    )
+    return _Grouping(names, widths, group_of[of_label], channel_of[of_label])
 
 
 def _distinct(numbers: Vector) -> Vector:
@@ -145,7 +142,12 @@ def _distinct(numbers: Vector) -> Vector:
 
 def _name(slot: Slot, taken: list[str]) -> str:
     """Return the first module whose output the channels are; the parameter's name where that is taken."""
-    module = slot.parameter.rpartition(".")[0] or slot.parameter
+    parameter = (
+        slot.parameter.partition(".parametrizations.")[0] + "."
+        if ".parametrizations." in slot.parameter
+        else slot.parameter
+    )
+    module = parameter.rpartition(".")[0] or slot.parameter
     names = chain((module, slot.parameter), (f"{slot.parameter}#{number}" for number in count(2)))
     return next(name for name in names if name not in taken)
 

@@ -85,6 +85,25 @@ class _Tie:
         return [(runs[:1], self.axis.reshape(self.times, -1)), (runs, runs[:1])]
 
 
+@dataclass(frozen=True, eq=False)
+class _Whole:
+    """An axis stays divisible by ``parts``."""
+
+    axis: Vector
+    parts: int
+
+    def holds(self, of_label: Vector) -> bool:
+        """Whether every component that may go takes a multiple of positions."""
+        counts = np.bincount(of_label[self.axis], minlength=of_label.max() + 1)
+        counts[of_label[NO_CHANNEL]] = 0
+        return not bool((counts % self.parts).any())
+
+    def pairs(self) -> list[tuple[Vector, Vector]]:
+        """The labels to unite so that it holds: one position of each of ``parts`` equal blocks."""
+        rows = self.axis.reshape(self.parts, -1)
+        return [(rows, rows[:1])]
+
+
 class UnionFind:
     """Collects in batches what is declared of labels, and is solved once, at the end.
 
@@ -99,7 +118,7 @@ class UnionFind:
         self.count = 1
         self.declared: list[Vector] = []
         self._pairs: list[tuple[Vector, Vector]] = [(np.zeros(1, np.int64), np.zeros(1, np.int64))]
-        self._ties: list[_Tie] = []
+        self._ties: list[_Tie | _Whole] = []
         self._fixed: list[tuple[Vector, str]] = []
 
     def new(self, parameter: str, dim: int, size: int) -> Vector:
@@ -113,6 +132,11 @@ class UnionFind:
         self.count += 1
         return np.full(size, self.count - 1)
 
+    def new_apart(self, size: int) -> Vector:
+        """Return ``size`` fresh labels, int64 [size], that are no parameter's."""
+        self.count += size
+        return np.arange(self.count - size, self.count)
+
     def unite(self, first: Vector, second: Vector) -> None:
         """Declare that the labels at the same position of the two (broadcast) arrays live or die together."""
         np.broadcast_shapes(first.shape, second.shape)  # raises here, where one sees whose rule it is
@@ -124,6 +148,10 @@ class UnionFind:
         shared = gcd(times, over)
         self._ties.append(_Tie(source, axis, times // shared, over // shared))
         self.declared += (source, axis)
+
+    def keep_divisible(self, axis: Vector, parts: int) -> None:
+        """Declare that the length of ``axis`` must always be divisible by ``parts``."""
+        self._ties.append(_Whole(axis, parts))
 
     def fix(self, labels: Vector, reason: str) -> None:
         """Declare that ``labels`` cannot be removed, and why; the first reason of a channel is the one shown."""

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from hoyer_export.cli import arguments
-from hoyer_export.cli.options import Json, Shapes, data_table
+from hoyer_export.cli.options import Json, Runtime, Runtimes, Shapes, data_table
 from hoyer_export.cli.program import loading, print_json, verb
 
 
@@ -34,12 +34,13 @@ def check(
     data_root: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the files of a NAME are.")] = None,
     mean: Annotated[str | None, typer.Option(metavar="M,M,M", help="Of each channel; else as the file says.")] = None,
     std: Annotated[str | None, typer.Option(metavar="S,S,S", help="Of each channel, together with --mean.")] = None,
-    threads: Annotated[int, typer.Option(metavar="N", min=1, help="onnxruntime's threads.")] = 1,
+    threads: Annotated[int, typer.Option(metavar="N", min=1, help="Of one run.")] = 1,
     batch_size: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Images a run; else what the files fix, or 1.")
     ] = None,
     shape: Shapes = [],  # noqa: B006
     min_seconds: Annotated[float, typer.Option(metavar="SECONDS", min=0.1, help="Of measuring.")] = 5.0,
+    runtime: Runtime = "onnxruntime",
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write JUnit XML, a test a limit.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -57,6 +58,8 @@ def check(
     images = data_table(context, *named, mean, std)
     if max_latency is None:
         arguments.refuse(context, {"threads", "batch_size", "min_seconds"}, "only together with --max-latency")
+        if max_accuracy_drop is None:
+            arguments.refuse(context, {"runtime"}, "only together with --max-latency or --max-accuracy-drop")
     shapes = arguments.shapes(shape)
     from hoyer_export.recipe.tables import Data, Gate
 
@@ -79,6 +82,7 @@ def check(
         threads=threads,
         batch_size=batch_size,
         min_seconds=min_seconds,
+        runtime=runtime,
     )
     if junit is not None:
         write_whole(junit, xml.junit(found, file.name))
@@ -140,7 +144,7 @@ def explain(
 @verb("hoyer-export bench dense.onnx slim.onnx")
 def bench(
     files: Annotated[list[Path], typer.Argument(metavar="A.onnx B.onnx", help="ONNX files.", show_default=False)],
-    threads: Annotated[int, typer.Option(metavar="N", min=1, help="onnxruntime's threads.")] = 1,
+    threads: Annotated[int, typer.Option(metavar="N", min=1, help="Of one run.")] = 1,
     batch_size: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Images a run; else what the files fix, or 1.")
     ] = None,
@@ -148,12 +152,20 @@ def bench(
     min_seconds: Annotated[
         float, typer.Option(metavar="SECONDS", min=0.1, help="Of measuring, all files together.")
     ] = 5.0,
+    runtime: Runtimes = ["onnxruntime"],  # noqa: B006
     as_json: Json = False,
 ) -> None:
-    """Measure the latency of ONNX files in onnxruntime, interleaved."""
+    """Measure the latency of ONNX files, interleaved: every file in every --runtime."""
     shapes = arguments.shapes(shape)
     from hoyer_export.console import print_benchmark
     from hoyer_export.deploy.benchmark import benchmark
 
-    found = benchmark(files, threads=threads, batch_size=batch_size, shapes=shapes, min_seconds=min_seconds)
+    found = benchmark(
+        [file for file in files for _ in runtime],
+        threads=threads,
+        batch_size=batch_size,
+        shapes=shapes,
+        min_seconds=min_seconds,
+        runtime=runtime * len(files),
+    )
     print_json(asdict(found)) if as_json else print_benchmark(found)

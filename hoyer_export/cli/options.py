@@ -52,6 +52,14 @@ Shapes = Annotated[
         "--shape", metavar="NAME=SIZES", help="Sizes of a dynamic input: images=1x3x480x640; may be repeated."
     ),
 ]
+_RUNTIME = typer.Option(
+    "--runtime",
+    metavar="NAME",
+    help="onnxruntime, openvino, or onnxruntime:PROVIDER.",
+    autocompletion=arguments.runtimes,
+)
+Runtime = Annotated[str, _RUNTIME]
+Runtimes = Annotated[list[str], _RUNTIME]
 SkipUnreadable = Annotated[
     bool, typer.Option("--skip-unreadable", help="Leave out, and name, the image files that cannot be read.")
 ]

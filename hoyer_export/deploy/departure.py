@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from hoyer_export.deploy.macs import depends_on_input
 from hoyer_export.deploy.onnx_file import whole_onnx
+from hoyer_export.deploy.runtime import DEFAULT, as_runtime
 from hoyer_export.deploy.runtime.protocol import Arrays, RunFailed, Runtime
 from hoyer_export.errors import FileError
 
@@ -61,11 +62,12 @@ def first_departure(path: Path, reference: Path, feeds: tuple[Arrays, Arrays], r
         path: of the file that is suspected.
         reference: of the file that is right; outputs correspond by their place.
         feeds: what either is fed: the same arrays.
-        runtime: runs both.
+        runtime: runs the file; onnxruntime runs the reference.
     """
+    runners = runtime, as_runtime(DEFAULT)
     try:
         models = whole_onnx(path), whole_onnx(reference)
-        found, right = (_values(model, feed, runtime) for model, feed in zip(models, feeds, strict=True))
+        found, right = (_values(*each) for each in zip(models, feeds, runners, strict=True))
     except (FileError, RunFailed):  # too large to be opened up, or the runtime shows no values
         return None
     graph, reference_graph = (model.graph for model in models)

@@ -29,7 +29,7 @@ def feed_of(graph: onnx.GraphProto, sizes: InputSizes, kind: Kind = "noise") -> 
             feed[value.name] = np.full(shape, kind == "ones").astype(of)
         elif of in (np.uint8, np.int8):
             feed[value.name] = generator.integers(256, size=shape).astype(of)
-        elif np.issubdtype(of, np.floating):
+        elif "float" in of.name:  # bfloat16 too, which numpy does not count among them
             feed[value.name] = generator.standard_normal(shape).astype(of)
         else:
             feed[value.name] = np.zeros(shape, of)

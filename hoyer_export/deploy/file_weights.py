@@ -81,7 +81,7 @@ class FileWeights:
 
         Args:
             feed: input of the file → array.
-            runtime: runs both.
+            runtime: runs the file.
         """
         with self._exported() as path:
             return None if path is None else first_departure(self.path, path, (feed, feed), runtime)

@@ -67,6 +67,16 @@ class Expected:
     outputs: Outputs
     scales: list[float]
 
+    @staticmethod
+    def of(call: Call, outputs: Outputs) -> "Expected":
+        """Return outputs with their scales."""
+        largest = [float(np.abs(output).max(initial=0)) for output in outputs]
+        return Expected(call, outputs, [max(1.0, it) if math.isfinite(it) else 1.0 for it in largest])
+
+    def rows(self, count: int) -> "Expected":
+        """Return what belongs to the first ``count`` examples; every output has a row for each."""
+        return Expected.of(self.call.rows(slice(count)), [output[:count] for output in self.outputs])
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -99,9 +109,7 @@ class Sensitivity:
 
     def expected(self, call: Call) -> Expected:
         """Run the network on one batch."""
-        outputs = torch_outputs(self._network, call)
-        largest = [float(np.abs(output).max(initial=0)) for output in outputs]
-        return Expected(call, outputs, [max(1.0, it) if math.isfinite(it) else 1.0 for it in largest])
+        return Expected.of(call, torch_outputs(self._network, call))
 
     def judge(self, found: Outputs, reference: Outputs, expected: Expected, least: float = LEAST) -> list[Judged]:
         """Compare outputs for the batch that ``expected`` belongs to; ``least`` is the relative tolerance."""

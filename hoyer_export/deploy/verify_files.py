@@ -1,8 +1,8 @@
 """Prove that two ONNX files compute the same, step by step; every step can fail.
 
     interface     as many inputs and outputs, of the same types and sizes (else VerificationFailed)
-    outputs       max |A − B| ≤ tolerance, A without the runtime's optimisations, then with all of them, B without;
-                  batches 1, 2, 3 and 8, unless a file fixes it; noise, zeros and ones
+    outputs       max |A − B| ≤ tolerance, A without the runtime's optimisations, then with all of them, B without,
+                  by onnxruntime; batches 1, 2, 3 and 8, unless a file fixes it; noise, zeros and ones
     inputs left open  not all, as for a network
     weights       where all of that passes, and both are made of the same operations: the same tensors, to 1e-5
 
@@ -70,19 +70,21 @@ def verify_files(
         shapes: input of A → sizes, where it leaves more than the batch open.
         batches: batch sizes, unless a file or ``shapes`` fixes it.
         tolerance: largest |A − B| in units of max(1, max |B|), where B itself rounds less.
-        runtime: what runs both.
+        runtime: what runs A; onnxruntime runs B.
 
     Raises:
         FileError: a file is missing, damaged, beyond this runtime, or leaves a size open that ``shapes`` does not give.
         VerificationFailed: A takes or returns something else than B, or does not run where B does.
     """
-    path, reference, runner = Path(path), Path(reference), as_runtime(runtime)
+    path, reference = Path(path), Path(reference)
+    runners = (runner := as_runtime(runtime)), as_runtime(DEFAULT)
     graphs = read_onnx(path).graph, read_onnx(reference).graph
     check_names({str(path): graphs[0]}, shapes)
     names = _paired(graphs, (path, reference), shapes or {})
     fixed = fixed_batch(graphs[0], path, shapes)
     loaded = [
-        [runner.load(file, usable_threads(), optimise) for optimise in (False, True)] for file in (path, reference)
+        [one.load(file, usable_threads(), optimise) for optimise in (False, True)]
+        for one, file in zip(runners, (path, reference), strict=True)
     ]
     cases = _cases(graphs[0], path, names, loaded[1], shapes, (fixed,) if fixed else batches)
     if not cases:

@@ -76,7 +76,7 @@ def contraction_weights(network: nn.Module, call: Call) -> set[tuple[int, ...]]:
     are not run (auxiliary heads) or compute constants do not count, as they are not in an exported file either. Give a
     batch of two or more: with one image a weight that is repeated for each image cannot be told from one that is not.
     """
-    return _watched(network, call).weights
+    return _watched(network, call, contents=False).weights
 
 
 def plain_sizes(sizes: Iterable[int]) -> tuple[int, ...]:
@@ -84,9 +84,9 @@ def plain_sizes(sizes: Iterable[int]) -> tuple[int, ...]:
     return tuple(sorted(size for size in sizes if size != 1))
 
 
-def _watched(network: nn.Module, call: Call) -> "_Contractions":
+def _watched(network: nn.Module, call: Call, *, contents: bool = True) -> "_Contractions":
     copies = call.map(torch.clone)  # a network may write into them
-    seen = _Contractions(copies.tensors)
+    seen = _Contractions(copies.tensors, contents)
     with unfused(), torch.no_grad(), Watched(seen.see):
         network(*copies.args, **copies.kwargs)
     return seen
@@ -105,9 +105,15 @@ def unfused() -> Iterator[None]:
 
 
 class _Contractions:
-    """Follows what depends on the inputs, and notes every contraction with its MACs and its weights."""
+    """Follows what depends on the inputs, and notes every contraction with its MACs and its weights.
 
-    def __init__(self, inputs: tuple[Tensor, ...]) -> None:
+    Args:
+        inputs: of the network.
+        contents: whether contractions of equal numbers are told from others; without, ``distinct`` means nothing.
+    """
+
+    def __init__(self, inputs: tuple[Tensor, ...], contents: bool) -> None:
+        self._contents = contents
         self.weights: set[tuple[int, ...]] = set()
         self.macs: list[int] = []
         self.distinct: dict[bytes, int] = {}
@@ -115,7 +121,7 @@ class _Contractions:
         self._fed = {id(x): x for x in inputs}  # kept alive, so that no id is used twice
 
     def see(self, func: Any, args: Any, kwargs: Any) -> Any:
-        key = _content(func, args) if func in _OPERANDS else b""
+        key = _content(func, args) if func in _OPERANDS and self._contents else b""
         output = func(*args, **kwargs)
         if func in _OPERANDS:
             first, *factors = (args[position] for position in _OPERANDS[func])

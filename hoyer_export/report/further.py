@@ -54,13 +54,38 @@ def _loses(it: Artifact, report: Report) -> str:
     return f"it loses {lost:.2f} {unit} of {what}, at most {most:.2f}" if lost > most + 1e-9 else ""
 
 
+def file_states(report: Report) -> dict[str, tuple[str, str]]:
+    """Return name of a file → good or bad, and what its verification says of it."""
+    kept_back, found = withheld(report), {}
+    for it in report.artifacts:
+        if not it.verified.passed:
+            found[it.file.name] = "bad", "✗ departs from its network"
+        elif it.file.name in kept_back:
+            found[it.file.name] = "bad", "✗ not shipped"
+        elif any(check.name == RELATIVE_CHANGE for check in it.verified.checks):
+            found[it.file.name] = "good", "✓ close to its network"
+        else:
+            found[it.file.name] = "good", "✓ equals its network"
+    return found
+
+
 def further_words(report: Report) -> tuple[str, ...]:
     """Return a line about every file beside dense and slim."""
-    return tuple(_words(it, report) for it in report.artifacts[2:])
+    details = further_details(report)
+    lines = []
+    for it in report.artifacts[2:]:
+        known = [size(it.file.size_bytes), details[it.file.name]]
+        lines.append(f"{it.file.file} ({it.file.kind}): {', '.join(part for part in known if part)}")
+    return tuple(lines)
 
 
-def _words(it: Artifact, report: Report) -> str:
-    parts = [size(it.file.size_bytes)]
+def further_details(report: Report) -> dict[str, str]:
+    """Return name of a file beside dense and slim → how it compares with slim, and why it is not shipped."""
+    return {it.file.name: _compared(it, report) for it in report.artifacts[2:]}
+
+
+def _compared(it: Artifact, report: Report) -> str:
+    parts = []
     before, after = report.slim.verified.onnx_accuracy, it.verified.onnx_accuracy
     if before is not None and after is not None:
         change = score_change(after - before, report.metric)
@@ -70,9 +95,9 @@ def _words(it: Artifact, report: Report) -> str:
     speedups = [None if one.latency is None else one.latency.speedup for one in (it, report.slim)]
     if speedups[0] is not None and speedups[1] is not None:
         parts.append(f"{times(speedups[0].median / speedups[1].median)} as fast as slim")
-    why = withheld(report).get(it.file.name)
-    end = f"; not shipped, for {why}; it is left as {it.file.file}.rejected" if why else ""
-    return f"{it.file.file} ({it.file.kind}): {', '.join(parts)}{end}"
+    if why := withheld(report).get(it.file.name):
+        parts.append(f"not shipped, for {why}: it is left as {it.file.file}.rejected")
+    return ", ".join(parts)
 
 
 def _lost_most(it: Artifact, report: Report) -> str:

@@ -52,6 +52,11 @@ class Artifact:
         return self.verified.onnx_accuracy if self.verified.accuracy is None else self.verified.accuracy
 
     @property
+    def p50(self) -> float | None:
+        """Milliseconds of a run."""
+        return None if self.latency is None else self.latency.p50
+
+    @property
     def gmac_per_s(self) -> float | None:
         """MACs · batch size / p50, in 1e9 MACs a second."""
         return None if self.latency is None else self.file.macs * self.batch_size / self.latency.p50 / 1e6
@@ -149,7 +154,7 @@ class Report(Record):
     @property
     def budget(self) -> BudgetRecord:
         """What was asked for and reached."""
-        return self.export.budget
+        return self.bench.budget or self.export.budget
 
     @property
     def passed(self) -> bool:

@@ -137,7 +137,7 @@ class CutRecord(Record):
         tolerance: of that error.
         delivered_rel_error: the same with the numbers that a step computed (folded constants) rounded to float32, as
             they are delivered.
-        align: multiple that widths were rounded up to.
+        align: multiple that widths were rounded up to, or that those chosen by time are of.
         widths: of every group, in the network's order.
         dead_blocks: names of the residual blocks that became their shortcuts.
         gathered: linear layer → (input features, those that it still reads).
@@ -166,7 +166,8 @@ class CutRecord(Record):
 
 
 class BudgetRecord(Record):
-    """What was asked for and reached: shares of dense, points of accuracy, or the mean relative change of the outputs.
+    """What was asked for and reached: shares of dense, milliseconds, points of accuracy, or the mean relative change of
+    the outputs.
 
     A threshold asks for none of these and is always met.
     """
@@ -245,7 +246,7 @@ class Check(Record):
 
 
 class OnnxComparison(Record):
-    """The largest difference of an output in torch and onnxruntime for one batch size, kind of input and level."""
+    """The largest difference of an output in torch and the runtime for one batch size, kind of input and level."""
 
     output: str = "logits"
     batch: Count
@@ -320,10 +321,25 @@ class Speedup(Record):
 
 
 class BlockedConvs(Record):
-    """How many of a file's convolutions onnxruntime runs in its fast blocked layout."""
+    """How many of a file's convolutions the runtime runs in its fast blocked layout."""
 
     blocked: Size
     total: Size
+
+
+class NodeLatency(Record):
+    """Median milliseconds a run of one node that multiplies, or of all others with one operator.
+
+    Args:
+        layer: the module whose weights it multiplies with, or the name of the node; empty for all others.
+        op: operator type, as it runs.
+        macs: of one run.
+    """
+
+    layer: str
+    op: str
+    ms: NotNegative
+    macs: Size = 0
 
 
 class FileLatency(Record):
@@ -331,7 +347,8 @@ class FileLatency(Record):
 
     ``cpu`` is its mean, which older reports hold instead: what interrupted a run counts in it, and a median of the wall
     time cannot be compared with it. ``samples`` are at most 200 sorted quantiles of the n measured ones. ``speedup`` is
-    None for the dense file.
+    None for the dense file. ``nodes`` are its parts by the runtime's profiler, which adds some time of its own, in the
+    order in which they run, and ``findings`` what holds them back, in words; empty where no profiler was asked.
     """
 
     name: str
@@ -345,27 +362,39 @@ class FileLatency(Record):
     samples: Annotated[tuple[Positive, ...], Field(max_length=MOST_SAMPLES)] = ()
     blocked_convs: BlockedConvs | None = None
     speedup: Speedup | None = None
+    nodes: tuple[NodeLatency, ...] = ()
+    findings: tuple[str, ...] = ()
 
 
 class MeasuredRecord(Record):
-    """What onnxruntime took, all artifacts interleaved; none where nothing was measured.
+    """What a run of each took, all artifacts interleaved; none where nothing was measured.
 
     Args:
         environment: the machine as the run found it.
-        threads: onnxruntime's.
+        runtime: what the files were verified and measured in.
+        threads: of one run.
         batch_size: images a run.
         artifacts: one each, in the order of the files.
         block: channels of a block of the fast layout on this machine.
         noise: why the machine was too busy to tell.
+        budget: what the files make of a budget of time, which nobody could judge before.
     """
 
     seconds: NotNegative | None
     environment: Environment
+    runtime: str = "onnxruntime"
     threads: Count
     batch_size: Count
     artifacts: tuple[FileLatency, ...]
     block: Count | None = None
     noise: str | None = None
+    budget: BudgetRecord | None = None
+
+    @property
+    def engine(self) -> str:
+        """The runtime, with its version where that is known."""
+        version = self.environment.versions.get(self.runtime.partition(":")[0], "")
+        return f"{self.runtime} {version}".rstrip()
 
 
 class ReportRecord(Record):

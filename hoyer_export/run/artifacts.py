@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from hoyer_export.call import Call
 from hoyer_export.deploy.checks import RELATIVE_TOLERANCE, VerifyRecord
-from hoyer_export.deploy.export import as_float32, export_onnx
+from hoyer_export.deploy.export import as_float32
 from hoyer_export.deploy.half import write_half
 from hoyer_export.deploy.input_sizes import Shapes
 from hoyer_export.deploy.pictures import IMAGES, resizes, write_pictures
 from hoyer_export.deploy.program import write_program
 from hoyer_export.deploy.quantise import write_int8
+from hoyer_export.deploy.runtime.protocol import Runtime
 from hoyer_export.deploy.verify import verify_onnx
 from hoyer_export.deploy.verify_coarse import verify_coarse
 from hoyer_export.deploy.verify_pictures import as_pictures, verify_pictures
@@ -29,6 +30,7 @@ from hoyer_export.environment import versions
 from hoyer_export.metric import ACCURACY
 from hoyer_export.recipe.tables import Recipe
 from hoyer_export.report.further import INT8
+from hoyer_export.run.exporting import export_as_asked
 from hoyer_export.run.job import Job
 from hoyer_export.run.train import EVALUATION_BATCH
 from hoyer_export.run_folder import RunFolder
@@ -42,8 +44,7 @@ HALF_TOLERANCE = 1e-2
 
 def write_float32(artifact: "Artifact", job: Job, path: Path) -> None:
     """Export the artifact's network as it is, with what a client has to know in the metadata."""
-    opset, facts = job.recipe.export.opset, facts_of(artifact, job)
-    export_onnx(artifact.network(job), job.example, path, opset=opset, metadata=facts)
+    export_as_asked(artifact.network(job), job, path, facts_of(artifact, job))
 
 
 def facts_of(artifact: "Artifact", job: Job) -> dict[str, str]:
@@ -53,7 +54,7 @@ def facts_of(artifact: "Artifact", job: Job) -> dict[str, str]:
     return facts | ({"data": job.data.name, **job.data.preprocessing.metadata()} if job.has_data else {})
 
 
-def verify_float32(artifact: "Artifact", job: Job, path: Path, sha256: str | None) -> VerifyRecord:
+def verify_float32(artifact: "Artifact", job: Job, path: Path, sha256: str | None, runtime: Runtime) -> VerifyRecord:
     """Compare what the file computes with what the artifact's network does, within its tolerance."""
     batches, network = job.recipe.verify.batches, artifact.network(job)
     return verify_onnx(
@@ -65,6 +66,7 @@ def verify_float32(artifact: "Artifact", job: Job, path: Path, sha256: str | Non
         metric=job.metric,
         sha256=sha256,
         tolerance=artifact.tolerance,
+        runtime=runtime,
     )
 
 
@@ -86,7 +88,8 @@ class Artifact:
         network: returns what the file has to compute.
         asked: whether a recipe wants it.
         write: writes it, the same bytes each time.
-        verify: compares the file at a path with the network; is given the sha256 of what was written, where known.
+        verify: compares the file at a path with the network; is given the sha256 of what was written,
+            where known, and what runs it.
         sizes: input → sizes that latency is measured with, where the file leaves more than the batch open.
         tolerance: largest |runtime − network| in units of max(1, max |network|), as for ``verify_onnx``.
     """
@@ -98,7 +101,7 @@ class Artifact:
     network: Callable[[Job], nn.Module]
     asked: Callable[[Recipe], bool] = lambda recipe: True
     write: Callable[["Artifact", Job, Path], None] = write_float32
-    verify: Callable[["Artifact", Job, Path, str | None], VerifyRecord] = verify_float32
+    verify: Callable[["Artifact", Job, Path, str | None, Runtime], VerifyRecord] = verify_float32
     sizes: Callable[[Job], Shapes] = lambda job: {}
     tolerance: float = RELATIVE_TOLERANCE
 
@@ -140,7 +143,7 @@ def _calibration(network: nn.Module, job: Job) -> Iterator[Call]:
         yield as_float32(Call.of(network, images, collated=True))
 
 
-def _verify_int8(artifact: Artifact, job: Job, path: Path, sha256: str | None) -> VerifyRecord:
+def _verify_int8(artifact: Artifact, job: Job, path: Path, sha256: str | None, runtime: Runtime) -> VerifyRecord:
     batches, network = job.recipe.verify.batches, artifact.network(job)
     return verify_coarse(
         path,
@@ -150,6 +153,7 @@ def _verify_int8(artifact: Artifact, job: Job, path: Path, sha256: str | None) -
         batches=batches,
         labelled=job.data.test.batches(EVALUATION_BATCH) if job.has_labels else None,
         metric=job.metric,
+        runtime=runtime,
     )
 
 
@@ -158,7 +162,7 @@ def _write_pictures(artifact: Artifact, job: Job, path: Path) -> None:
         write_pictures(_float32(artifact, job, folder), path, job.data.preprocessing)
 
 
-def _verify_pictures(artifact: Artifact, job: Job, path: Path, sha256: str | None) -> VerifyRecord:
+def _verify_pictures(artifact: Artifact, job: Job, path: Path, sha256: str | None, runtime: Runtime) -> VerifyRecord:
     batches, how = job.recipe.verify.batches, job.data.preprocessing
     return verify_pictures(
         path,
@@ -169,6 +173,7 @@ def _verify_pictures(artifact: Artifact, job: Job, path: Path, sha256: str | Non
         batches=batches,
         labelled=_pictures(job) if job.has_labels and job.metric is ACCURACY else None,
         tolerance=artifact.tolerance,
+        runtime=runtime,
     )
 
 
@@ -190,7 +195,7 @@ def _write_program(artifact: Artifact, job: Job, path: Path) -> None:
     write_program(artifact.network(job), job.example, path, metadata=facts_of(artifact, job))
 
 
-def _verify_program(artifact: Artifact, job: Job, path: Path, sha256: str | None) -> VerifyRecord:
+def _verify_program(artifact: Artifact, job: Job, path: Path, sha256: str | None, runtime: Runtime) -> VerifyRecord:
     batches, network = job.recipe.verify.batches, artifact.network(job)
     return verify_program(
         path,

@@ -1,7 +1,7 @@
 """The gate: a slim file against limits, of a run by its records, or of any two files by counting and measuring them.
 
 MACs, parameters and bytes are shares of the dense file's, as budgets are; latency is 1 / the median of the paired
-ratios; the drop is in points of top-1 through onnxruntime.
+ratios; the drop is in points of top-1 through the runtime.
 """
 
 from dataclasses import replace
@@ -14,6 +14,7 @@ from hoyer_export.deploy.input_sizes import Shapes, input_sizes
 from hoyer_export.deploy.interface import METADATA_PREFIX
 from hoyer_export.deploy.macs import MacsRecord, count_macs
 from hoyer_export.deploy.onnx_file import fed_inputs, metadata_of, read_onnx
+from hoyer_export.deploy.runtime import DEFAULT
 from hoyer_export.errors import DataError, FileError
 from hoyer_export.preprocessing import Preprocessing
 from hoyer_export.recipe.tables import Data, Gate
@@ -49,6 +50,7 @@ def check_file(
     threads: int = 1,
     batch_size: int | None = None,
     min_seconds: float = 5.0,
+    runtime: str = DEFAULT,
 ) -> records.GateRecord:
     """Judge the ONNX file ``path`` against the file ``against``: only what there is a limit for is measured.
 
@@ -58,9 +60,10 @@ def check_file(
         gate: the limits.
         shapes: input → sizes, where a file leaves more than the batch open.
         data: whose test images accuracy is read on.
-        threads: onnxruntime's.
+        threads: of one run.
         batch_size: images a run; None: what the files fix, else 1.
         min_seconds: time to measure.
+        runtime: what latency and accuracy are measured in.
 
     Raises:
         HoyerExportError: a file or the data is missing, damaged, or does not fit.
@@ -69,10 +72,12 @@ def check_file(
     counted = _an_image(against, shapes), _an_image(path, shapes)
     speedup = noise = lost = None
     if gate.max_accuracy_drop is not None:
-        dense, slim = (_accuracy(file, data, shapes) for file in files)
+        dense, slim = (_accuracy(file, data, shapes, runtime) for file in files)
         lost = dense - slim
     if gate.max_latency is not None:
-        found = benchmark(files, threads=threads, batch_size=batch_size, shapes=shapes, min_seconds=min_seconds)
+        found = benchmark(
+            files, threads=threads, batch_size=batch_size, shapes=shapes, min_seconds=min_seconds, runtime=runtime
+        )
         noise = found.noisy
         speedup = records.Speedup(median=found.speedups[0].median, ci95=found.speedups[0].ci95)
     return _judged(gate, counted, speedup, noise, lost)
@@ -84,7 +89,7 @@ def _an_image(path: Path, shapes: Shapes | None) -> MacsRecord:
     return replace(found, macs=found.macs // found.batch)
 
 
-def _accuracy(path: Path, table: Data | None, shapes: Shapes | None) -> float:
+def _accuracy(path: Path, table: Data | None, shapes: Shapes | None, runtime: str) -> float:
     """Return the accuracy on the test images, prepared as the table or else the file says."""
     if table is None:
         raise DataError("max_accuracy_drop is read on test images; name a data set: `data`")
@@ -106,7 +111,7 @@ def _accuracy(path: Path, table: Data | None, shapes: Shapes | None) -> float:
     )
     if data.classes is None:
         raise DataError(f"max_accuracy_drop needs labels, and {table.name} has none; name a data set with classes")
-    return file_accuracy(path, data.test.batches, shapes=shapes)
+    return file_accuracy(path, data.test.batches, shapes=shapes, runtime=runtime)
 
 
 def _judged(

@@ -7,20 +7,26 @@ from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
 
-from torch import nn
-
 from hoyer_export.deploy.benchmark import LatencyRecord, Speedup, benchmark
-from hoyer_export.deploy.checks import Check, VerifyRecord
-from hoyer_export.deploy.explain import blocked_convolutions
+from hoyer_export.deploy.checks import Check, VerifyRecord, check
+from hoyer_export.deploy.explain import BlockedConvolutions, blocked_convolutions
+from hoyer_export.deploy.interface import METADATA_PREFIX
 from hoyer_export.deploy.macs import count_macs
+from hoyer_export.deploy.onnx_file import metadata_of, read_onnx
+from hoyer_export.deploy.runtime import DEFAULT
+from hoyer_export.deploy.runtime.fresh import fresh
+from hoyer_export.deploy.runtime.protocol import Runtime
 from hoyer_export.errors import VerificationFailed
 from hoyer_export.metric import evaluate
 from hoyer_export.report import stage_records as records
 from hoyer_export.run.artifacts import ARTIFACTS, Artifact, artifacts_of, write_float32
 from hoyer_export.run.cut import CUT
+from hoyer_export.run.explaining import explained
+from hoyer_export.run.exporting import sizes_of_run
 from hoyer_export.run.inputs import macs_in_torch
 from hoyer_export.run.job import Job
 from hoyer_export.run.stage import Stage, record_of
+from hoyer_export.run.time_budget import judged
 from hoyer_export.run.train import EVALUATION_BATCH
 from hoyer_export.select.budget import COSTS, Budget
 
@@ -45,7 +51,8 @@ def _exported(job: Job, artifact: Artifact) -> records.FileRecord:
     path = artifact.path(job.folder)
     artifact.write(artifact, job, path)
     artifact.rejected(job.folder).unlink(missing_ok=True)
-    counted, content = count_macs(_counted(job, artifact)), path.read_bytes()
+    of_graph = ARTIFACTS[artifact.counted or artifact.name].found(job.folder)
+    counted, content = count_macs(of_graph, shapes=sizes_of_run(of_graph, job)), path.read_bytes()
     return records.FileRecord(
         name=artifact.name,
         file=path.name,
@@ -57,11 +64,6 @@ def _exported(job: Job, artifact: Artifact) -> records.FileRecord:
         size_bytes=len(content),
         sha256=hashlib.sha256(content).hexdigest(),
     )
-
-
-def _counted(job: Job, artifact: Artifact) -> Path:
-    """Return the file whose graph says what an artifact multiplies."""
-    return ARTIFACTS[artifact.counted or artifact.name].found(job.folder)
 
 
 def _judged(job: Job, files: dict[str, records.FileRecord]) -> records.BudgetRecord:
@@ -98,7 +100,8 @@ def verify_files(job: Job) -> records.VerifiedRecord:
     known = {file.name: file.sha256 for file in record_of(EXPORT, job.folder).artifacts}
     if not job.trusts_files:  # verify_onnx itself compares the weights with those that write_float32 would write
         known = {name: _written_now(job, it) for name, it in wanted.items() if it.write is not write_float32}
-    found = {name: _settled(job, artifact, known.get(name)) for name, artifact in wanted.items()}
+    with fresh(job.recipe.bench.runtime) as runtime:
+        found = {name: _settled(job, artifact, known.get(name), runtime) for name, artifact in wanted.items()}
     before = found["dense"].accuracy
     if job.has_labels and job.recipe.sparse.epochs:
         before = evaluate(job.sparse(), job.data.test.batches(EVALUATION_BATCH), job.metric)
@@ -118,11 +121,11 @@ def _written_now(job: Job, artifact: Artifact) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _settled(job: Job, artifact: Artifact, sha256: str | None) -> records.FileVerification:
+def _settled(job: Job, artifact: Artifact, sha256: str | None, runtime: Runtime) -> records.FileVerification:
     """Verify one file, which goes by the name that it deserves from then on."""
     path, deserved = artifact.found(job.folder), artifact.rejected(job.folder)
     try:
-        found = _verified(job, artifact, sha256)
+        found = _verified(job, artifact, sha256, runtime)
     except VerificationFailed:
         path.replace(deserved)
         raise
@@ -130,9 +133,11 @@ def _settled(job: Job, artifact: Artifact, sha256: str | None) -> records.FileVe
     return found
 
 
-def _verified(job: Job, artifact: Artifact, sha256: str | None) -> records.FileVerification:
-    found = artifact.verify(artifact, job, artifact.found(job.folder), sha256)
-    return as_record(artifact.name, found, _same_macs(artifact, artifact.network(job), job))
+def _verified(job: Job, artifact: Artifact, sha256: str | None, runtime: Runtime) -> records.FileVerification:
+    path = artifact.found(job.folder)
+    found = artifact.verify(artifact, job, path, sha256, runtime)
+    of_own_graph = [] if artifact.counted else [*_same_macs(path, artifact, job), *_same_preprocessing(path, job)]
+    return as_record(artifact.name, found, of_own_graph)
 
 
 def as_record(name: str, found: VerifyRecord, more: Sequence[Check] = ()) -> records.FileVerification:
@@ -166,14 +171,21 @@ def as_record(name: str, found: VerifyRecord, more: Sequence[Check] = ()) -> rec
     )
 
 
-def _same_macs(artifact: Artifact, network: nn.Module, job: Job) -> list[Check]:
-    """Compare the MACs of the file with what torch multiplies; nothing where it has more than can be counted."""
-    if artifact.counted:  # its own graph is not
+def _same_preprocessing(path: Path, job: Job) -> list[Check]:
+    """Compare what the file tells its client of images with what its network was trained on."""
+    if not job.has_data:
         return []
-    counted = count_macs(artifact.found(job.folder))
+    told, expected = metadata_of(read_onnx(path)), job.data.preprocessing.metadata()
+    wrong = sum(told.get(METADATA_PREFIX + key) != text for key, text in expected.items())
+    return [check("preprocessing in the file", wrong, 0)]
+
+
+def _same_macs(path: Path, artifact: Artifact, job: Job) -> list[Check]:
+    """Compare the MACs of the file with what torch multiplies; nothing where it has more than can be counted."""
+    counted = count_macs(path, shapes=sizes_of_run(path, job))
     if counted.uncounted:
         return []
-    run = macs_in_torch(network, job.example)
+    run = macs_in_torch(artifact.network(job), job.example)
     # The exporter may write once what the network computes twice.
     difference = min(abs(counted.macs - macs) for macs in (run.distinct, run.macs))
     return [Check("MACs, file against torch", difference, 0, difference == 0)]
@@ -188,34 +200,42 @@ def bench_files(job: Job) -> records.MeasuredRecord:
     """Measure all artifacts, interleaved; nothing where the recipe gives it no time."""
     table = job.recipe.bench
     wanted = {name: it for name, it in artifacts_of(job.recipe).items() if it.path(job.folder).suffix == ".onnx"}
-    started, files, noise, block = time.perf_counter(), [], None, None
+    started, files, noise, block, budget = time.perf_counter(), [], None, None, None
     if table.min_seconds:
         threads = f"{table.threads} thread{'' if table.threads == 1 else 's'}"
         job.progress.headline(f"bench: {' against '.join(wanted)}, {threads}, batch {table.batch_size}")
         paths = [artifact.found(job.folder) for artifact in wanted.values()]
+        shapes = dict(sizes_of_run(paths[0], job, table.batch_size) or {})
+        for artifact in wanted.values():
+            shapes |= artifact.sizes(job)
         found = benchmark(
             paths,
             threads=table.threads,
             batch_size=table.batch_size,
-            shapes={name: sizes for it in wanted.values() for name, sizes in it.sizes(job).items()},
+            shapes=shapes,
             min_seconds=table.min_seconds,
+            runtime=table.runtime,
         )
-        blocked = [blocked_convolutions(path) for path in paths]
-        noise, block = found.noisy, blocked[-1].block
+        blocked = [blocked_convolutions(path, runtime=table.runtime) for path in paths]
+        noise, block, budget = found.noisy, blocked[-1].block, judged(job, found)
         for line in (noise, *found.warnings):
             if line:
                 job.progress.note(line)
         files = [
-            _latency(name, latency, records.BlockedConvs(blocked=convs.blocked, total=convs.total), speedup, noise)
+            _latency(name, latency, convs, speedup, noise)
             for name, latency, convs, speedup in zip(wanted, found.files, blocked, (None, *found.speedups), strict=True)
         ]
+        if table.runtime == DEFAULT:  # whose profiler it asks
+            files = [explained(it, path, table, shapes) for it, path in zip(files, paths, strict=True)]
     return records.MeasuredRecord(
         environment=records.Environment.model_validate(job.environment, from_attributes=True),
+        runtime=table.runtime,
         threads=table.threads,
         batch_size=table.batch_size,
         artifacts=tuple(files),
         block=block,
         noise=noise,
+        budget=budget,
         seconds=time.perf_counter() - started,
     )
 
@@ -223,7 +243,7 @@ def bench_files(job: Job) -> records.MeasuredRecord:
 def _latency(
     name: str,
     latency: LatencyRecord,
-    blocked: records.BlockedConvs,
+    convs: BlockedConvolutions,
     speedup: Speedup | None,
     noise: str | None,
 ) -> records.FileLatency:
@@ -236,7 +256,7 @@ def _latency(
         n=latency.n,
         cpu_p50=latency.cpu_ms,
         samples=tuple(sample_quantiles(latency.samples_ms)),
-        blocked_convs=blocked,
+        blocked_convs=records.BlockedConvs(blocked=convs.blocked, total=convs.total) if convs.block else None,
         # An interval beside "too noisy to say" would say it all the same.
         speedup=None
         if speedup is None
@@ -264,7 +284,7 @@ VERIFY = Stage(
     name="verify",
     record=records.VerifiedRecord,
     run=verify_files,
-    reads=("verify",),
+    reads=("verify", "bench.runtime"),
     needs=("export", "dense", "sparse", "finetune"),
 )
 BENCH = Stage(name="bench", record=records.MeasuredRecord, run=bench_files, reads=("bench",), needs=("export",))

@@ -11,6 +11,7 @@ from hoyer_export.deploy.checks import RELATIVE_TOLERANCE
 from hoyer_export.deploy.feed import feed_of
 from hoyer_export.deploy.input_sizes import Shapes, input_sizes
 from hoyer_export.deploy.onnx_file import read_onnx
+from hoyer_export.deploy.runtime import DEFAULT
 from hoyer_export.deploy.verify import verify_onnx
 from hoyer_export.deploy.verify_files import verify_files
 from hoyer_export.errors import FileError, NetworkError
@@ -34,6 +35,7 @@ def verify_file(
     weights_key: str | None = None,
     shapes: Shapes | None = None,
     tolerance: float = RELATIVE_TOLERANCE,
+    runtime: str = DEFAULT,
     allow_import: Sequence[str] = (),
 ) -> VerifiedRecord:
     """Compare the ONNX file ``path`` with what it should compute.
@@ -45,7 +47,7 @@ def verify_file(
         classes: outputs of the network; those of the file where None.
         weights_key: where in the file the weights are, as for ``load_weights``.
         shapes: input → sizes, where the file leaves more than the batch open.
-        tolerance: as for ``verify_onnx``.
+        tolerance, runtime: as for ``verify_onnx``.
         allow_import: packages that may be imported for a network ``package.module:function``.
 
     Raises:
@@ -53,7 +55,7 @@ def verify_file(
     """
     started = time.perf_counter()
     if against.suffix == ".onnx":
-        found = verify_files(path, against, shapes=shapes, tolerance=tolerance)
+        found = verify_files(path, against, shapes=shapes, tolerance=tolerance, runtime=runtime)
     else:
         graph = read_onnx(path).graph
         sizes = input_sizes(graph, path, shapes, BATCH)
@@ -61,7 +63,7 @@ def verify_file(
         dims = [value.dim_value for value in graph.output[0].type.tensor_type.shape.dim]
         classes = classes or (dims[1] if len(dims) == 2 else None) or None
         model = _network(network, against, inputs[0].shape[1:], classes, weights_key, allow_import)
-        found = verify_onnx(path, model, inputs, tolerance=tolerance)
+        found = verify_onnx(path, model, inputs, tolerance=tolerance, runtime=runtime)
     file = as_record(path.stem, found)
     return VerifiedRecord(
         seconds=time.perf_counter() - started, passed=file.passed, artifacts=(file,), sparse_accuracy=None

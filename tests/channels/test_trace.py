@@ -1,6 +1,7 @@
 """Tracing finds what lives or dies together, and says why the rest cannot go."""
 
 import copy
+import re
 
 import networks
 import pytest
@@ -313,3 +314,14 @@ def test_a_synchronised_batch_norm_is_a_batch_norm() -> None:
         for it in (model, networks.chain())
     ]
     assert widths[0] == widths[1] != []
+
+
+@pytest.mark.parametrize(("weights", "inputs"), [(torch.float16, torch.float32), (torch.float32, torch.bfloat16)])
+def test_weights_and_inputs_of_different_types_are_said_with_the_way_out(
+    weights: torch.dtype, inputs: torch.dtype
+) -> None:
+    model, images = nn.Conv2d(3, 4, 3).to(weights), torch.zeros(1, 3, 8, 8, dtype=inputs)
+    said = f"weights are {weights}, the inputs {inputs}: give it as model.float()".replace("torch.", "")
+    with pytest.raises(NetworkError, match=re.escape(said)):
+        trace_channels(model, images)
+    assert trace_channels(model.float(), images.float())

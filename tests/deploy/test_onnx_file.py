@@ -10,6 +10,7 @@ from hoyer_export.deploy.export import export_onnx
 from hoyer_export.deploy.macs import count_macs
 from hoyer_export.deploy.onnx_file import subnormals
 from hoyer_export.deploy.verify import verify_onnx
+from hoyer_export.deploy.verify_files import verify_files
 from hoyer_export.errors import FileError
 
 NETWORK = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3)).eval()
@@ -72,6 +73,23 @@ def test_weights_that_did_not_come_along_are_named(tmp_path, whole, read):
     (tmp_path / "slim.data").unlink()
     with pytest.raises(FileError, match=r"slim.onnx keeps weights in slim.data, missing there; put .* beside it"):
         read(tmp_path / "slim.onnx")
+
+
+@pytest.mark.parametrize(("opset", "said"), [(17, r"ReduceMean.*input size 2"), (999, r"cannot load .*opset")])
+def test_an_opset_that_is_not_that_of_the_nodes_or_that_nobody_has_is_named(tmp_path, opset, said):
+    nodes = [onnx.helper.make_node("ReduceMean", ["x", "axes"], ["y"])]  # axes are an input from 18 on
+    ends = [onnx.helper.make_tensor_value_info(name, 1, ["n", size]) for name, size in (("x", 3), ("y", 1))]
+    axes = onnx.numpy_helper.from_array(np.array([1]), "axes")
+    graph = onnx.helper.make_graph(nodes, "graph", ends[:1], ends[1:], [axes])
+    paths = {}
+    for version in (18, opset):
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)], ir_version=8)
+        onnx.save(model, paths.setdefault(version, tmp_path / f"{version}.onnx"))
+    assert verify_files(paths[18], paths[18]).passed
+    for read in (lambda path: verify_files(path, paths[18]), READERS["bench"], READERS["explain"]):
+        with pytest.raises(FileError, match=said) as caught:
+            read(paths[opset])
+        assert len(str(caught.value).splitlines()) == 1
 
 
 def test_an_output_without_a_shape_is_read_also_beside_weights_in_another_file(tmp_path, whole):

@@ -25,7 +25,7 @@ from hoyer_export.tensors import tensors_in
 )
 def moved(tracer: Tracer, output: Any, input: Tensor, *arguments: Any, **options: Any) -> None:
     """Whole channels are moved, whatever the width."""
-    move(tracer, output, input, lambda numbers: tracer.operation(numbers, *arguments, **options))
+    move(tracer, output, input, lambda numbers: tracer.operation(inhabited(numbers), *arguments, **options))
 
 
 @rule("squeeze", in_place=False)
@@ -62,6 +62,11 @@ def numbered(tensor: Tensor, axis: int) -> Tensor:
     shape = [1] * tensor.ndim
     shape[axis] = tensor.shape[axis]
     return torch.arange(tensor.shape[axis]).view(shape).expand(tensor.shape)
+
+
+def inhabited(numbers: Tensor) -> Tensor:
+    """Return numbers with two positions along an axis without any (no boxes found), so that one sees where axes go."""
+    return numbers.as_strided([size or 2 for size in numbers.shape], numbers.stride())
 
 
 def positions(numbers: Tensor) -> dict[int, Vector]:

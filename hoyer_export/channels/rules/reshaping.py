@@ -8,7 +8,7 @@ from torch import Tensor
 from hoyer_export.channels.labels import AxisLabels, TensorLabels, Tracer
 from hoyer_export.channels.rule import rule
 from hoyer_export.channels.rules.movement import numbered, place, positions
-from hoyer_export.channels.sizes import AttributeSize, AxisSize, Size, sourced_shape
+from hoyer_export.channels.sizes import AttributeSize, AxisSize, Size, plain, sourced_shape
 
 
 def lengths_in(arguments: Any) -> list[Any]:
@@ -135,9 +135,12 @@ def repeat_interleave(tracer: Tracer, output: Tensor, input: Tensor, repeats: An
 
 
 def axis_of_length(length: int, rest: float | None = None) -> AxisLabels | None:
-    """Return the labels of a new axis that was given the length of one with channels: it has the same, and shrinks."""
-    if isinstance(length, AxisSize) and length.is_whole:
+    """Return the labels of a new axis of a length that may shrink: those of the axis that it is the length of."""
+    if not isinstance(length, Size) or not length.is_whole:
+        return None
+    if isinstance(length, AxisSize):
         axis = length.origin.resting(rest)
-        length.tie(axis)
-        return axis
-    return None
+    else:  # an attribute's: whatever the axis meets
+        axis = AxisLabels(length.tracer.union_find.new_apart(plain(length)), rest)
+    length.tie(axis)
+    return axis

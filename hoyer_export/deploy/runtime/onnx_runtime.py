@@ -1,4 +1,7 @@
-"""onnxruntime on the CPU, and how many convolutions it runs in its blocked layout.
+"""onnxruntime, and how many convolutions it runs on the CPU in its blocked layout.
+
+Another of its execution providers may be named: those that ``get_available_providers`` finds in the wheel that is
+installed. What it cannot run the CPU runs, as everywhere in onnxruntime.
 
 On x86 onnxruntime turns convolutions to the layout NCHWc, blocks of 16 channels (AVX-512) or 8 (AVX2), if their channel
 counts allow it: the input's below one block or a multiple of 4 (``nchwc_transformer.cc``). The others keep the plain
@@ -17,7 +20,9 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from hoyer_export.deploy.onnx_file import first_line, read_onnx
 from hoyer_export.deploy.runtime.protocol import Arrays, BlockedConvolutions, RunFailed
-from hoyer_export.errors import FileError
+from hoyer_export.errors import FileError, HoyerExportError
+
+CPU = "CPUExecutionProvider"
 
 # onnxruntime's exceptions share no base class of their own.
 _ERRORS: tuple[type[Exception], ...] = (
@@ -36,33 +41,58 @@ probe (float[1, 64, 8, 8] image) => (float[1, 1, 8, 8] output) {
 
 
 class OnnxRuntime:
-    """onnxruntime with its CPU provider: no spinning, no log."""
+    """onnxruntime: no spinning, no log.
+
+    Args:
+        provider: that runs what it can.
+
+    Raises:
+        HoyerExportError: it is not in the onnxruntime that is installed.
+    """
 
     name = "onnxruntime"
 
+    def __init__(self, provider: str = CPU) -> None:
+        available = onnxruntime.get_available_providers()
+        if provider not in available:
+            raise HoyerExportError(
+                f"the onnxruntime installed here has no {provider}, only {', '.join(available)}; name one of them, or "
+                "install a wheel with it in the place of onnxruntime"
+            )
+        self._provider = provider
+        if provider != CPU:
+            self.name = f"{self.name}:{provider}"
+
     def load(self, path: Path, threads: int, optimise: bool) -> "Loaded":
         """Open a session; see ``Runtime.load``."""
-        return Loaded(path, session_options(threads, optimise))
+        return Loaded(path, session_options(threads, optimise), self._provider)
 
     def explain(self, path: Path) -> BlockedConvolutions:
         """Let onnxruntime optimise the file for this machine, and look at what became of its convolutions."""
         total = sum(node.op_type == "Conv" for node in read_onnx(path).graph.node)
+        if self._provider != CPU:
+            return BlockedConvolutions(blocked=0, total=total, block=None)
         blocked = sum(_is_blocked(node) for node in _optimised(path).graph.node)
         return BlockedConvolutions(blocked, total, block_size())
 
 
 class Loaded:
-    """One file in a session of onnxruntime; FileError where it cannot be loaded."""
+    """One file in a session of onnxruntime; FileError where it cannot be loaded, or not with this provider."""
 
-    def __init__(self, path: Path, options: onnxruntime.SessionOptions) -> None:
+    def __init__(self, path: Path, options: onnxruntime.SessionOptions, provider: str = CPU) -> None:
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=list({provider: 0, CPU: 0}))
         except _ERRORS as error:
             raise FileError(f"onnxruntime cannot load {path} ({first_line(error)}); export it again") from error
+        if provider not in self._session.get_providers():  # it says so in its log alone, and takes the CPU
+            raise FileError(
+                f"onnxruntime cannot start {provider} for {path}: a driver or library that it needs is missing, or of "
+                "another version; install what onnxruntime's page on that provider asks for"
+            )
 
     def run(self, inputs: Arrays) -> list[NDArray[Any]]:
         try:
-            outputs: list[NDArray[Any]] = self._session.run(None, inputs)
+            outputs: list[NDArray[Any]] = self._session.run(None, {name: _fed(it) for name, it in inputs.items()})
         except _RUN_ERRORS as error:
             raise RunFailed(first_line(error)) from error
         return outputs
@@ -70,6 +100,14 @@ class Loaded:
     def end_profiling(self) -> Path:
         """Return the file with the times of all nodes, of a session that was told to take them."""
         return Path(self._session.end_profiling())
+
+
+def _fed(array: NDArray[Any]) -> NDArray[Any] | onnxruntime.OrtValue:
+    """Return what onnxruntime takes: of a type that numpy itself lacks, bfloat16 say, the bits and what they mean."""
+    if array.dtype.kind != "V":
+        return array
+    kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+    return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(f"u{array.itemsize}"), kind)
 
 
 def session_options(threads: int, optimise: bool) -> onnxruntime.SessionOptions:
