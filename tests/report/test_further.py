@@ -59,4 +59,6 @@ def test_an_int8_file_that_is_slower_or_loses_too_much_is_not_shipped(changes, w
         assert withheld(report)["slim-int8"] in line
         assert "it is left as slim-int8.onnx.rejected" in line
     assert line.split(":")[0] in render_card(report)
-    assert "slim-int8.onnx (onnx, int8" in render_page(report, ())
+    page = render_page(report, ())
+    assert f'<code class="name">slim-int8.onnx</code> <span class="muted">{INT8}' in page
+    assert ("✓ close to its network" in page, "✗ not shipped" in page) == (why is None, why is not None)
