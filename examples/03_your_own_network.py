@@ -35,7 +35,7 @@ class SmallU(nn.Module):
         x = (pixels + self.project(mixed)).mT.unflatten(2, x.shape[2:])
         x = F.relu(self.fuse(torch.cat([self.up(x), skip], 1))).mean((2, 3))
         hidden = self.hidden(x)
-        return self.head(hidden * self.hidden.out_features**-0.5)  # a width that no tracer can see
+        return self.head(hidden * len(range(self.hidden.out_features)) ** -0.5)  # a width that no tracer can see
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, classes: Tensor) -> float:

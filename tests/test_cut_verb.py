@@ -378,7 +378,7 @@ def test_a_missed_budget_and_a_failed_verification_exit_3_and_keep_the_files(
 ) -> None:
     if broken == "budget":  # a graph that does more than was traced
         real = ship.count_macs
-        monkeypatch.setattr(ship, "count_macs", lambda path: real(path.with_name("dense.onnx")))
+        monkeypatch.setattr(ship, "count_macs", lambda path, **sizes: real(path.with_name("dense.onnx"), **sizes))
     else:
         weights = artifacts.export_onnx
 

@@ -43,7 +43,7 @@ from hoyer_export.surgery.decisions import TOLERANCE
 from hoyer_export.surgery.extras.dead_blocks import remove_dead_blocks
 from hoyer_export.surgery.extras.folding import Folding, fold_constants
 from hoyer_export.surgery.extras.gather import gather_inputs
-from hoyer_export.surgery.extras.refit import Refit, refit_
+from hoyer_export.surgery.extras.refit import DenseOutputs, Refit, refit_
 from hoyer_export.surgery.plan import PruningPlan, compose
 from hoyer_export.surgery.proof import prove_equal
 from hoyer_export.surgery.self_test import without_groups
@@ -286,14 +286,13 @@ def cut_in_steps(job: Job, network: nn.Module, start: SlimModel, channels: Chann
 
     found = cut_and_refit(
         start.model,
-        images,
+        DenseOutputs(start.model, images, seed=job.recipe.seed),
         macs=_shares(job, start, channels).get("macs"),
         loss=loss,
         at_most=table.max_change if table.max_drop is None else table.max_drop,
         align=job_latency(job) if table.by_time else table.alignment,
         step=table.step,
         method=table.method,
-        seed=job.recipe.seed,
         on_point=told,
         trace=trace,
     )

@@ -71,7 +71,7 @@ class Shrunk(TensorRecord):
 
 def cut_and_refit(
     model: nn.Module,
-    batches: CalibrationInputs,
+    batches: CalibrationInputs | DenseOutputs,
     *,
     macs: float | None = None,
     loss: Loss | None = None,
@@ -79,7 +79,6 @@ def cut_and_refit(
     align: int | Latency = 16,
     step: float = 0.05,
     method: str = "function",
-    seed: int = 0,
     on_point: Callable[[Point], None] = lambda point: None,
     trace: Trace = trace_channels,
 ) -> Shrunk:
@@ -87,7 +86,7 @@ def cut_and_refit(
 
     Args:
         model: the trained network; it is not changed.
-        batches: calibration images without labels, a batch or several.
+        batches: calibration images without labels, a batch or several, or the ``DenseOutputs`` of the network on them.
         macs: share of the dense MACs to stop at.
         loss: what a network has lost, measured after every step.
         at_most: the most that it may have lost: the smallest network within it is found, to an eighth of a step.
@@ -95,7 +94,6 @@ def cut_and_refit(
         step: share of the dense MACs that goes at once.
         method: ``function``, which chooses again after each step, or ``sensitivity``, which is measured once, on the
             dense network, and cuts that to every size.
-        seed: of the places that layers are refitted at.
         on_point: is told every network that is tried.
         trace: finds the channels of the network and of every smaller one; what it calls unprunable stays whole. With
             rules of your own, ``partial(hx.trace_channels, rules=...)``.
@@ -105,13 +103,13 @@ def cut_and_refit(
         CutRefused, DataError, NetworkError: as ``cut`` and ``refit_``.
     """
     _check(macs, loss, at_most, step, method)
-    targets = DenseOutputs(model, batches, seed=seed)
+    targets = batches if isinstance(batches, DenseOutputs) else DenseOutputs(model, batches)
     state = _Walk.start(model, targets, align, trace)
     dense = state.macs
     if macs is not None:  # said before any work
         keep_within(state.channels, state.scores, align, Budget(MACS, macs), "function")
     if at_once := method == "sensitivity":
-        state = replace(state, factors=sensitivities(state.channels, model, targets.batches, seed))
+        state = replace(state, factors=sensitivities(state.channels, model, targets.batches))
         step = step if at_most is not None else 1.0
     start = state
     share, size, curve = 1.0, step, [Point(dense, None if loss is None else 0.0)]

@@ -116,7 +116,7 @@ def cuts(dense: nn.Module, batches: list[Tensor], seed: int) -> Iterator[tuple[t
         slim = hx.cut(zeroed, channels, keep, batches[0][:2])
         yield (share, "sensitivity, refitted"), hx.refit_(slim, targets).slim.model
     seen: list[nn.Module] = []
-    walked = hx.cut_and_refit(dense, batches, macs=SHARES[-1], loss=lambda m: seen.append(m) or 0.0, align=1, seed=seed)
+    walked = hx.cut_and_refit(dense, targets, macs=SHARES[-1], loss=lambda m: seen.append(m) or 0.0, align=1)
     for share in SHARES:
         at = next(i for i, point in enumerate(walked.curve) if point.macs <= share * walked.curve[0].macs)
         yield (share, "function, refitted in steps"), seen[at - 1]
