@@ -16,6 +16,7 @@ from hoyer_export.errors import RecipeError
 from hoyer_export.recipe.reading import make_recipe
 from hoyer_export.report.files import read_report
 from hoyer_export.report.further import withheld
+from hoyer_export.report.hub import write_hub_folder
 from hoyer_export.report.report import Report
 from hoyer_export.run.chain import cut_network, run_recipe, verify_run
 from hoyer_export.run.progress import Silent
@@ -82,6 +83,16 @@ def test_every_file_is_verified_measured_and_reported(run: tuple[Path, Report]) 
     for name in ("card.md", "report.html"):
         text = (folder / name).read_text(encoding="utf-8")
         assert all(file in text for file in FILES)
+
+
+def test_a_folder_for_the_hub_has_what_is_shipped(run: tuple[Path, Report], tmp_path: Path) -> None:
+    folder, report = run
+    write_hub_folder(folder, report, tmp_path / "hub")
+    shipped = {it.file.file for it in report.artifacts if it.file.name not in withheld(report)} - {"dense.onnx"}
+    assert {path.name for path in (tmp_path / "hub").iterdir() if path.name.startswith("slim")} == {
+        *shipped,
+        "slim.safetensors",
+    }
 
 
 def test_the_file_with_preprocessing_takes_pictures(run: tuple[Path, Report]) -> None:
@@ -166,6 +177,19 @@ def test_pictures_of_a_folder_are_resized_inside(home: Path) -> None:
     answers = [subprocess.run(command, capture_output=True, check=True).stdout for command in commands]
     assert answers[0] == answers[1]
     assert answers[0].decode().startswith("ab"[logits[0].argmax()])
+
+
+@pytest.mark.parametrize(
+    ("beside", "why"),
+    [
+        ({"dynamic_size": True}, "leave export.dynamic_size out"),
+        ({"input_names": ["images"]}, "has its own images in slim-preprocess.onnx; give another name"),
+        ({"output_names": ["prepared"]}, "has its own prepared in slim-preprocess.onnx; give another name"),
+    ],
+)
+def test_what_does_not_go_with_preprocessing_inside_is_refused(beside: dict[str, object], why: str) -> None:
+    with pytest.raises(RecipeError, match=why):
+        make_recipe(tables(export={"preprocess": True} | beside))
 
 
 @pytest.mark.parametrize("key", ["int8", "preprocess"])

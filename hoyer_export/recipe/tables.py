@@ -412,7 +412,7 @@ class Export(_Table):
     pictures have to come in that size. Its latency is for pictures of twice the sides of the network's input."""
     pt2: bool = False
     """Also slim.pt2, of torch.export: ``torch.export.load("slim.pt2").module()`` runs it with torch alone. It is
-    verified, and not measured: latencies are onnxruntime's."""
+    verified, and not measured: latencies are onnxruntime's. Height and width stay fixed in it."""
 
 
 class Verify(_Table):
@@ -549,6 +549,10 @@ class Recipe(_Table):
             raise PydanticCustomError(
                 "rule", "export.preprocess resizes to one size; leave export.dynamic_size out", {}
             )
+        names = {*(self.export.input_names or ()), *(self.export.output_names or ())}
+        if self.export.preprocess and (taken := names & {"images", "prepared"}):  # as deploy/pictures.py has them
+            message = "export.preprocess has its own {name} in slim-preprocess.onnx; give another name"
+            raise PydanticCustomError("rule", message, {"name": min(taken)})
         return self
 
     @model_validator(mode="after")
