@@ -40,22 +40,37 @@ def resized(image, width, height):
     return image.crop((left, top, left + width, top + height))
 
 
-model, *pictures = sys.argv[1:]
-session = onnxruntime.InferenceSession(model)
-facts = session.get_modelmeta().custom_metadata_map
-[(name, (channels, height, width))] = json.loads(facts["hoyer_export.inputs"]).items()
-mean, std = (
-    np.array(json.loads(facts[f"hoyer_export.{key}"]), np.float32).reshape(-1, 1, 1) for key in ("mean", "std")
-)
-names = json.loads(facts.get("hoyer_export.class_names", "[]"))
-
-for picture in pictures:
-    image = resized(read(picture), width, height)
+def prepared(image, channels, height, width):
+    """Return what slim.onnx takes: float32 [C, H, W], normalised."""
+    mean, std = (
+        np.array(json.loads(facts[f"hoyer_export.{key}"]), np.float32).reshape(-1, 1, 1) for key in ("mean", "std")
+    )
+    image = resized(image, width, height)
     if channels == 1:
         image = image if image.mode == "F" else image.convert("L")
     pixels = np.asarray(image, np.float32).reshape(height, width, -1).transpose(2, 0, 1)
     pixels = pixels if image.mode == "F" else pixels / 255
-    [logits] = session.run(None, {name: ((pixels - mean) / std)[np.newaxis]})[0]
+    return (pixels - mean) / std
+
+
+def as_bytes(image, height, width, channels):
+    """Return what slim-preprocess.onnx takes: bytes [height, width, C] in the size that they have, if it resizes."""
+    if image.mode == "F":
+        image = Image.fromarray((np.asarray(image) * 255).round().astype(np.uint8))
+    if not isinstance(height, str):
+        image = resized(image, width, height)
+    return np.asarray(image.convert("L" if channels == 1 else "RGB")).reshape(*image.size[::-1], channels)
+
+
+model, *pictures = sys.argv[1:]
+session = onnxruntime.InferenceSession(model)
+facts = session.get_modelmeta().custom_metadata_map
+[(name, sizes)] = json.loads(facts["hoyer_export.inputs"]).items()
+names = json.loads(facts.get("hoyer_export.class_names", "[]"))
+
+for picture in pictures:
+    made = as_bytes(read(picture), *sizes) if "hoyer_export.inside" in facts else prepared(read(picture), *sizes)
+    [logits] = session.run(None, {name: made[np.newaxis]})[0]
     shares = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     if len(pictures) > 1:
         print(picture)

@@ -53,6 +53,7 @@ MOVED = 1e-5  # relative change of the outputs that asks for fine-tuning: what v
 
 def print_report(report: "Report", folder: Path) -> None:
     """Print the files side by side, how exact the cut is, what was verified, and what to do next."""
+    from hoyer_export.report.further import further_words
     from hoyer_export.report.making import cut_details, making
     from hoyer_export.report.summary import (
         budget_words,
@@ -67,7 +68,7 @@ def print_report(report: "Report", folder: Path) -> None:
     network, data = title(report)
     on = f"on {data}" if report.inputs.data else f"input {'×'.join(map(str, report.inputs.shape))}"
     table = Table(title=f"{network} {on}", title_justify="left")
-    for column in ("", *(it.file.name for it in report.artifacts), "slim / dense"):
+    for column in ("", "dense", "slim", "slim / dense"):
         table.add_column(column, justify="left" if not column else "right")
     for name, *cells in _figures(report):
         table.add_row(name, *cells)
@@ -82,6 +83,8 @@ def print_report(report: "Report", folder: Path) -> None:
         worst = ", ".join(f"{row.name} {row.dense:.1f} → {percent(row.slim)}" for row in lost)
         console.print(_plain(f"classes that lost most: {worst}"))
     console.print(_plain(f"speed: {speedup_words(report)}"))
+    for line in further_words(report):
+        console.print(_plain(line))
     console.print(_plain(f"budget: {budget_words(report)}"))
     for line in gate_words(report.gate):
         console.print(_plain(f"gate: {line}"))
@@ -124,13 +127,13 @@ def _figures(report: "Report") -> Iterator[list[str]]:
     """Yield the rows of the table: a name, one cell a file, slim beside dense."""
     from hoyer_export.report.summary import accuracy_change, of_dense
 
-    shipped, dense, slim = report.artifacts, report.dense, report.slim
+    shipped = dense, slim = report.dense, report.slim
     if slim.accuracy is not None:
         change = score_change(accuracy_change(report), report.metric)
         yield [f"test {report.metric_name}", *(score(it.accuracy, report.metric) for it in shipped), change]
     for name, key, shown in (("MACs", "macs", exact), ("params", "params", exact), ("file", "size_bytes", size)):
         yield [name, *(shown(getattr(it.file, key)) for it in shipped), share(of_dense(report, key))]
-    measured = report.bench.artifacts
+    measured = report.bench.artifacts[:2]
     if measured and dense.latency is not None and slim.latency is not None:
         for quantile in ("p50", "p90"):
             first, second = (getattr(it.latency, quantile) for it in (dense, slim))
@@ -301,7 +304,8 @@ def print_verification(found: "VerifiedRecord") -> None:
         table.add_column(column, justify="right" if column in ("value", "tolerance") else "left")
     for file in found.artifacts:
         for check in file.checks:
-            cells = value_words(check.value), small(check.tolerance), _verdict(check.passed)
+            limit = "" if check.tolerance is None else small(check.tolerance)
+            cells = value_words(check.value), limit, _verdict(check.passed)
             table.add_row(escape(file.name), escape(check.name), *cells)
     console = _console()
     console.print(table)

@@ -58,7 +58,7 @@ def environment_record() -> EnvironmentRecord:
         flags=_speed_flags(cpuinfo),
         cores=os.cpu_count() or 1,
         threads=usable_threads(),
-        versions={OWN: own_version() + (" (source tree)" if _source_version() else "")} | _versions(),
+        versions=versions(),
         load=os.getloadavg() if hasattr(os, "getloadavg") else None,
         os=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
@@ -115,8 +115,9 @@ def _speed_flags(cpuinfo: str) -> tuple[str, ...]:
     return tuple(flag for flag in SPEED_FLAGS if flag in present)
 
 
-def _versions() -> dict[str, str]:
-    found = {}
+def versions() -> dict[str, str]:
+    """Return package → version, of this one and of those installed that decide a result."""
+    found = {OWN: own_version() + (" (source tree)" if _source_version() else "")}
     for package in PACKAGES:
         try:
             found[package] = version(package)

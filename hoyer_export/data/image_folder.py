@@ -11,6 +11,7 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -68,6 +69,14 @@ class FolderSplit(Split):
                 raise batch
             images, labels = batch
             yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+    def pictures(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield every image as it is on disk; see ``Split.pictures``."""
+        for path, label in self.samples:
+            image = read_image(path)
+            if image.mode == "F":
+                image = Image.fromarray((np.asarray(image) * 255).round().astype(np.uint8))
+            yield torch.from_numpy(np.asarray(image.convert("RGB")).copy())[None], torch.tensor([label])
 
     def unreadable(self) -> list[str]:
         """Open every image, and return those that cannot be read, each with the reason; see ``Split.unreadable``."""

@@ -73,6 +73,10 @@ class Split(ABC):
         """Return how many batches an epoch of training has."""
         return len(batch_indices(len(self), batch_size, torch.Generator()))
 
+    def pictures(self) -> Iterator[tuple[Tensor, Tensor]] | None:
+        """Return (uint8 [1, height, width, 3] as taken, class int64 [1]) of every image; None: they have one size."""
+        return None
+
     @abstractmethod
     def unreadable(self) -> list[str]:
         """Look at every image that is still on disk, and return those that cannot be read, each with the reason."""

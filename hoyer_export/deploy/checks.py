@@ -12,6 +12,8 @@ from hoyer_export.deploy.departure import Departure
 from hoyer_export.deploy.sensitivity import LEAST, Judged
 
 RELATIVE_TOLERANCE = LEAST
+RELATIVE_CHANGE = "relative change of the outputs"
+"""A check without a tolerance: a figure of files that round coarsely."""
 
 Optimization = Literal["disabled", "all"]
 
@@ -25,13 +27,13 @@ class Check:
         value: for outputs and rows the error that comes closest to its tolerance or exceeds it most, in units of
             max(1, max |torch|); for the others how many inputs, weights, values or images are wrong. Infinite where
             something is not a number or has another shape.
-        tolerance: in the same unit; for outputs and rows the one of the same comparison.
+        tolerance: in the same unit; for outputs and rows the one of the same comparison; None of a mere figure.
         passed: value ≤ tolerance.
     """
 
     name: str
     value: float
-    tolerance: float
+    tolerance: float | None
     passed: bool
 
 

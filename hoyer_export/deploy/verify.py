@@ -17,9 +17,7 @@ The tolerance is 1e-5 · max(1, max |torch|), or more where torch itself rounds 
 float32, their differences are taken in float64. An output that is not a number fails.
 """
 
-import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -40,28 +38,14 @@ from hoyer_export.deploy.checks import (
 from hoyer_export.deploy.export import as_float32, inference_copy
 from hoyer_export.deploy.file_weights import FileWeights
 from hoyer_export.deploy.interface import check_interface, is_batched, larger, sizes_of
+from hoyer_export.deploy.labelled import Agreement, Labelled, Run, agreement_on, measured
 from hoyer_export.deploy.onnx_file import read_onnx, subnormals, tensors_of
 from hoyer_export.deploy.runtime import DEFAULT, as_runtime
 from hoyer_export.deploy.runtime.protocol import Arrays, RunFailed, Runtime, Session
-from hoyer_export.deploy.sensitivity import MOST, Expected, Judged, Outputs, Sensitivity, max_error, torch_outputs
+from hoyer_export.deploy.sensitivity import MOST, Expected, Judged, Outputs, Sensitivity, max_error
 from hoyer_export.environment import usable_threads
 from hoyer_export.errors import DataError, VerificationFailed
-from hoyer_export.metric import ACCURACY, Metric, Tally, as_metric
-from hoyer_export.tensors import tensors_in
-
-_Labelled = Iterable[tuple[ExampleInputs, Any]]
-_Run = Callable[[Call], Outputs]
-
-
-@dataclass(frozen=True)
-class _Agreement:
-    """Top-1 over the labelled images."""
-
-    clear_disagreements: int = 0
-    onnx_accuracy: float | None = None
-    torch_accuracy: float | None = None
-    class_images: tuple[int, ...] = ()
-    class_correct: tuple[int, ...] = ()
+from hoyer_export.metric import ACCURACY, Metric, as_metric
 
 
 def verify_onnx(
@@ -71,7 +55,7 @@ def verify_onnx(
     *,
     example_kwargs: ExampleKwargs | None = None,
     batches: Sequence[int] = (1, 2, 3, 8),
-    labelled: _Labelled | None = None,
+    labelled: Labelled | None = None,
     sha256: str | None = None,
     tolerance: float = RELATIVE_TOLERANCE,
     runtime: Runtime | str = DEFAULT,
@@ -102,7 +86,7 @@ def verify_onnx(
         raise DataError(f"verification needs images and batches of at least 1, got {real.shapes or 'no tensor'}")
     file, network = read_onnx(path), inference_copy(model)
     names = check_interface(file, path, network, real)
-    cases = _cases(real, max(2, *batches))
+    cases = input_cases(real, max(2, *batches))
     two = cases["real"].rows(slice(2))
     torchs = Sensitivity(network)
     with_rows = [is_batched(value) for value in file.graph.output]
@@ -111,7 +95,7 @@ def verify_onnx(
         expected["larger", 2] = torchs.expected(larger(two))
     runner, levels = as_runtime(runtime), get_args(Optimization)
     load = partial(runner.load, Path(path), usable_threads())
-    runs = {level: partial(_outputs, path, load(level == "all"), names) for level in levels}
+    runs = {level: partial(runtime_outputs, path, load(level == "all"), names) for level in levels}
 
     found = {(*key, level): run(it.call) for key, it in expected.items() for level, run in runs.items()}
     judged = {key: torchs.judge(of, (it := expected[key[:2]]).outputs, it, tolerance) for key, of in found.items()}
@@ -124,13 +108,13 @@ def verify_onnx(
         check("weight sizes", weights.wrong_sizes(), 0),
         check("subnormal weights", sum(int(subnormals(tensor).sum()) for tensor in tensors_of(file.graph)), 0),
     ]
-    agreement, judge = _Agreement(), as_metric(metric)
+    agreement, judge = Agreement(), as_metric(metric)
     if labelled is not None and judge is not ACCURACY:
-        agreement, on_test = _measured(runs["all"], torchs, network, labelled, judge, tolerance)
+        agreement, on_test = measured(runs["all"], torchs, network, labelled, judge, tolerance)
         checks.append(closest("outputs on test images", on_test))
     elif labelled is not None:
         relative = [c.tolerance / c.scale for c in comparisons if c.inputs == "real"]
-        agreement = _agreement(runs["all"], network, labelled, max(relative, default=MOST))
+        agreement = agreement_on(runs["all"], network, labelled, max(relative, default=MOST))
         checks.append(check("top-1", agreement.clear_disagreements, 0))
     if all(check.passed for check in checks) and (wrong := weights.wrong_values(sha256)) is not None:
         checks.append(check("weights", wrong, 0))
@@ -164,7 +148,7 @@ def _expected(
 
 
 def _judged_rows(
-    runs: Mapping[Optimization, _Run],
+    runs: Mapping[Optimization, Run],
     torchs: Sensitivity,
     cases: dict[str, Call],
     expected: dict[tuple[str, int], Expected],
@@ -187,7 +171,7 @@ def _judged_rows(
     return judged
 
 
-def _cases(real: Call, count: int) -> dict[str, Call]:
+def input_cases(real: Call, count: int) -> dict[str, Call]:
     """Return ``count`` inputs of each kind; integer inputs are real ones everywhere: their range is the network's."""
     repeated = real.rows(torch.arange(count) % real.batch_size)
     generator = torch.Generator().manual_seed(0)
@@ -203,7 +187,7 @@ def _cases(real: Call, count: int) -> dict[str, Call]:
     }
 
 
-def _outputs(path: str | Path, session: Session, names: list[str], call: Call) -> Outputs:
+def runtime_outputs(path: str | Path, session: Session, names: list[str], call: Call) -> Outputs:
     try:
         return [output.astype(np.float64) for output in session.run(_feed(names, call))]
     except RunFailed as error:
@@ -212,52 +196,3 @@ def _outputs(path: str | Path, session: Session, names: list[str], call: Call) -
 
 def _feed(names: list[str], call: Call) -> Arrays:
     return dict(zip(names, (x.numpy() for x in call.tensors), strict=True))
-
-
-def _measured(
-    run: _Run, torchs: Sensitivity, network: nn.Module, labelled: _Labelled, metric: Metric, tolerance: float
-) -> tuple[_Agreement, list[list[Judged]]]:
-    """Read a metric through the runtime and through torch, and compare the outputs that it is made of."""
-    through_torch, through_runtime, judged = Tally(metric), Tally(metric), []
-    for inputs, targets in labelled:
-        batch = as_float32(Call.of(network, inputs, collated=True))
-        with torch.no_grad():
-            outputs = batch.on(network)
-        expected, found = torchs.expected(batch), run(batch)
-        judged.append(torchs.judge(found, expected.outputs, expected, tolerance))
-        through_torch.add(outputs, targets)
-        pairs = zip(tensors_in(outputs), found, strict=True)
-        # What deepcopy finds in its memo it takes as its copy: the same containers, with the runtime's numbers.
-        memo: dict[int, Any] = {id(tensor): torch.from_numpy(numbers).to(tensor.dtype) for tensor, numbers in pairs}
-        through_runtime.add(copy.deepcopy(outputs, memo), targets)
-    return _Agreement(0, through_runtime.value(), through_torch.value()), judged
-
-
-def _agreement(run: _Run, network: nn.Module, labelled: _Labelled, tolerance: float) -> _Agreement:
-    """Compare first classes; two logits that are closer than ``tolerance``, relative, may change places."""
-    tallies, seen, right = [], [], []
-    for inputs, targets in labelled:
-        batch, classes = as_float32(Call.of(network, inputs, collated=True)), targets.cpu().numpy()
-        if classes.shape != (batch.batch_size,):
-            came = f"labels {list(classes.shape)} of {batch.batch_size} images"
-            raise DataError(f"top-1 needs one class an image, got {came}")
-        expected, output = torch_outputs(network, batch)[0], run(batch)[0]
-        if expected.ndim != 2 or expected.shape[1] < 2:
-            raise DataError(f"top-1 needs logits [N, at least 2 classes], the network returns {list(expected.shape)}")
-        second, best = np.sort(expected)[:, -2:].T
-        with np.errstate(invalid="ignore"):  # inf - inf
-            clear = best - second > tolerance * max(1.0, np.abs(expected[np.isfinite(expected)]).max(initial=0))
-        onnx_class, torch_class = output.argmax(1), expected.argmax(1)
-        # What is not a number is no answer.
-        numbers = np.isfinite(expected).all(1) & np.isfinite(output).all(1)
-        wrong = ~numbers | (clear & (onnx_class != torch_class))
-        tallies.append([len(classes), wrong.sum(), (onnx_class == classes).sum(), (torch_class == classes).sum()])
-        seen.append(classes)
-        right.append(classes[torch_class == classes])
-    images, disagreements, onnx_correct, torch_correct = np.sum(tallies or [[0] * 4], axis=0).tolist()
-    if images == 0:
-        raise DataError("top-1 needs labelled images, got none")
-    count = np.bincount(np.concatenate(seen))
-    correct = np.bincount(np.concatenate(right), minlength=len(count))
-    by_class = tuple(count.tolist()), tuple(correct.tolist())
-    return _Agreement(disagreements, 100 * onnx_correct / images, 100 * torch_correct / images, *by_class)

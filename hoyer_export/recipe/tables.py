@@ -390,7 +390,7 @@ class Distill(_Table):
 
 
 class Export(_Table):
-    """The ONNX file."""
+    """The files that are shipped: slim.onnx, and further ones made of it."""
 
     opset: Annotated[int, Field(ge=17, le=25)] = 20
     """The version of ONNX's operators."""
@@ -400,6 +400,19 @@ class Export(_Table):
     """What it calls what comes out, one name a tensor; unset: by keys and positions, a lone one ``logits``."""
     dynamic_size: bool = False
     """Whether height and width of images are left open; they are counted and measured at the data's size."""
+    fp16: bool = False
+    """Also slim-fp16.onnx: weights and arithmetic in float16, for runtimes that have it; half the bytes."""
+    int8: bool = False
+    """Also slim-int8.onnx: weights and activations in int8 (QDQ), calibrated on 512 training images; a quarter of the
+    bytes. It is not shipped, but left as slim-int8.onnx.rejected, where it is slower than slim.onnx, or loses more test
+    accuracy than ``gate.max_accuracy_drop`` allows (without that: more than one point of slim.onnx's)."""
+    preprocess: bool = False
+    """Also slim-preprocess.onnx, which takes pictures, uint8 [batch, height, width, channels], and resizes and
+    normalises them itself. It resizes with bilinear and bicubic interpolation; with another, and for data of one size,
+    pictures have to come in that size. Its latency is for pictures of twice the sides of the network's input."""
+    pt2: bool = False
+    """Also slim.pt2, of torch.export: ``torch.export.load("slim.pt2").module()`` runs it with torch alone. It is
+    verified, and not measured: latencies are onnxruntime's. Height and width stay fixed in it."""
 
 
 class Verify(_Table):
@@ -522,6 +535,24 @@ class Recipe(_Table):
         if self.data is None and (self.trains or self.cut.looks_at_images):
             what = "training" if self.trains else "what channels do"
             raise PydanticCustomError("rule", "the table [data] is needed: {what} needs images", {"what": what})
+        return self
+
+    @model_validator(mode="after")
+    def _has_images_to_ship(self) -> "Recipe":
+        if self.export.int8 and self.data is None:
+            raise PydanticCustomError("rule", "export.int8 needs [data]: it is calibrated on training images", {})
+        if self.export.preprocess and self.data is None:
+            raise PydanticCustomError("rule", "export.preprocess needs [data], which says how images are prepared", {})
+        if self.export.preprocess and self.export.opset < 18:
+            raise PydanticCustomError("rule", "export.preprocess needs export.opset from 18 on: to resize", {})
+        if self.export.preprocess and self.export.dynamic_size:
+            raise PydanticCustomError(
+                "rule", "export.preprocess resizes to one size; leave export.dynamic_size out", {}
+            )
+        names = {*(self.export.input_names or ()), *(self.export.output_names or ())}
+        if self.export.preprocess and (taken := names & {"images", "prepared"}):  # as deploy/pictures.py has them
+            message = "export.preprocess has its own {name} in slim-preprocess.onnx; give another name"
+            raise PydanticCustomError("rule", message, {"name": min(taken)})
         return self
 
     @model_validator(mode="after")

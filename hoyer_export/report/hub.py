@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hoyer_export.errors import FileError
 from hoyer_export.report.card import render_card
+from hoyer_export.report.further import withheld
 from hoyer_export.report.report import Report
 from hoyer_export.run_folder import claimed, whole_folder
 
@@ -16,7 +17,7 @@ LARGE = ("*.onnx", "*.safetensors", "*.pt2", "*.png")
 
 
 def write_hub_folder(run: Path, report: Report, out: Path) -> None:
-    """Copy what is shipped of a run, all but the dense file, to ``out``, together or not at all.
+    """Copy what is shipped of a run, without the dense file, to ``out``, together or not at all.
 
     Args:
         run: folder of the run, or what a cut left.
@@ -28,7 +29,7 @@ def write_hub_folder(run: Path, report: Report, out: Path) -> None:
     """
     if not report.passed:
         raise FileError(f"{run} failed its verification, and is nothing to publish; its report says where")
-    shipped = [it.file.file for it in report.artifacts if it.file.name != "dense"]
+    shipped = [it.file.file for it in report.artifacts if it.file.name not in {"dense", *withheld(report)}]
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise FileError(f"`hub` {out} is taken; give a folder that is absent or empty")
     if missing := [name for name in shipped if not (run / name).is_file()]:

@@ -276,7 +276,8 @@ class ClassTally(Record):
 class FileVerification(Record):
     """One artifact against its network; ``onnx_accuracy`` is the runtime's, both are None without test images.
 
-    ``by_class`` is the network's, in the order of its outputs. ``departure`` is, where a check failed, the first node
+    ``by_class`` is the network's, in the order of its outputs; that of a file in int8, which has no ``accuracy`` of a
+    network, is its own. ``departure`` is, where a check failed, the first node
     that computes something else, with how far it is off.
     """
 

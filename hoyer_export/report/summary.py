@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hoyer_export.report.further import file_states, further_details, further_words
 from hoyer_export.report.making import changed_little, how_it_was_made, little_effect_words, making, stage_seconds
 from hoyer_export.report.number_format import ABSENT, exact, milliseconds, score, score_change, share, small, times
 from hoyer_export.report.report import Artifact, Report
@@ -184,9 +185,9 @@ def speed_is_unclear(report: Report) -> bool:
 
 
 def speedup_cells(report: Report) -> tuple[str, ...]:
-    """Return the speed-up of every measured file with its interval, e.g. ``2.21× (2.19–2.24)``; the dense has none."""
+    """Return the speed-up of every file with its interval, e.g. ``2.21× (2.19–2.24)``; none of dense or unmeasured."""
     cells = []
-    for speedup in (it.speedup for it in report.bench.artifacts):
+    for speedup in (None if it.latency is None else it.latency.speedup for it in report.artifacts):
         if speedup is None:
             cells.append("")
         elif report.bench.noise or speedup.ci95 is None:
@@ -401,6 +402,9 @@ def facts(report: Report) -> dict[str, object]:
             it.file.name: None if report.metric else accuracy_interval(it.accuracy, images) for it in report.artifacts
         },
         "budget": budget_words(report),
+        "further": further_words(report),
+        "details": further_details(report),
+        "states": file_states(report),
         "gate": "; ".join(gate_words(report.gate)),
         "speedup": speedup_words(report),
         "speedups": speedup_cells(report),

@@ -12,8 +12,10 @@ from hoyer_export.recipe.reading import dump_recipe, load_recipe, make_recipe, r
 from hoyer_export.recipe.tables import Recipe
 from hoyer_export.record import Record
 from hoyer_export.report.files import read_report
+from hoyer_export.report.further import withheld
 from hoyer_export.report.report import Report
 from hoyer_export.report.stage_records import ExportsRecord, ReportRecord, VerifiedRecord
+from hoyer_export.run.artifacts import artifacts_of
 from hoyer_export.run.cut import CUT, cut_weights
 from hoyer_export.run.inputs import CHECK, INPUTS
 from hoyer_export.run.job import Job
@@ -28,7 +30,12 @@ from hoyer_export.sparsify.checkpoint import epochs_done
 
 
 def _report(job: Job) -> ReportRecord:
-    write_run_report(job.recipe, job.folder)
+    report = write_run_report(job.recipe, job.folder)
+    kept_back = withheld(report)
+    for name, artifact in artifacts_of(job.recipe).items():
+        if report.artifact(name).verified.passed:
+            deserved = artifact.rejected if name in kept_back else artifact.path
+            artifact.found(job.folder).replace(deserved(job.folder))
     return ReportRecord()
 
 

@@ -4,15 +4,22 @@ from collections import defaultdict
 from pathlib import Path
 
 from hoyer_export.deploy.explain import explain
+from hoyer_export.deploy.input_sizes import Shapes
 from hoyer_export.errors import HoyerExportError
 from hoyer_export.recipe.tables import Bench
 from hoyer_export.report.stage_records import FileLatency, NodeLatency
 
 
-def explained(latency: FileLatency, path: Path, bench: Bench) -> FileLatency:
+def explained(latency: FileLatency, path: Path, bench: Bench, shapes: Shapes) -> FileLatency:
     """Return the latency with that of its nodes; as it is where they cannot be told (a file above 2 GiB)."""
     try:
-        found = explain(path, batch_size=bench.batch_size, threads=bench.threads, min_seconds=bench.min_seconds / 10)
+        found = explain(
+            path,
+            shapes=shapes,
+            batch_size=bench.batch_size,
+            threads=bench.threads,
+            min_seconds=bench.min_seconds / 10,
+        )
     except HoyerExportError:
         return latency
     nodes = [NodeLatency(layer=it.layer or it.name, op=it.op, ms=it.ms, macs=it.macs) for it in found.nodes if it.macs]

@@ -14,7 +14,9 @@ from hoyer_export.channels.cost import dense_macs
 from hoyer_export.choices import ALIGNMENTS, LATENCY
 from hoyer_export.data import DataSplits
 from hoyer_export.deploy.export import as_float32, inference_copy
+from hoyer_export.deploy.half import write_half
 from hoyer_export.deploy.macs import count_macs
+from hoyer_export.deploy.pictures import check_pictures
 from hoyer_export.deploy.runtime import as_runtime
 from hoyer_export.deploy.weight_sizes import TorchMacs, torch_macs
 from hoyer_export.errors import DataError, HoyerExportError, NetworkError, RecipeError, one_line
@@ -24,8 +26,8 @@ from hoyer_export.random_state import kept_random_state
 from hoyer_export.recipe.reading import left_open, resolved
 from hoyer_export.report.number_format import share
 from hoyer_export.report.stage_records import CheckRecord, Images, InputsRecord
-from hoyer_export.run.artifacts import export_as_asked, sizes_of_run
 from hoyer_export.run.channel_file import write_channels
+from hoyer_export.run.exporting import export_as_asked, sizes_of_run
 from hoyer_export.run.job import Job
 from hoyer_export.run.stage import Stage
 from hoyer_export.run.timing import TIMED_WITH, job_latency
@@ -125,6 +127,8 @@ def check(job: Job) -> CheckRecord:
     """
     started = time.perf_counter()
     check_gather(job)
+    if job.recipe.export.preprocess:
+        check_pictures(job.data.preprocessing, job.data.name)
     if job.recipe.trains or job.recipe.cut.refit:  # what is exported at once need not be tried before
         check_export(job)
     return CheckRecord(least=check_budget(job), seconds=time.perf_counter() - started)
@@ -137,6 +141,8 @@ def check_export(job: Job) -> None:
         path = Path(folder) / "dense.onnx"
         export_as_asked(network, job, path)
         counted, expected = count_macs(path, shapes=sizes_of_run(path, job)), dense_macs(job.channels)
+        if job.recipe.export.fp16:
+            write_half(path, path.with_name("half.onnx"))
     if counted.uncounted:
         if job.recipe.cut.macs is not None:
             raise NetworkError(

@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
 
-from torch import nn
-
-from hoyer_export.call import Call
 from hoyer_export.deploy.benchmark import LatencyRecord, Speedup, benchmark
 from hoyer_export.deploy.checks import Check, VerifyRecord, check
 from hoyer_export.deploy.explain import BlockedConvolutions, blocked_convolutions
@@ -19,13 +16,13 @@ from hoyer_export.deploy.onnx_file import metadata_of, read_onnx
 from hoyer_export.deploy.runtime import DEFAULT
 from hoyer_export.deploy.runtime.fresh import fresh
 from hoyer_export.deploy.runtime.protocol import Runtime
-from hoyer_export.deploy.verify import verify_onnx
 from hoyer_export.errors import VerificationFailed
 from hoyer_export.metric import evaluate
 from hoyer_export.report import stage_records as records
-from hoyer_export.run.artifacts import ARTIFACTS, Artifact, sizes_of_run, write_float32
+from hoyer_export.run.artifacts import ARTIFACTS, Artifact, artifacts_of, write_float32
 from hoyer_export.run.cut import CUT
 from hoyer_export.run.explaining import explained
+from hoyer_export.run.exporting import sizes_of_run
 from hoyer_export.run.inputs import macs_in_torch
 from hoyer_export.run.job import Job
 from hoyer_export.run.stage import Stage, record_of
@@ -36,9 +33,13 @@ from hoyer_export.select.budget import COSTS, Budget
 
 def export_files(job: Job) -> records.ExportsRecord:
     """Write every artifact."""
-    job.progress.headline(f"export: {', '.join(it.path(job.folder).name for it in ARTIFACTS.values())}")
+    wanted = artifacts_of(job.recipe)
+    job.progress.headline(f"export: {', '.join(it.path(job.folder).name for it in wanted.values())}")
     started = time.perf_counter()
-    files = tuple(_exported(job, artifact) for artifact in ARTIFACTS.values())
+    for artifact in (it for name, it in ARTIFACTS.items() if name not in wanted):  # of the recipe before
+        artifact.path(job.folder).unlink(missing_ok=True)
+        artifact.rejected(job.folder).unlink(missing_ok=True)
+    files = tuple(_exported(job, artifact) for artifact in wanted.values())
     return records.ExportsRecord(
         seconds=time.perf_counter() - started,
         artifacts=files,
@@ -50,7 +51,8 @@ def _exported(job: Job, artifact: Artifact) -> records.FileRecord:
     path = artifact.path(job.folder)
     artifact.write(artifact, job, path)
     artifact.rejected(job.folder).unlink(missing_ok=True)
-    counted, content = count_macs(path, shapes=sizes_of_run(path, job)), path.read_bytes()
+    of_graph = ARTIFACTS[artifact.counted or artifact.name].found(job.folder)
+    counted, content = count_macs(of_graph, shapes=sizes_of_run(of_graph, job)), path.read_bytes()
     return records.FileRecord(
         name=artifact.name,
         file=path.name,
@@ -92,13 +94,14 @@ def verify_files(job: Job) -> records.VerifiedRecord:
         VerificationFailed: a file cannot even be run.
     """
     images = f", {len(job.data.test):,} test images" if job.has_labels else ""
-    job.progress.headline(f"verify: {', '.join(it.path(job.folder).name for it in ARTIFACTS.values())}{images}")
+    wanted = artifacts_of(job.recipe)
+    job.progress.headline(f"verify: {', '.join(it.path(job.folder).name for it in wanted.values())}{images}")
     started = time.perf_counter()
     known = {file.name: file.sha256 for file in record_of(EXPORT, job.folder).artifacts}
     if not job.trusts_files:  # verify_onnx itself compares the weights with those that write_float32 would write
-        known = {name: _written_now(job, it) for name, it in ARTIFACTS.items() if it.write is not write_float32}
+        known = {name: _written_now(job, it) for name, it in wanted.items() if it.write is not write_float32}
     with fresh(job.recipe.bench.runtime) as runtime:
-        found = {name: _settled(job, artifact, known.get(name), runtime) for name, artifact in ARTIFACTS.items()}
+        found = {name: _settled(job, artifact, known.get(name), runtime) for name, artifact in wanted.items()}
     before = found["dense"].accuracy
     if job.has_labels and job.recipe.sparse.epochs:
         before = evaluate(job.sparse(), job.data.test.batches(EVALUATION_BATCH), job.metric)
@@ -131,26 +134,10 @@ def _settled(job: Job, artifact: Artifact, sha256: str | None, runtime: Runtime)
 
 
 def _verified(job: Job, artifact: Artifact, sha256: str | None, runtime: Runtime) -> records.FileVerification:
-    batches, network = job.recipe.verify.batches, artifact.network(job)
-    found = verify_onnx(
-        artifact.found(job.folder),
-        network,
-        _some(job, network, max(batches)),
-        batches=batches,
-        labelled=job.data.test.batches(EVALUATION_BATCH) if job.has_labels else None,
-        metric=job.metric,
-        sha256=sha256,
-        tolerance=artifact.tolerance,
-        runtime=runtime,
-    )
-    also = [*_same_macs(artifact, network, job), *_same_preprocessing(artifact.found(job.folder), job)]
-    return as_record(artifact.name, found, also)
-
-
-def _some(job: Job, network: nn.Module, count: int) -> Call:
-    """Return a batch of ``count`` validation images, if there are as many, or noise."""
-    images = next(iter(job.data.validation.batches(count)))[0] if job.has_data else job.example
-    return Call.of(network, images, collated=True)
+    path = artifact.found(job.folder)
+    found = artifact.verify(artifact, job, path, sha256, runtime)
+    of_own_graph = [] if artifact.counted else [*_same_macs(path, artifact, job), *_same_preprocessing(path, job)]
+    return as_record(artifact.name, found, of_own_graph)
 
 
 def as_record(name: str, found: VerifyRecord, more: Sequence[Check] = ()) -> records.FileVerification:
@@ -193,13 +180,12 @@ def _same_preprocessing(path: Path, job: Job) -> list[Check]:
     return [check("preprocessing in the file", wrong, 0)]
 
 
-def _same_macs(artifact: Artifact, network: nn.Module, job: Job) -> list[Check]:
+def _same_macs(path: Path, artifact: Artifact, job: Job) -> list[Check]:
     """Compare the MACs of the file with what torch multiplies; nothing where it has more than can be counted."""
-    path = artifact.found(job.folder)
     counted = count_macs(path, shapes=sizes_of_run(path, job))
     if counted.uncounted:
         return []
-    run = macs_in_torch(network, job.example)
+    run = macs_in_torch(artifact.network(job), job.example)
     # The exporter may write once what the network computes twice.
     difference = min(abs(counted.macs - macs) for macs in (run.distinct, run.macs))
     return [Check("MACs, file against torch", difference, 0, difference == 0)]
@@ -213,16 +199,20 @@ def _finite(value: float) -> float | None:
 def bench_files(job: Job) -> records.MeasuredRecord:
     """Measure all artifacts, interleaved; nothing where the recipe gives it no time."""
     table = job.recipe.bench
+    wanted = {name: it for name, it in artifacts_of(job.recipe).items() if it.path(job.folder).suffix == ".onnx"}
     started, files, noise, block, budget = time.perf_counter(), [], None, None, None
     if table.min_seconds:
         threads = f"{table.threads} thread{'' if table.threads == 1 else 's'}"
-        job.progress.headline(f"bench: {' against '.join(ARTIFACTS)}, {threads}, batch {table.batch_size}")
-        paths = [artifact.found(job.folder) for artifact in ARTIFACTS.values()]
+        job.progress.headline(f"bench: {' against '.join(wanted)}, {threads}, batch {table.batch_size}")
+        paths = [artifact.found(job.folder) for artifact in wanted.values()]
+        shapes = dict(sizes_of_run(paths[0], job, table.batch_size) or {})
+        for artifact in wanted.values():
+            shapes |= artifact.sizes(job)
         found = benchmark(
             paths,
             threads=table.threads,
             batch_size=table.batch_size,
-            shapes=sizes_of_run(paths[0], job, table.batch_size),
+            shapes=shapes,
             min_seconds=table.min_seconds,
             runtime=table.runtime,
         )
@@ -233,12 +223,10 @@ def bench_files(job: Job) -> records.MeasuredRecord:
                 job.progress.note(line)
         files = [
             _latency(name, latency, convs, speedup, noise)
-            for name, latency, convs, speedup in zip(
-                ARTIFACTS, found.files, blocked, (None, *found.speedups), strict=True
-            )
+            for name, latency, convs, speedup in zip(wanted, found.files, blocked, (None, *found.speedups), strict=True)
         ]
         if table.runtime == DEFAULT:  # whose profiler it asks
-            files = [explained(it, path, table) for it, path in zip(files, paths, strict=True)]
+            files = [explained(it, path, table, shapes) for it, path in zip(files, paths, strict=True)]
     return records.MeasuredRecord(
         environment=records.Environment.model_validate(job.environment, from_attributes=True),
         runtime=table.runtime,
@@ -290,7 +278,7 @@ EXPORT = Stage(
     run=export_files,
     reads=("export",),
     needs=("finetune", "dense"),
-    leaves=lambda job: tuple(artifact.found(job.folder) for artifact in ARTIFACTS.values()),
+    leaves=lambda job: tuple(artifact.found(job.folder) for artifact in artifacts_of(job.recipe).values()),
 )
 VERIFY = Stage(
     name="verify",
