@@ -51,6 +51,10 @@ def _between(
     return make
 
 
+class OwnAttention(nn.MultiheadAttention):
+    """A derived class may do anything."""
+
+
 def parameter(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.rand(shape))
 
@@ -141,7 +145,13 @@ NETWORKS: dict[str, Callable[[], Net]] = {
         q=conv(12, 8), k=conv(12, 4),
     ),
     "multi-head attention": behind_linear(
-        lambda n, y: n.mha(y, y, y, need_weights=False)[0], mha=nn.MultiheadAttention(12, 3, batch_first=True)
+        lambda n, y: n.mha(y, y, y)[0], mha=nn.MultiheadAttention(12, 3, batch_first=True)
+    ),
+    "multi-head attention and the mean of its weights": behind_linear(
+        lambda n, y: torch.cat(n.mha(y, y, y), 2), mha=nn.MultiheadAttention(12, 3, batch_first=True)
+    ),
+    "multi-head attention in a class of one's own": behind_linear(
+        lambda n, y: n.mha(y, y, y, need_weights=False)[0], mha=OwnAttention(12, 3, batch_first=True)
     ),
     "lstm": behind_linear(lambda n, y: n.rnn(y)[0], rnn=nn.LSTM(12, 5, batch_first=True)),
     "lstm cell": behind(lambda n, y: n.rnn(y.mean((2, 3)))[0], rnn=nn.LSTMCell(12, 5)),

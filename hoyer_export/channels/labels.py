@@ -5,7 +5,7 @@ rectangular: what is removed from it are whole slices along an axis, so all the 
 die together anyway.
 """
 
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 from weakref import ref
@@ -89,6 +89,7 @@ class Tracer:
         self._labels_of: MutableMapping[Tensor, TensorLabels] = WeakTensorKeyDictionary()
         self._names: MutableMapping[Tensor, str] = WeakTensorKeyDictionary()
         self._examples: MutableMapping[Tensor, bool] = WeakTensorKeyDictionary()
+        self._waiting: MutableMapping[Tensor, Callable[[], None]] = WeakTensorKeyDictionary()
         self._fixed_dims: dict[tuple[str, int], str] = {}  # dimensions of parameters without labels as yet → reason
         self._sharing: dict[int, list[ref[Tensor]]] = {}
         for name, tensor in named_tensors(model).items():
@@ -106,12 +107,13 @@ class Tracer:
 
     def known_axes(self, tensor: Tensor) -> TensorLabels:
         """Return the axes that have labels already, without making any for a parameter."""
+        self._declare(tensor)
         return self._labels_of.get(tensor, {})
 
     def axis(self, tensor: Tensor, axis: int) -> AxisLabels:
         """Return the labels along one axis: made now for a parameter without any, no channel's for an activation."""
         axis %= tensor.ndim
-        known = self._labels_of.get(tensor, {})
+        known = self.known_axes(tensor)
         if axis in known:
             return known[axis]
         if (name := self._names.get(tensor)) is None:
@@ -130,6 +132,7 @@ class Tracer:
 
     def is_known(self, tensor: Tensor) -> bool:
         """Return whether ``tensor`` is a parameter or buffer, or carries labels."""
+        self._declare(tensor)
         return bool(self._labels_of.get(tensor)) or tensor in self._names
 
     def is_example(self, tensor: Tensor) -> bool:
@@ -140,11 +143,23 @@ class Tracer:
         """Return how many examples a tensor holds: 1 where it was computed from parameters alone."""
         return self.batch_size if tensor in self._examples else 1
 
+    def is_waiting(self, tensor: Tensor) -> bool:
+        """Return whether something is to be declared once anybody uses ``tensor``."""
+        return bool(self._waiting) and tensor in self._waiting
+
+    def _declare(self, tensor: Tensor) -> None:
+        if self._waiting and (declare := self._waiting.pop(tensor, None)) is not None:
+            declare()
+
     # -- what a rule declares ---------------------------------------------------------------------------------------
 
     def put(self, tensor: Tensor, axes: TensorLabels) -> None:
         """Give ``tensor`` its labels."""
         self._labels_of[tensor] = axes
+
+    def once_used(self, tensor: Tensor, declare: Callable[[], None]) -> None:
+        """Declare something of ``tensor`` only when anything reads it: what nobody uses costs no channel."""
+        self._waiting[tensor] = declare
 
     def unite(self, first: AxisLabels, *others: AxisLabels) -> AxisLabels:
         """Let the channels at the same position of axes of equal length live or die together; return the first."""

@@ -103,7 +103,7 @@ class RuleMode(TorchFunctionMode):
                 f" {one_line(error, typed=True)}"
             ) from error
         self.rule_failed = False
-        if results and not rule.reads_shape:
+        if results and not rule.reads_shape and not any(map(self.tracer.is_waiting, results)):
             self._fix_forgotten(before, results, declared, func)
         if not any(map(self.tracer.is_example, results)):
             del self.tracer.contractions[counted:]

@@ -26,6 +26,7 @@ from hoyer_export.channels.sizes import AttributeSize
 from hoyer_export.channels.wrappers import check_wrappers
 from hoyer_export.errors import HoyerExportError, NetworkError, one_line
 from hoyer_export.random_state import kept_random_state
+from hoyer_export.stand_ins import stand_in_
 from hoyer_export.tensors import hidden_in, tensors_in
 
 
@@ -39,7 +40,7 @@ def trace_channels(
     """Find which slices of which parameters live or die together.
 
     The model runs once, in eval mode and without gradients, on a copy; a second time in training mode if some of its
-    modules did not run. The copy has buffers of its own, but reads the model's own parameters: a forward that writes
+    modules took no part. The copy has buffers of its own, but reads the model's own parameters: a forward that writes
     into them does so here as anywhere.
 
     Args:
@@ -103,11 +104,13 @@ def _copied(model: nn.Module) -> nn.Module:
     plain = [parameter for parameter in model.parameters() if type(parameter) is nn.Parameter]
     memo: dict[int, Any] = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in plain}
     try:
-        return copy.deepcopy(model, memo).eval()
+        copied = copy.deepcopy(model, memo).eval()
     except Exception as error:
         raise NetworkError(
             f"the network cannot be copied ({one_line(error)}); detach or drop what it caches"
         ) from error
+    stand_in_(copied)
+    return copied
 
 
 class _Trace(NamedTuple):
@@ -148,10 +151,8 @@ def _trace(traced: nn.Module, call: Call, rules: Mapping[Function, Rule | None],
                 raise
             why = f"{one_line(error)}{_of_another_type(traced, call)}"
             raise NetworkError(f"the network fails on an input of shape {call.shapes}: {why}") from error
-        if any(
-            module not in ran and next(module.parameters(recurse=False), None) is not None
-            for module in traced.modules()
-        ):
+        left = (module for module in traced.modules() if module not in ran)
+        if any(not tracer.known_axes(x) for module in left for x in module.parameters(recurse=False)):
             _run_in_training(calls, traced, call)
     for attribute in attributes:
         attribute.declare(tracer.union_find)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from hoyer_export.channels.channel_map import ChannelMap, SizeAttribute, removed_channels
 from hoyer_export.errors import CutRefused, FileError
 from hoyer_export.record import Record, first_complaint
+from hoyer_export.stand_ins import Attention, stand_in_
 from hoyer_export.surgery.attachments import carry_attributes, check_attachments
 from hoyer_export.surgery.edits import AttributeEdit, BiasEdit, Edit, apply_edit_, check_edit, size_in
 from hoyer_export.tensors import TensorRecord, named_tensors
@@ -216,9 +217,11 @@ def with_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
 
 
 def _mend_and_edit_(slim: nn.Module, plan: PruningPlan) -> None:
-    """Make the attributes of the modules that hold slim tensors agree with them, then apply the plan's edits."""
+    """Make the modules that hold slim tensors follow and state their sizes, then apply the plan's edits."""
     tensors = named_tensors(slim)
     kept_of = {id(tensors[name]): dims for name, dims in plan.kept.items()}
+    resized = {edit.module for edit in plan.edits if isinstance(edit, AttributeEdit)}
+    stand_in_(slim, lambda name, module: name in resized or any(id(x) in kept_of for x in module.parameters()))
     for module in slim.modules():
         if any(id(tensor) in kept_of for held in (module._parameters, module._buffers) for tensor in held.values()):
             _mend_attributes(module, kept_of.get(id(module._parameters.get("weight")), {}))
@@ -256,6 +259,9 @@ def _mend_attributes(module: nn.Module, kept: Mapping[int, Tensor]) -> None:
         module.num_channels = len(module.weight)
     elif isinstance(module, nn.Embedding):
         module.num_embeddings, module.embedding_dim = module.weight.shape
+    elif isinstance(module, Attention):
+        widths = [weight.shape[1] for weight in module.matrices()]
+        module.embed_dim, module.kdim, module.vdim = widths
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.numel()
 
