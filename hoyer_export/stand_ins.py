@@ -56,7 +56,7 @@ class Attention(nn.MultiheadAttention):
         return x.movedim(-2, along), weights
 
     def _of_nested(self, rows: Tensor) -> Tensor:
-        """Return the self-attention of rows of different lengths: ``nn.TransformerEncoder`` makes them of padded ones."""
+        """Return the self-attention of rows of different lengths, as ``nn.TransformerEncoder`` makes of padded ones."""
         x, lengths = rows.to_padded_tensor(0.0), [len(row) for row in rows.unbind()]
         padding = torch.arange(x.shape[1], device=x.device) >= torch.tensor(lengths, device=x.device)[:, None]
         attended, _ = self(x, x, x, padding, need_weights=False)

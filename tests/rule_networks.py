@@ -55,6 +55,31 @@ class OwnAttention(nn.MultiheadAttention):
     """A derived class may do anything."""
 
 
+class Shuffled(nn.Module):
+    """Three blocks, or runs of three, are interleaved by hand before something is done."""
+
+    def __init__(self, then: Callable[[Tensor], Tensor], rows: int = 3) -> None:
+        super().__init__()
+        self.then, self.rows = then, rows
+
+    def forward(self, y: Tensor) -> Tensor:
+        b, c, h, w = y.shape
+        split = (self.rows, c // 3) if self.rows > 0 else (c // 3, 3)
+        return self.then(y.view(b, *split, h, w).transpose(1, 2).reshape(b, c, h, w))
+
+
+class HalfUnit(nn.Module):
+    """One half of the channels passes by, the other goes through a convolution, and both are interleaved."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.b, self.s = conv(width // 2, width // 2), nn.ChannelShuffle(2)
+
+    def forward(self, y: Tensor) -> Tensor:
+        left, right = y.chunk(2, 1)
+        return self.s(torch.cat([left, self.b(right)], 1))
+
+
 def parameter(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.rand(shape))
 
@@ -252,6 +277,13 @@ NETWORKS: dict[str, Callable[[], Net]] = {
     "unpooled at fixed places": behind(unpooled_at_fixed_places),
     "unpooled along channels": behind(unpooled_along_channels),
     "channel shuffle": behind(lambda n, y: F.channel_shuffle(y, 3)),
+    "channel shuffle of a module": behind(lambda n, y: n.s(y), s=nn.ChannelShuffle(3)),
+    "channel shuffle that another operation reads": behind(lambda n, y: n.s(y), s=Shuffled(F.relu)),
+    "half of a channel shuffle": behind(lambda n, y: n.s(y), s=Shuffled(lambda y: y, rows=-1)),
+    "shuffles between halves": behind(lambda n, y: n.v(n.u(y)), u=HalfUnit(12), v=HalfUnit(12)),
+    "shuffles of two widths in one module": behind(
+        lambda n, y: joined(n.s(y), n.s(n.b(y))), s=nn.ChannelShuffle(2), b=conv(12, 8)
+    ),
     "pixels across channels": behind(lambda n, y: F.pixel_unshuffle(y.transpose(1, 2), 2)),
     "windows": behind(lambda n, y: y.unfold(1, 2, 1)),
     "windows beside": behind(lambda n, y: y.unfold(2, 3, 1)),

@@ -68,6 +68,17 @@ class LabelledContraction:
     axes: tuple[Vector | int, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class LabelledShuffle:
+    """A shuffle of channels that a module returns, see ``channel_map.Shuffle``."""
+
+    module: str
+    dim: int
+    shape: tuple[int, int]
+    side: AxisLabels
+    order: Vector
+
+
 class Tracer:
     """The labels of every tensor, parameter and buffer of one traced run.
 
@@ -89,7 +100,9 @@ class Tracer:
         self._labels_of: MutableMapping[Tensor, TensorLabels] = WeakTensorKeyDictionary()
         self._names: MutableMapping[Tensor, str] = WeakTensorKeyDictionary()
         self._examples: MutableMapping[Tensor, bool] = WeakTensorKeyDictionary()
-        self._waiting: MutableMapping[Tensor, Callable[[], None]] = WeakTensorKeyDictionary()
+        self.spreads: MutableMapping[Tensor, Any] = WeakTensorKeyDictionary()  # see positions.py
+        self.shuffles: dict[str, LabelledShuffle] = {}
+        self._waiting: MutableMapping[Tensor, Callable[[Tensor], None]] = WeakTensorKeyDictionary()
         self._fixed_dims: dict[tuple[str, int], str] = {}  # dimensions of parameters without labels as yet → reason
         self._sharing: dict[int, list[ref[Tensor]]] = {}
         for name, tensor in named_tensors(model).items():
@@ -107,7 +120,7 @@ class Tracer:
 
     def known_axes(self, tensor: Tensor) -> TensorLabels:
         """Return the axes that have labels already, without making any for a parameter."""
-        self._declare(tensor)
+        self.use(tensor)
         return self._labels_of.get(tensor, {})
 
     def axis(self, tensor: Tensor, axis: int) -> AxisLabels:
@@ -132,8 +145,11 @@ class Tracer:
 
     def is_known(self, tensor: Tensor) -> bool:
         """Return whether ``tensor`` is a parameter or buffer, or carries labels."""
-        self._declare(tensor)
-        return bool(self._labels_of.get(tensor)) or tensor in self._names
+        return bool(self._labels_of.get(tensor)) or tensor in self._names or self.is_waiting(tensor)
+
+    def name_of(self, tensor: Tensor) -> str:
+        """Return the name of a parameter or buffer, "" of anything else."""
+        return self._names.get(tensor, "")
 
     def is_example(self, tensor: Tensor) -> bool:
         """Return whether a tensor is the input or depends on it."""
@@ -147,9 +163,10 @@ class Tracer:
         """Return whether something is to be declared once anybody uses ``tensor``."""
         return bool(self._waiting) and tensor in self._waiting
 
-    def _declare(self, tensor: Tensor) -> None:
+    def use(self, tensor: Tensor) -> None:
+        """Declare what was to be declared once anybody uses ``tensor``."""
         if self._waiting and (declare := self._waiting.pop(tensor, None)) is not None:
-            declare()
+            declare(tensor)
 
     # -- what a rule declares ---------------------------------------------------------------------------------------
 
@@ -157,9 +174,18 @@ class Tracer:
         """Give ``tensor`` its labels."""
         self._labels_of[tensor] = axes
 
-    def once_used(self, tensor: Tensor, declare: Callable[[], None]) -> None:
+    def once_used(self, tensor: Tensor, declare: Callable[[Tensor], None]) -> None:
         """Declare something of ``tensor`` only when anything reads it: what nobody uses costs no channel."""
         self._waiting[tensor] = declare
+
+    def unused(self, tensor: Tensor) -> None:
+        """Forget what was to be declared of ``tensor``."""
+        self._waiting.pop(tensor, None)
+        self.spreads.pop(tensor, None)
+
+    def whole(self, axis: AxisLabels, blocks: int) -> None:
+        """Declare that an axis stays divisible by ``blocks``."""
+        self.union_find.whole(axis.labels, blocks)
 
     def unite(self, first: AxisLabels, *others: AxisLabels) -> AxisLabels:
         """Let the channels at the same position of axes of equal length live or die together; return the first."""

@@ -49,6 +49,9 @@ class RuleMode(TorchFunctionMode):
             if any(map(self.tracer.is_example, tensors)) or (rule.makes_rows and self._is_batch(output, tensors)):
                 for tensor in results:
                     self.tracer.note_example(tensor)
+            for tensor in tensors:
+                if not (rule.keeps_spread and tensor in self.tracer.spreads):
+                    self.tracer.use(tensor)
             known = [tensor for tensor in tensors if self.tracer.is_known(tensor)]
             answer = None
             if known or sizes or rule.counts:
@@ -87,7 +90,8 @@ class RuleMode(TorchFunctionMode):
     ) -> Any:
         """Call the rule; fix what it says nothing of, and count no MACs that no example pays for."""
         counted = len(self.tracer.contractions)
-        before = [(tensor, self.tracer.known_axes(tensor)) for tensor in known]
+        spreads = self.tracer.spreads
+        before = [(tensor, self.tracer.known_axes(tensor)) for tensor in known if tensor not in spreads]
         declared = len(self.tracer.union_find.declared)
         self.tracer.operation = func
         self.rule_failed = True

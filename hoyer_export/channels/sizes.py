@@ -102,7 +102,7 @@ class AxisSize(Size):
     def tie(self, axis: AxisLabels) -> None:
         super().tie(axis)
         if gcd(self.times, self.over) > 1:  # c // 2 * 2 is c only as long as c is even
-            self.tracer.unite_blocks(self.origin, self.over)
+            self.tracer.whole(self.origin, self.over)
         self.tracer.union_find.tie(self.origin.labels, axis.labels, self.times, self.over)
 
     def fix(self, reason: str) -> None:
@@ -114,7 +114,7 @@ class AxisSize(Size):
         if isinstance(other, AttributeSize):
             return self % other._fixed("%")
         if type(other) is int and other > 0 and self.is_whole and int.__mod__(self, other) == 0:
-            self.tracer.unite_blocks(self.origin, other)
+            self.tracer.whole(self.origin, other)
             return 0
         return self._fixed("%") % other
 

@@ -20,6 +20,7 @@ from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.grouping import channel_map
 from hoyer_export.channels.labels import Tracer
 from hoyer_export.channels.modes import RuleMode, watchdog
+from hoyer_export.channels.positions import returned
 from hoyer_export.channels.rule import Function, Rule
 from hoyer_export.channels.rules import Rules, rule_table
 from hoyer_export.channels.sizes import AttributeSize
@@ -207,6 +208,7 @@ def _follow(hooks: ExitStack, tracer: Tracer, ran: set[nn.Module], name: str, mo
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         tracer.modules.pop()
+        returned(tracer, name, output)
 
     if not isinstance(module, torch.jit.ScriptModule):
         hooks.callback(module.register_forward_pre_hook(enter, prepend=True).remove)

@@ -76,6 +76,26 @@ class _Tie:
         counts = [np.bincount(of_label[labels], minlength=of_label.max() + 1) for labels in (self.source, self.axis)]
         return bool(np.array_equal(counts[0] * self.times, counts[1] * self.over))
 
+    def matched(self, of_label: Vector, depth: Vector) -> tuple[Vector, Vector] | None:
+        """Return labels to unite so that it holds: of components that take too many, and of those that take too few.
+
+        Only the lengths have to agree, so that any two may go together. Where some have been matched before (depth),
+        they go with those that have not: then all grow alike.
+        """
+        labels = np.concatenate([self.source, self.axis])
+        counts = [np.bincount(of_label[x], minlength=len(depth)) for x in (self.source, self.axis)]
+        excess = counts[0] * self.times - counts[1] * self.over
+        found, first = np.unique(of_label[labels], return_index=True)
+        order = np.argsort(first)
+        found, first = found[order], labels[first[order]]
+        more, less = (excess[found] > 0), (excess[found] < 0)
+        sides = []
+        for side, sign in ((more, 1), (less, -1)):
+            by = np.lexsort((sign * depth[found[side]], sign * excess[found[side]]))
+            sides.append((first[side][by], excess[found[side]][by]))
+        (one, too_many), (other, too_few) = sides
+        return (one, other) if np.array_equal(too_many, -too_few) else None
+
     def pairs(self) -> list[tuple[Vector, Vector]]:
         """The labels to unite so that it holds: c // g positions lose one where the source loses g, and so on."""
         runs = self.source.reshape(self.over, -1)
@@ -83,6 +103,31 @@ class _Tie:
         if bool((rows == rows[:, :1]).all()):  # copies in a row
             return [(runs[..., None], rows), (runs, runs[:1])]
         return [(runs[:1], self.axis.reshape(self.times, -1)), (runs, runs[:1])]
+
+
+@dataclass(frozen=True, eq=False)
+class _Whole:
+    """Along one axis every component must take a multiple of a number of positions: whole blocks of it."""
+
+    axis: Vector
+    blocks: int
+
+    def holds(self, of_label: Vector) -> bool:
+        return not bool((np.bincount(of_label[self.axis]) % self.blocks).any())
+
+    def matched(self, of_label: Vector, depth: Vector) -> tuple[Vector, Vector] | None:
+        """Return labels to unite so that it holds, two and two of components that take an odd number."""
+        if self.blocks != 2:
+            return None
+        found, first = np.unique(of_label[self.axis], return_index=True)
+        odd = np.sort(first[np.bincount(of_label[self.axis])[found] % 2 == 1])
+        labels = self.axis[odd[np.argsort(depth[of_label[self.axis[odd]]], kind="stable")]]
+        return labels[: len(odd) // 2], labels[len(odd) // 2 :]
+
+    def pairs(self) -> list[tuple[Vector, Vector]]:
+        """The labels to unite so that it holds: those at the same position of equal blocks."""
+        rows = self.axis.reshape(self.blocks, -1)
+        return [(rows, rows[:1])]
 
 
 class UnionFind:
@@ -100,6 +145,7 @@ class UnionFind:
         self.declared: list[Vector] = []
         self._pairs: list[tuple[Vector, Vector]] = [(np.zeros(1, np.int64), np.zeros(1, np.int64))]
         self._ties: list[_Tie] = []
+        self._whole: list[_Whole] = []
         self._fixed: list[tuple[Vector, str]] = []
 
     def new(self, parameter: str, dim: int, size: int) -> Vector:
@@ -125,6 +171,11 @@ class UnionFind:
         self._ties.append(_Tie(source, axis, times // shared, over // shared))
         self.declared += (source, axis)
 
+    def whole(self, axis: Vector, blocks: int) -> None:
+        """Declare that ``axis`` must always be divisible by ``blocks``."""
+        self._whole.append(_Whole(axis, blocks))
+        self.declared.append(axis)
+
     def fix(self, labels: Vector, reason: str) -> None:
         """Declare that ``labels`` cannot be removed, and why; the first reason of a channel is the one shown."""
         self._fixed.append((labels, reason))
@@ -136,8 +187,22 @@ class UnionFind:
         # Only lengths that would not agree anyway cost freedom. What is fixed stays, so it counts as one component.
         fixed = components.reason_of_component[components.of_label] >= 0
         of_label = np.where(fixed, components.of_label[NO_CHANNEL], components.of_label)
-        if broken := [tie for tie in self._ties if not tie.holds(of_label)]:
-            self._pairs += [pair for tie in broken for pair in tie.pairs()]
+        depth = np.zeros(len(components.reason_of_component), np.int64)
+        pairs: list[tuple[Vector, Vector]] = []
+        constraints: list[_Tie | _Whole] = [*self._ties, *self._whole]
+        for constraint in constraints:
+            if constraint.holds(of_label):
+                continue
+            if (matched := constraint.matched(of_label, depth)) is None:
+                pairs += constraint.pairs()
+                continue
+            pairs.append(matched)
+            one, other = of_label[matched[0]], of_label[matched[1]]
+            same = np.arange(len(depth))
+            same[one], depth[other] = other, np.maximum(depth[one], depth[other]) + 1
+            of_label = same[of_label]
+        if pairs:
+            self._pairs += pairs
             components = self._solve_pairs()
         return components
 

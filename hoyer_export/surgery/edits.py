@@ -5,6 +5,7 @@
 ``bias``       a layer without a bias gains one, in which a constant is folded
 ``shortcut``   a dead residual block becomes its own shortcut and activation
 ``gather``     a linear layer reads only those input features whose columns the plan keeps
+``order``      a module that shuffles channels puts those that are left in order
 ``refit``      weights were fitted anew after the cut: nothing to do, they are in the file
 =============  =====================================================================================================
 
@@ -15,11 +16,14 @@ is ever executed or imported.
 import copy
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
+from hoyer_export.channels.channel_map import ORDER
 from hoyer_export.errors import FileError
 from hoyer_export.record import Record
 
@@ -91,6 +95,21 @@ class GatherEdit(Record):
         return f"{self.module}.weight".lstrip(".")
 
 
+def _is_permutation(order: tuple[int, ...]) -> tuple[int, ...]:
+    if sorted(order) != list(range(len(order))):
+        raise ValueError("a place is named twice or left out")
+    return order
+
+
+class OrderEdit(Record):
+    """A module's output takes its channels along ``dim`` in another order: place i is where ``order[i]`` was."""
+
+    kind: Literal["order"] = "order"
+    module: str
+    dim: Annotated[int, Field(ge=0, lt=8)]
+    order: Annotated[tuple[Size, ...], Field(strict=False), AfterValidator(_is_permutation)]
+
+
 class RefitEdit(Record):
     """Weights were refitted by least squares to the dense network's outputs on ``images`` calibration images."""
 
@@ -100,7 +119,9 @@ class RefitEdit(Record):
     weights: Annotated[tuple[str, ...], Field(strict=False)]
 
 
-Edit = Annotated[AttributeEdit | BiasEdit | ShortcutEdit | GatherEdit | RefitEdit, Field(discriminator="kind")]
+Edit = Annotated[
+    AttributeEdit | BiasEdit | ShortcutEdit | GatherEdit | OrderEdit | RefitEdit, Field(discriminator="kind")
+]
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _RELU = "relu"
 
@@ -116,6 +137,11 @@ class GatheredLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """Return [..., out_features] of [..., all input features]."""
         return super().forward(x.index_select(-1, self.index))
+
+
+def in_order(dim: int, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    """Put a module's output in order: a forward hook."""
+    return output.index_select(dim, module.get_buffer(ORDER))
 
 
 def check_edit(model: nn.Module, edit: Edit, kept: KeptIndices) -> None:
@@ -182,6 +208,11 @@ def apply_edit_(model: nn.Module, edit: Edit, kept: KeptIndices) -> None:
             module.__class__ = GatheredLinear
             index = kept[edit.weight][1].to(module.get_parameter("weight").device)
             module.register_buffer("index", index, persistent=False)
+        case OrderEdit():
+            if ORDER not in module._buffers:  # an earlier cut's hook stays
+                module.register_forward_hook(partial(in_order, edit.dim))
+            device = next(model.parameters()).device  # a shuffle has none of its own
+            module.register_buffer(ORDER, torch.tensor(edit.order, device=device), persistent=False)
 
 
 def size_in(module: nn.Module, attribute: str, index: int | None) -> Any:

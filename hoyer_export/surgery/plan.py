@@ -17,12 +17,12 @@ import torch
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
-from hoyer_export.channels.channel_map import ChannelMap, SizeAttribute, removed_channels
+from hoyer_export.channels.channel_map import ChannelMap, Shuffle, SizeAttribute, removed_channels
 from hoyer_export.errors import CutRefused, FileError
 from hoyer_export.record import Record, first_complaint
 from hoyer_export.stand_ins import Attention, stand_in_
 from hoyer_export.surgery.attachments import carry_attributes, check_attachments
-from hoyer_export.surgery.edits import AttributeEdit, BiasEdit, Edit, apply_edit_, check_edit, size_in
+from hoyer_export.surgery.edits import AttributeEdit, BiasEdit, Edit, OrderEdit, apply_edit_, check_edit, size_in
 from hoyer_export.tensors import TensorRecord, named_tensors
 
 VERSION = 1
@@ -118,7 +118,8 @@ def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
         for dim, indices in dims.items() if name not in added else ():
             earlier = kept.setdefault(name, {}).get(dim)
             kept[name][dim] = indices if earlier is None else earlier[indices]
-    edits: list[Edit] = list(first.edits)
+    orders = {edit.module for edit in second.edits if isinstance(edit, OrderEdit)}  # from the code's own order again
+    edits: list[Edit] = [edit for edit in first.edits if not (isinstance(edit, OrderEdit) and edit.module in orders)]
     sizes = {edit.place: (at, edit) for at, edit in enumerate(edits) if isinstance(edit, AttributeEdit)}
     for edit in second.edits:
         if isinstance(edit, AttributeEdit) and edit.place in sizes:
@@ -185,7 +186,25 @@ def make_plan(channels: ChannelMap, keep: Mapping[str, Tensor]) -> PruningPlan:
         for size in channels.attributes
         if (slim := _slim_size(size, keep)) != size.dense
     )
-    return PruningPlan(kept, {name: channels.shapes[name] for name in kept}, edits)
+    orders = tuple(edit for shuffle in channels.shuffles if (edit := _order_after(shuffle, keep)))
+    return PruningPlan(kept, {name: channels.shapes[name] for name in kept}, edits + orders)
+
+
+def _order_after(shuffle: Shuffle, keep: Mapping[str, Tensor]) -> OrderEdit | None:
+    """Return what puts the channels that stay in the order in which the dense network has them."""
+    width = len(shuffle.order)
+    stays = torch.ones(width, dtype=torch.bool)
+    for group, owner in shuffle.owner.items():
+        if group in keep:
+            stays &= torch.isin(owner, keep[group]) | (owner < 0)
+    if bool(stays.all()):
+        return None
+    left = stays.nonzero().flatten()
+    placed = left.reshape(shuffle.shape).T.flatten()  # where the code takes them
+    place_of = torch.empty(width, dtype=torch.int64)
+    place_of[placed] = torch.arange(len(placed))
+    order = place_of[shuffle.order[stays[shuffle.order]]]
+    return OrderEdit(module=shuffle.module, dim=shuffle.dim, order=tuple(order.tolist()))
 
 
 def _slim_size(size: SizeAttribute, keep: Mapping[str, Tensor]) -> int:

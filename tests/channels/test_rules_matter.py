@@ -36,12 +36,12 @@ from hoyer_export.surgery.zero import zero_
 FOLDER = Path(hoyer_export.channels.__file__).parent
 FILES = [
     *sorted((FOLDER / "rules").glob("*.py")),
-    *(FOLDER / f"{name}.py" for name in ("sizes", "attributes", "trace", "modes")),
+    *(FOLDER / f"{name}.py" for name in ("sizes", "attributes", "trace", "modes", "positions")),
 ]
-CONSTRAINTS = {"unite", "unite_blocks", "unite_runs", "tie", "fix", "_fixed", "_fix_unknown"}
+CONSTRAINTS = {"whole", "unite", "unite_blocks", "unite_runs", "tie", "fix", "_fixed", "_fix_unknown"}
 # Where every constraint ends up.
 PRIMITIVES: dict[type, tuple[str, ...]] = {
-    UnionFind: ("unite", "fix", "tie"),
+    UnionFind: ("unite", "fix", "tie", "whole"),
     AxisSize: ("tie", "fix"),
     AttributeSize: ("tie", "fix"),
 }

@@ -103,6 +103,6 @@ def _reduce(
             tracer.once_used(result, partial(_fix_all, tracer, counted, reason))
 
 
-def _fix_all(tracer: Tracer, sides: list[AxisLabels], reason: str) -> None:
+def _fix_all(tracer: Tracer, sides: list[AxisLabels], reason: str, result: Tensor) -> None:
     for side in sides:
         tracer.fix(side, reason)

@@ -46,8 +46,8 @@ def length(tracer: Tracer, output: int, input: Tensor) -> int:
     "dim is_floating_point is_complex is_contiguous get_device stride element_size ndimension dtype device layout ndim"
     " is_cuda is_cpu is_meta is_sparse is_quantized requires_grad is_mkldnn is_mps is_xla is_xpu is_leaf grad_fn"
     " is_nested",
-    in_place=False,
-)
+    in_place=False, keeps_spread=True,
+)  # fmt: skip
 def nothing(tracer: Tracer, output: object, *_: object, **__: object) -> None:
     """The type, device or number of axes: the same before and after a cut."""
 
