@@ -1,9 +1,9 @@
 """Modules whose code insists on their dense widths, and the equal ones that take their place in a network that is cut.
 
-``nn.MultiheadAttention`` checks that its heads make up the width of its input. A stand-in has the same tensors and
-attributes under the same names and computes the same, but its code follows them: it is what is traced, and what a
-module becomes of which something is cut. Only the very classes of ``STAND_INS`` have one: what is derived from them may
-do anything.
+``nn.MultiheadAttention`` checks that its heads make up the width of its input, torchvision's Swin takes it for granted.
+A stand-in has the same tensors and attributes under the same names and computes the same, but its code follows them: it
+is what is traced, and what a module becomes of which something is cut. Only these very classes have one: what is
+derived from them may do anything.
 """
 
 from collections.abc import Callable
@@ -97,7 +97,13 @@ class Attention(nn.MultiheadAttention):
         return sum(added[1:], added[0]) if added else None
 
 
-STAND_INS: dict[type[nn.Module], type[nn.Module]] = {nn.MultiheadAttention: Attention}
+def _stand_in_for(module: nn.Module) -> type[nn.Module] | None:
+    kind = type(module)
+    if kind.__module__ == "torchvision.models.swin_transformer":
+        from hoyer_export import stand_ins_of_torchvision  # torchvision takes a second to import
+
+        return stand_ins_of_torchvision.STAND_INS.get(kind)
+    return Attention if kind is nn.MultiheadAttention else None
 
 
 def stand_in_(model: nn.Module, is_needed: Callable[[str, nn.Module], bool] = lambda name, module: True) -> None:
@@ -108,6 +114,9 @@ def stand_in_(model: nn.Module, is_needed: Callable[[str, nn.Module], bool] = la
         is_needed: whether that of a module, by name, has to.
     """
     for name, module in model.named_modules():
-        if (kind := STAND_INS.get(type(module))) and is_needed(name, module):
+        if (kind := _stand_in_for(module)) and is_needed(name, module):
             module.__class__ = kind
-            vars(module)["_qkv_same_embed_dim"] = False  # keeps torch's fused layers, which know one width, away
+            if isinstance(module, Attention):
+                vars(module)["_qkv_same_embed_dim"] = False  # keeps torch's fused layers, which know one width, away
+            else:
+                vars(module)["head_dim"] = module.qkv.out_features // 3 // module.num_heads  # dense as yet

@@ -56,16 +56,36 @@ class OwnAttention(nn.MultiheadAttention):
 
 
 class Shuffled(nn.Module):
-    """Three blocks, or runs of three, are interleaved by hand before something is done."""
+    """Channels are split by hand, swapped and joined before something is done; the width may be another tensor's."""
 
-    def __init__(self, then: Callable[[Tensor], Tensor], rows: int = 3) -> None:
+    def __init__(self, split: Callable[[int], tuple[int, int]], then: Callable[[Tensor], Tensor] = lambda y: y) -> None:
         super().__init__()
-        self.then, self.rows = then, rows
+        self.split, self.then = split, then
 
-    def forward(self, y: Tensor) -> Tensor:
-        b, c, h, w = y.shape
-        split = (self.rows, c // 3) if self.rows > 0 else (c // 3, 3)
-        return self.then(y.view(b, *split, h, w).transpose(1, 2).reshape(b, c, h, w))
+    def forward(self, y: Tensor, other: Tensor | None = None) -> Tensor:
+        b, c, h, w = (y if other is None else other).shape
+        return self.then(y.view(b, *self.split(c), h, w).transpose(1, 2).reshape(b, -1, h, w))
+
+
+class Heads(nn.Module):
+    """Attention that takes the width of all its heads from its input, which it may also read."""
+
+    def __init__(self, reads: bool = False) -> None:
+        super().__init__()
+        self.heads, self.reads = 3, reads
+        self.qkv, self.out, self.other = nn.Linear(12, 36), nn.Linear(12, 12), nn.Linear(12, 12)
+
+    def forward(self, x: Tensor, does: str = "attend") -> Tensor:
+        b, n, c = x.shape
+        if does != "attend":
+            return self.other(x.tanh() if does == "read" else x)
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, c)
+        return self.out(y * x if self.reads else y)
+
+
+def joined_channels(*parts: Tensor) -> Tensor:
+    return torch.cat(parts, 1)
 
 
 class HalfUnit(nn.Module):
@@ -178,6 +198,18 @@ NETWORKS: dict[str, Callable[[], Net]] = {
     "multi-head attention in a class of one's own": behind_linear(
         lambda n, y: n.mha(y, y, y, need_weights=False)[0], mha=OwnAttention(12, 3, batch_first=True)
     ),
+    "heads as wide as the input": behind_linear(lambda n, y: n.h(F.layer_norm(y, (12,))), h=Heads()),
+    "heads as wide as an input that is also read": behind_linear(lambda n, y: n.h(y), h=Heads(reads=True)),
+    "heads of which one call reads the input": behind_linear(
+        lambda n, y: n.h(F.layer_norm(y, (12,))) + n.h(F.layer_norm(y, (12,)), "read"), h=Heads()
+    ),
+    "heads of which one call does without": behind_linear(
+        lambda n, y: n.h(F.layer_norm(y, (12,)), "pass") + n.h(F.layer_norm(y, (12,))), h=Heads()
+    ),
+    "a width divided by an attribute": behind(lambda n, y: y[:, : y.shape[1] // n.k], k=5),
+    "heads between two widths": behind_linear(
+        lambda n, y: joined(n.h(y), n.h(n.b(y), "pass")), h=Heads(), b=nn.Linear(12, 12)
+    ),
     "lstm": behind_linear(lambda n, y: n.rnn(y)[0], rnn=nn.LSTM(12, 5, batch_first=True)),
     "lstm cell": behind(lambda n, y: n.rnn(y.mean((2, 3)))[0], rnn=nn.LSTMCell(12, 5)),
     "embedding": behind(lambda n, y: y.mean((2, 3)) + n.e(torch.tensor(2)), e=nn.Embedding(4, 12)),
@@ -278,8 +310,23 @@ NETWORKS: dict[str, Callable[[], Net]] = {
     "unpooled along channels": behind(unpooled_along_channels),
     "channel shuffle": behind(lambda n, y: F.channel_shuffle(y, 3)),
     "channel shuffle of a module": behind(lambda n, y: n.s(y), s=nn.ChannelShuffle(3)),
-    "channel shuffle that another operation reads": behind(lambda n, y: n.s(y), s=Shuffled(F.relu)),
-    "half of a channel shuffle": behind(lambda n, y: n.s(y), s=Shuffled(lambda y: y, rows=-1)),
+    "channel shuffle of runs": behind(lambda n, y: n.s(y), s=Shuffled(lambda c: (c // 3, 3))),
+    "channel shuffle of any width": behind(lambda n, y: n.s(y), s=Shuffled(lambda c: (3, -1))),
+    "channel shuffle as wide as another": behind(
+        lambda n, y: n.s(joined_channels(y, y), n.b(y)), s=Shuffled(lambda c: (2, c)), b=conv(12, 12)
+    ),
+    "channel shuffle that another operation reads": behind(
+        lambda n, y: n.s(joined_channels(y, y.flip(1))), s=Shuffled(lambda c: (2, c // 2), then=F.relu)
+    ),
+    "channel shuffle of runs that another operation reads": behind(
+        lambda n, y: n.s(joined_channels(y, y)), s=Shuffled(lambda c: (c // 2, 2), then=F.relu)
+    ),
+    "channel shuffle beside other channels": behind(
+        lambda n, y: F.channel_shuffle(outer(n, y)[..., None], 3), b=conv(12, 6)
+    ),
+    "channel shuffles of one module": behind(
+        lambda n, y: joined(n.s(y), n.s(n.b(y))), s=nn.ChannelShuffle(3), b=conv(12, 12)
+    ),
     "shuffles between halves": behind(lambda n, y: n.v(n.u(y)), u=HalfUnit(12), v=HalfUnit(12)),
     "shuffles of two widths in one module": behind(
         lambda n, y: joined(n.s(y), n.s(n.b(y))), s=nn.ChannelShuffle(2), b=conv(12, 8)

@@ -6,6 +6,13 @@ from itertools import product
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models.swin_transformer import (
+    PatchMergingV2,
+    ShiftedWindowAttention,
+    ShiftedWindowAttentionV2,
+    SwinTransformer,
+    SwinTransformerBlockV2,
+)
 
 import hoyer_export as hx
 from hoyer_export.stand_ins import Attention, stand_in_
@@ -134,3 +141,31 @@ def test_a_derived_class_is_left_alone() -> None:
     channels = hx.trace_channels(model, torch.randn(2, 5, 6))
     assert not channels.groups
     assert "nn.MultiheadAttention" in {found.reason for found in channels.unprunable}
+
+
+@pytest.mark.parametrize("kind", [ShiftedWindowAttention, ShiftedWindowAttentionV2])
+@pytest.mark.parametrize("size", [(8, 8), (10, 7), (4, 9)], ids=str)
+@pytest.mark.parametrize("shift", [0, 2])
+def test_attention_within_windows_is_what_torchvision_computes(
+    kind: type[nn.Module], size: tuple[int, int], shift: int
+) -> None:
+    torch.manual_seed(0)
+    module = kind(12, [4, 4], [shift, shift], 3).eval()
+    x = torch.randn(2, *size, 12)
+    expected = module(x)
+    stand_in_(module)
+    assert type(module) is not kind
+    assert torch.allclose(module(x), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"block": SwinTransformerBlockV2, "downsample_layer": PatchMergingV2}], ids=["v1", "v2"]
+)
+def test_whole_heads_of_a_swin_are_proved(options: dict[str, type[nn.Module]]) -> None:
+    torch.manual_seed(0)
+    model = SwinTransformer([4, 4], 12, [2], [3], [4, 4], num_classes=5, **options)
+    tested = hx.self_test(model, torch.randn(2, 3, 32, 32))
+    proved = {verdict.group: verdict.channels for verdict in tested.verdicts if verdict.verdict == "proved"}
+    assert {name: width for name, width in proved.items() if "cpb" not in name} == {
+        f"features.1.{block}.{layer}": width for block in (0, 1) for layer, width in (("attn.qkv", 3), ("mlp.0", 48))
+    }

@@ -134,6 +134,21 @@ class SizeAttribute:
     times: int = 1
 
 
+@dataclass(frozen=True)
+class Lending:
+    """A module that is to get a narrower input, because it takes the width of all its heads from it.
+
+    Args:
+        module: its name.
+        layers: its children that read the whole input.
+        axis: what the width follows.
+    """
+
+    module: str
+    layers: tuple[str, ...]
+    axis: Axis
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Shuffle(TensorRecord):
     """Channels that a module shuffles and returns; after a cut they have to be put in order again.
@@ -167,6 +182,7 @@ class ChannelMap:
         buffers: the names in ``shapes`` that are buffers: cut like parameters, not counted as such.
         attributes: sizes in modules' attributes that the cut rewrites.
         shuffles: where channels have to be put in order after the cut.
+        lendings: modules whose input has to be made narrower.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -177,6 +193,7 @@ class ChannelMap:
     buffers: frozenset[str] = frozenset()
     attributes: tuple[SizeAttribute, ...] = ()
     shuffles: tuple[Shuffle, ...] = ()
+    lendings: tuple[Lending, ...] = ()
 
     def group(self, name: str) -> ChannelGroup:
         """Return the group called ``name``; KeyError if there is none."""

@@ -18,6 +18,7 @@ from hoyer_export.channels.channel_map import (
     ChannelGroup,
     ChannelMap,
     Contraction,
+    Lending,
     Member,
     Shuffle,
     SizeAttribute,
@@ -106,6 +107,11 @@ def channel_map(
             Shuffle(it.module, it.dim, it.shape, torch.from_numpy(it.order.copy()), found.owner(it.side.labels))
             for it in tracer.shuffles.values()
         ),
+        lendings=tuple(
+            Lending(name, tuple(sorted(set[str]().union(*(it.layers for it in loans)))), axis)
+            for name, loans in tracer.loans.items()
+            if loans and (axis := found.axis(loans[0].side.labels)).counts
+        ),
     )  # fmt: skip
 
 
@@ -144,10 +150,7 @@ def _group(slots: list[Slot], slot_of: Vector, components: Components, weights: 
         widths.append(len(members))
         start = live[first[np.searchsorted(found, members[0])]]
         names.append(_name(slots[slot_of[start]], names))
-    has_slot = slot_of >= 0
-    return _Grouping(
-        names, widths, np.where(has_slot, group_of[of_label], -1), np.where(has_slot, channel_of[of_label], -1)
-    )
+    return _Grouping(names, widths, group_of[of_label], channel_of[of_label])
 
 
 def _distinct(numbers: Vector) -> Vector:

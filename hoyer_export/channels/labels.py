@@ -102,6 +102,8 @@ class Tracer:
         self._examples: MutableMapping[Tensor, bool] = WeakTensorKeyDictionary()
         self.spreads: MutableMapping[Tensor, Any] = WeakTensorKeyDictionary()  # see positions.py
         self.shuffles: dict[str, LabelledShuffle] = {}
+        self.lent: MutableMapping[Tensor, Any] = WeakTensorKeyDictionary()  # see lending.py
+        self.loans: dict[str, list[Any]] = {}
         self._waiting: MutableMapping[Tensor, Callable[[Tensor], None]] = WeakTensorKeyDictionary()
         self._fixed_dims: dict[tuple[str, int], str] = {}  # dimensions of parameters without labels as yet → reason
         self._sharing: dict[int, list[ref[Tensor]]] = {}
@@ -120,7 +122,8 @@ class Tracer:
 
     def known_axes(self, tensor: Tensor) -> TensorLabels:
         """Return the axes that have labels already, without making any for a parameter."""
-        self.use(tensor)
+        if tensor not in self.lent:
+            self.use(tensor)
         return self._labels_of.get(tensor, {})
 
     def axis(self, tensor: Tensor, axis: int) -> AxisLabels:

@@ -50,7 +50,9 @@ class RuleMode(TorchFunctionMode):
                 for tensor in results:
                     self.tracer.note_example(tensor)
             for tensor in tensors:
-                if not (rule.keeps_spread and tensor in self.tracer.spreads):
+                if not (
+                    (rule.keeps_spread and tensor in self.tracer.spreads) or (rule.asks and tensor in self.tracer.lent)
+                ):
                     self.tracer.use(tensor)
             known = [tensor for tensor in tensors if self.tracer.is_known(tensor)]
             answer = None

@@ -68,6 +68,11 @@ class Size(int):
 
     def __floordiv__(self, other: Any) -> Any:
         if isinstance(other, AttributeSize):
+            if isinstance(self, AxisSize) and self.is_whole and other.is_whole and int.__mod__(self, other) == 0:
+                width = int.__floordiv__(self, other)  # of a head, as long as heads go whole
+                self.tracer.unite_runs(self.origin, width)
+                other.scaled(width, 1).tie(self.origin)
+                return width
             return self // other._fixed("//")
         if type(other) is int and other > 0 and self.times == 1 and int.__mod__(self, other) == 0:
             return self.scaled(1, self.over * other)

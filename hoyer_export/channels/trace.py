@@ -19,6 +19,7 @@ from hoyer_export.channels.attributes import Attribute, watch_attributes
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.grouping import channel_map
 from hoyer_export.channels.labels import Tracer
+from hoyer_export.channels.lending import lend, settle_loans
 from hoyer_export.channels.modes import RuleMode, watchdog
 from hoyer_export.channels.positions import returned
 from hoyer_export.channels.rule import Function, Rule
@@ -155,6 +156,7 @@ def _trace(traced: nn.Module, call: Call, rules: Mapping[Function, Rule | None],
         left = (module for module in traced.modules() if module not in ran)
         if any(not tracer.known_axes(x) for module in left for x in module.parameters(recurse=False)):
             _run_in_training(calls, traced, call)
+    settle_loans(tracer)
     for attribute in attributes:
         attribute.declare(tracer.union_find)
     components = tracer.union_find.solve()
@@ -202,9 +204,10 @@ def _run_in_training(calls: RuleMode, traced: nn.Module, call: Call) -> None:
 def _follow(hooks: ExitStack, tracer: Tracer, ran: set[nn.Module], name: str, module: nn.Module) -> None:
     """Keep the stack of running modules while ``module`` runs."""
 
-    def enter(module: nn.Module, args: Any) -> None:
+    def enter(module: nn.Module, args: Any) -> Any:
         ran.add(module)
         tracer.modules.append((name, module))
+        return lend(tracer, name, module, args)
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         tracer.modules.pop()

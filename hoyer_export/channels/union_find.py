@@ -151,6 +151,10 @@ class UnionFind:
     def new(self, parameter: str, dim: int, size: int) -> Vector:
         """Return ``size`` fresh labels, int64 [size], for one dimension of ``parameter``."""
         self.slots.append(Slot(parameter, dim, self.count, size))
+        return self.new_for_each(size)
+
+    def new_for_each(self, size: int) -> Vector:
+        """Return ``size`` fresh labels that are no parameter's."""
         self.count += size
         return np.arange(self.count - size, self.count)
 

@@ -13,6 +13,7 @@ from hoyer_export.channels.channel_map import (
     ChannelGroup,
     ChannelMap,
     Contraction,
+    Lending,
     Member,
     Shuffle,
     SizeAttribute,
@@ -53,6 +54,9 @@ def read_channels(path: Path) -> ChannelMap:
             buffers=frozenset(found["buffers"]),
             attributes=tuple(SizeAttribute(**entry | {"axis": _axis(entry["axis"])}) for entry in found["attributes"]),
             shuffles=tuple(map(_shuffle, found.get("shuffles", ()))),  # an older file has none
+            lendings=tuple(
+                Lending(it["module"], tuple(it["layers"]), _axis(it["axis"])) for it in found.get("lendings", ())
+            ),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise FileError(

@@ -6,6 +6,7 @@
 ``shortcut``   a dead residual block becomes its own shortcut and activation
 ``gather``     a linear layer reads only those input features whose columns the plan keeps
 ``order``      a module that shuffles channels puts those that are left in order
+``narrow``     an attention that takes the width of its heads from its input sees one that is as wide as they are
 ``refit``      weights were fitted anew after the cut: nothing to do, they are in the file
 =============  =====================================================================================================
 
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from hoyer_export.channels.channel_map import ORDER
 from hoyer_export.errors import FileError
+from hoyer_export.narrowed import narrow_
 from hoyer_export.record import Record
 
 KeptIndices = Mapping[str, Mapping[int, Tensor]]
@@ -110,6 +112,15 @@ class OrderEdit(Record):
     order: Annotated[tuple[Size, ...], Field(strict=False), AfterValidator(_is_permutation)]
 
 
+class NarrowEdit(Record):
+    """A module sees an input that is ``width`` channels wide; its linear ``layers`` get the true one."""
+
+    kind: Literal["narrow"] = "narrow"
+    module: str
+    layers: Annotated[tuple[str, ...], Field(strict=False), AfterValidator(_without_repeats)]
+    width: Annotated[int, Field(ge=1, lt=2**31)]
+
+
 class RefitEdit(Record):
     """Weights were refitted by least squares to the dense network's outputs on ``images`` calibration images."""
 
@@ -120,7 +131,8 @@ class RefitEdit(Record):
 
 
 Edit = Annotated[
-    AttributeEdit | BiasEdit | ShortcutEdit | GatherEdit | OrderEdit | RefitEdit, Field(discriminator="kind")
+    AttributeEdit | BiasEdit | ShortcutEdit | GatherEdit | OrderEdit | NarrowEdit | RefitEdit,
+    Field(discriminator="kind"),
 ]
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _RELU = "relu"
@@ -180,6 +192,9 @@ def check_edit(model: nn.Module, edit: Edit, kept: KeptIndices) -> None:
                 or not all(isinstance(module._modules.get(child), nn.Module) for child in edit.children)
             ):
                 raise FileError(f"the pruning plan reduces {edit.module!r} to {edit.children}, which it does not have")
+        case NarrowEdit():
+            if not all(type(module._modules.get(layer)) is nn.Linear for layer in edit.layers):
+                raise FileError(f"the pruning plan narrows the input of {edit.module!r}, which has no {edit.layers}")
         case GatherEdit():
             if type(module) is not nn.Linear or 1 not in kept.get(edit.weight, {}):
                 raise FileError(f"the pruning plan gathers the inputs of {edit.module}, which is no such linear layer")
@@ -208,6 +223,8 @@ def apply_edit_(model: nn.Module, edit: Edit, kept: KeptIndices) -> None:
             module.__class__ = GatheredLinear
             index = kept[edit.weight][1].to(module.get_parameter("weight").device)
             module.register_buffer("index", index, persistent=False)
+        case NarrowEdit():
+            narrow_(module, edit.width, edit.layers)
         case OrderEdit():
             if ORDER not in module._buffers:  # an earlier cut's hook stays
                 module.register_forward_hook(partial(in_order, edit.dim))

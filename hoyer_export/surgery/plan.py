@@ -17,12 +17,21 @@ import torch
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
-from hoyer_export.channels.channel_map import ChannelMap, Shuffle, SizeAttribute, removed_channels
+from hoyer_export.channels.channel_map import Axis, ChannelMap, Shuffle, removed_channels
 from hoyer_export.errors import CutRefused, FileError
 from hoyer_export.record import Record, first_complaint
 from hoyer_export.stand_ins import Attention, stand_in_
 from hoyer_export.surgery.attachments import carry_attributes, check_attachments
-from hoyer_export.surgery.edits import AttributeEdit, BiasEdit, Edit, OrderEdit, apply_edit_, check_edit, size_in
+from hoyer_export.surgery.edits import (
+    AttributeEdit,
+    BiasEdit,
+    Edit,
+    NarrowEdit,
+    OrderEdit,
+    apply_edit_,
+    check_edit,
+    size_in,
+)
 from hoyer_export.tensors import TensorRecord, named_tensors
 
 VERSION = 1
@@ -118,8 +127,9 @@ def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
         for dim, indices in dims.items() if name not in added else ():
             earlier = kept.setdefault(name, {}).get(dim)
             kept[name][dim] = indices if earlier is None else earlier[indices]
-    orders = {edit.module for edit in second.edits if isinstance(edit, OrderEdit)}  # from the code's own order again
-    edits: list[Edit] = [edit for edit in first.edits if not (isinstance(edit, OrderEdit) and edit.module in orders)]
+    # These begin with what the code does itself, whatever was done to it before.
+    again = {(edit.kind, edit.module) for edit in second.edits if isinstance(edit, OrderEdit | NarrowEdit)}
+    edits: list[Edit] = [edit for edit in first.edits if (edit.kind, edit.module) not in again]
     sizes = {edit.place: (at, edit) for at, edit in enumerate(edits) if isinstance(edit, AttributeEdit)}
     for edit in second.edits:
         if isinstance(edit, AttributeEdit) and edit.place in sizes:
@@ -184,10 +194,15 @@ def make_plan(channels: ChannelMap, keep: Mapping[str, Tensor]) -> PruningPlan:
     edits = tuple(
         AttributeEdit(module=size.module, attribute=size.attribute, index=size.index, dense=size.dense, slim=slim)
         for size in channels.attributes
-        if (slim := _slim_size(size, keep)) != size.dense
+        if (slim := _size(size.axis, keep) * size.times) != size.dense
     )
-    orders = tuple(edit for shuffle in channels.shuffles if (edit := _order_after(shuffle, keep)))
-    return PruningPlan(kept, {name: channels.shapes[name] for name in kept}, edits + orders)
+    orders = (edit for shuffle in channels.shuffles if (edit := _order_after(shuffle, keep)))
+    narrows = (
+        NarrowEdit(module=it.module, layers=it.layers, width=width)
+        for it in channels.lendings
+        if (width := _size(it.axis, keep)) != it.axis.size({})
+    )
+    return PruningPlan(kept, {name: channels.shapes[name] for name in kept}, (*edits, *orders, *narrows))
 
 
 def _order_after(shuffle: Shuffle, keep: Mapping[str, Tensor]) -> OrderEdit | None:
@@ -207,10 +222,9 @@ def _order_after(shuffle: Shuffle, keep: Mapping[str, Tensor]) -> OrderEdit | No
     return OrderEdit(module=shuffle.module, dim=shuffle.dim, order=tuple(order.tolist()))
 
 
-def _slim_size(size: SizeAttribute, keep: Mapping[str, Tensor]) -> int:
-    counts = size.axis.counts.items()
-    positions = sum(int((count[keep[group]] if group in keep else count).sum()) for group, count in counts)
-    return (size.axis.fixed + positions) * size.times
+def _size(axis: Axis, keep: Mapping[str, Tensor]) -> int:
+    counts = axis.counts.items()
+    return axis.fixed + sum(int((count[keep[group]] if group in keep else count).sum()) for group, count in counts)
 
 
 def with_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:

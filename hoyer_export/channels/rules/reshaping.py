@@ -82,7 +82,8 @@ def _split(
     if isinstance(length, AxisSize):
         tracer.untied.pop(id(length), None)
         (length * times).tie(side)
-    tracer.whole(side, times)
+    else:
+        tracer.whole(side, times)
     tracer.note_view(output, input)
     spread(tracer, output, Spread(side, (times, -1) if other < new else (-1, times), numbers))
     return True
