@@ -70,10 +70,10 @@ class Shuffled(nn.Module):
 class Heads(nn.Module):
     """Attention that takes the width of all its heads from its input, which it may also read."""
 
-    def __init__(self, reads: bool = False) -> None:
+    def __init__(self, reads: bool = False, width: int = 12, heads: int = 3) -> None:
         super().__init__()
-        self.heads, self.reads = 3, reads
-        self.qkv, self.out, self.other = nn.Linear(12, 36), nn.Linear(12, 12), nn.Linear(12, 12)
+        self.heads, self.reads = heads, reads
+        self.qkv, self.out, self.other = nn.Linear(width, 3 * width), nn.Linear(width, width), nn.Linear(width, width)
 
     def forward(self, x: Tensor, does: str = "attend") -> Tensor:
         b, n, c = x.shape
