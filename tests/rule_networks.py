@@ -321,6 +321,7 @@ NETWORKS: dict[str, Callable[[], Net]] = {
     "channel shuffle of runs that another operation reads": behind(
         lambda n, y: n.s(joined_channels(y, y)), s=Shuffled(lambda c: (c // 2, 2), then=F.relu)
     ),
+    "channels split and taken apart": behind(lambda n, y: torch.cat(y.view(len(y), 3, -1, 8, 8).unbind(1)[:2], 1)),
     "channel shuffle beside other channels": behind(
         lambda n, y: F.channel_shuffle(outer(n, y)[..., None], 3), b=conv(12, 6)
     ),

@@ -115,7 +115,8 @@ def narrow(tracer: Tracer, output: Tensor, input: Tensor, dim: int, start: Any, 
 @rule("unbind index_select", in_place=False, keeps_spread=True)
 def picked(tracer: Tracer, output: Any, input: Tensor, *arguments: Any, **options: Any) -> None:
     """Positions of one axis by their numbers: channels along it must all stay, but for an earlier cut's own order."""
-    if input in tracer.spreads and tracer.name_of(arguments[-1]).endswith(ORDER):
+    index = arguments[-1] if arguments else None
+    if input in tracer.spreads and isinstance(index, Tensor) and tracer.name_of(index).endswith(ORDER):
         hand_on(tracer, output, input, lambda numbers: numbers.index_select(*arguments))
         return
     tracer.axes(input)
