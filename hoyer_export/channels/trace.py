@@ -26,9 +26,9 @@ from hoyer_export.channels.rule import Function, Rule
 from hoyer_export.channels.rules import Rules, rule_table
 from hoyer_export.channels.sizes import AttributeSize
 from hoyer_export.channels.wrappers import check_wrappers
+from hoyer_export.equal_modules import stand_in_
 from hoyer_export.errors import HoyerExportError, NetworkError, one_line
 from hoyer_export.random_state import kept_random_state
-from hoyer_export.stand_ins import stand_in_
 from hoyer_export.tensors import hidden_in, tensors_in
 
 

@@ -18,9 +18,9 @@ from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from hoyer_export.channels.channel_map import Axis, ChannelMap, Shuffle, removed_channels
+from hoyer_export.equal_modules import Attention, stand_in_
 from hoyer_export.errors import CutRefused, FileError
 from hoyer_export.record import Record, first_complaint
-from hoyer_export.stand_ins import Attention, stand_in_
 from hoyer_export.surgery.attachments import carry_attributes, check_attachments
 from hoyer_export.surgery.edits import (
     AttributeEdit,
