@@ -22,6 +22,12 @@ class Net(nn.Module):
         return self.wiring(self, x)
 
 
+def hidden_width(layer: nn.Module) -> int:
+    """Return how many outputs a layer has, in a way that tracing cannot see: Python makes a plain int of it."""
+    width = next(getattr(layer, name) for name in ("out_channels", "num_features") if hasattr(layer, name))
+    return len(range(width))
+
+
 def conv(i: int, o: int, **options: int) -> nn.Conv2d:
     return nn.Conv2d(i, o, 3, padding=1, **options)
 

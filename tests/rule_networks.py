@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import torchvision
 from networks import Net, conv
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 IMAGE = (2, 3, 8, 8)
 TOKENS = (2, 6, 3)
@@ -210,6 +212,67 @@ NETWORKS: dict[str, Callable[[], Net]] = {
     "heads between two widths": behind_linear(
         lambda n, y: joined(n.h(y), n.h(n.b(y), "pass")), h=Heads(), b=nn.Linear(12, 12)
     ),
+    "attention to widths of their own": behind_linear(
+        lambda n, y: n.mha(n.q(y), y, n.v(y))[0],
+        q=nn.Linear(12, 8), v=nn.Linear(12, 6), mha=nn.MultiheadAttention(8, 2, kdim=12, vdim=6, batch_first=True),
+    ),
+    "attention to channels": behind(
+        lambda n, y: n.mha(n.w.expand(len(y), -1, -1), y.flatten(2), y.flatten(2))[0],
+        w=parameter(1, 5, 8), mha=nn.MultiheadAttention(8, 2, kdim=64, vdim=64, batch_first=True),
+    ),
+    "lstm both ways": behind_linear(
+        lambda n, y: n.rnn(y)[0], rnn=nn.LSTM(12, 5, 2, batch_first=True, bidirectional=True)
+    ),
+    "lstm along the channels": behind(lambda n, y: n.rnn(y.flatten(2))[0], rnn=nn.LSTM(64, 5, batch_first=True)),
+    "gru cell with a computed state": behind(
+        lambda n, y: n.rnn(y.mean((2, 3)), n.b(y).mean((2, 3))), rnn=nn.GRUCell(12, 5), b=conv(12, 5)
+    ),
+    "rnn": behind_linear(lambda n, y: n.rnn(y)[0], rnn=nn.RNN(12, 5, batch_first=True)),
+    "bilinear": behind(
+        lambda n, y: n.m(y.mean((2, 3)), n.b(y).mean((2, 3))), b=conv(12, 6), m=nn.Bilinear(12, 6, 7)
+    ),
+    "bilinear over channels as a batch": behind(
+        lambda n, y: n.m(y.mean(2), n.b(y).mean(2)), b=conv(12, 12), m=nn.Bilinear(8, 8, 3)
+    ),
+    "tensordot": behind(lambda n, y: torch.tensordot(y, n.w, dims=([1], [0])).mean((1, 2)), w=parameter(12, 8)),
+    "cosine": behind(lambda n, y: F.cosine_similarity(y, n.b(y)), b=conv(12, 12)),
+    "cosine of sigmoids": behind(lambda n, y: F.cosine_similarity(y.sigmoid(), n.b(y).sigmoid()), b=conv(12, 12)),
+    "distances": behind(lambda n, y: torch.cdist(y.mean((2, 3)), n.w), w=parameter(6, 12)),
+    "distances of channels": behind(lambda n, y: torch.cdist(y.flatten(2), n.w), w=parameter(6, 64)),
+    "distance with an eps": behind(
+        lambda n, y: 1e6 * F.pairwise_distance(1e-6 * y.mean((2, 3)), 1e-6 * n.b(y).mean((2, 3)))[:, None],
+        b=conv(12, 12),
+    ),
+    "weight norm": behind(lambda n, y: n.b(y), b=weight_norm(conv(12, 8))),
+    "deformable conv": behind(
+        lambda n, y: n.b(y, n.places(y), n.mask(y).sigmoid()),
+        b=torchvision.ops.DeformConv2d(12, 8, 3, padding=1), places=conv(12, 36), mask=conv(12, 18),
+    ),
+    "regions": behind(
+        lambda n, y: torch.ops.torchvision.roi_align(y, n.b(y).mean((2, 3)).sigmoid(), 8.0, 2, 2, -1, False),
+        b=conv(12, 5),
+    ),
+    "groups of the width": behind(
+        lambda n, y: F.conv2d(F.conv2d(y, n.w, groups=y.shape[1]), n.v.expand(y.shape[1], 1, 3, 3), groups=y.size(1)),
+        w=parameter(12, 1, 3, 3), v=parameter(1, 1, 3, 3),
+    ),
+    "groups in an attribute": behind(
+        lambda n, y: F.conv2d(y, n.w.expand(n.groups, 1, 3, 3), groups=n.groups), w=parameter(1, 1, 3, 3), groups=12
+    ),
+    "groups of the width, transposed": behind(
+        lambda n, y: F.conv_transpose2d(y, n.w, groups=y.shape[1]), w=parameter(12, 1, 3, 3)
+    ),
+    "a layer's width": behind(
+        lambda n, y: n.c(n.b(y.mean((2, 3))).view(-1, n.c.in_channels, 4, 4)),
+        b=nn.Linear(12, 128), c=nn.ConvTranspose2d(8, 6, 2),
+    ),
+    "a layer's width in groups": behind(
+        lambda n, y: n.c(n.b(y).view(len(y), n.b.out_channels, -1).mean(2).view(len(y), n.c.in_channels, 1, 1)),
+        b=conv(12, 24, groups=12), c=conv(24, 8, groups=2),
+    ),
+    "the ratio of two widths": behind(
+        lambda n, y: joined(y, n.b(y)) * (y.shape[1] // n.b(y).shape[1]), b=conv(12, 6)
+    ),
     "lstm": behind_linear(lambda n, y: n.rnn(y)[0], rnn=nn.LSTM(12, 5, batch_first=True)),
     "lstm cell": behind(lambda n, y: n.rnn(y.mean((2, 3)))[0], rnn=nn.LSTMCell(12, 5)),
     "embedding": behind(lambda n, y: y.mean((2, 3)) + n.e(torch.tensor(2)), e=nn.Embedding(4, 12)),
@@ -370,8 +433,29 @@ NETWORKS: dict[str, Callable[[], Net]] = {
     "sum of exponentials": behind(
         lambda n, y: y.flatten(2) * n.b(y).flatten(2).logsumexp(2, keepdim=True), b=conv(12, 12)
     ),
+    "largest": behind(lambda n, y: y.flatten(2).topk(5, dim=2)[0]),
+    "sorted": behind(lambda n, y: y.flatten(2).sort(2, descending=True)[0]),
+    "sorted channels": behind(lambda n, y: y.sort(1)[0]),
+    "gathered": behind(lambda n, y: y.flatten(2).gather(2, n.b(y).flatten(2).argsort(2)[..., :5]), b=conv(12, 12)),
+    "gathered channels": behind(lambda n, y: y.gather(1, y.new_zeros(len(y), 3, 8, 8).long() + 5)),
+    "gathered from the first": behind(lambda n, y: y.gather(2, y.new_zeros(len(y), 7, 1, 8).long())),
+    "taken from one row": behind(lambda n, y: torch.take_along_dim(y, y.new_zeros(len(y)).long() + 700)[:, None]),
+    "scattered": behind(
+        lambda n, y: torch.zeros_like(y).scatter(2, n.b(y).argmax(2, keepdim=True), y), b=conv(12, 12)
+    ),
+    "scattered channels": behind(
+        lambda n, y: y.scatter(1, y.new_zeros(len(y), 3, 8, 8).long() + 5, n.b(y)), b=conv(12, 12)
+    ),
+    "scattered to the first": behind(lambda n, y: y.scatter(2, y.new_zeros(len(y), 7, 1, 8).long(), 1.0)),
+    "nothing picked": behind(
+        lambda n, y: joined(y, n.b(y[y.sum((1, 2, 3)) > 1e9]).sum(0, keepdim=True).expand(len(y), -1, -1, -1)),
+        b=conv(12, 5),
+    ),
     "noise": behind(lambda n, y: y * torch.randn(y.shape).sigmoid().clamp(1, 1)),
     "divisible": behind(lambda n, y: y * 2 if y.shape[1] % 4 == 0 else y),
+    "divisible heads": behind(
+        lambda n, y: y.reshape(len(y), y.shape[1] // 4, 4, 64).flip(2) if y.shape[1] % 4 == 0 else y
+    ),
     "remainder": behind(lambda n, y: y * (y.shape[1] % 5)),
     "heads": behind(lambda n, y: y.reshape(y.shape[0], n.heads, 4, 64).flip(2), heads=3),
     "heads of two widths": behind(

@@ -153,7 +153,7 @@ def test_inspect_names_what_the_self_test_refutes(call, tmp_path: Path, monkeypa
         "        self.a, self.b, self.c = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 3)\n"
         "    def forward(self, x):\n"
         "        y = self.a(x)\n"
-        "        y = y * self.a.out_channels\n"  # nobody can see who reads an attribute
+        "        y = y * len(range(self.a.out_channels))\n"  # Python makes a plain int of it, and nobody sees what for
         "        return self.c(self.b(y)).mean((2, 3))\n"
     )
     monkeypatch.chdir(tmp_path)

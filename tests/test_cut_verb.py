@@ -99,7 +99,7 @@ def without_biases():
 """
 FILES = {
     *("recipe.toml", "stages.json", "channels.json", "dense.safetensors", "slim.safetensors", "widths.json"),
-    *("dense.onnx", "slim.onnx", "report.json", "report.html", "card.md"),
+    *("dense.onnx", "slim.onnx", "report.json", "report.html", "card.md", "headline.svg", "headline.png"),
 }
 QUICK = ("--min-seconds", "0")  # no latency
 SMALL = ("cut", "--network", "tiny:small", "--allow-import", "tiny", *QUICK)

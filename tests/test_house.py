@@ -15,6 +15,7 @@ AS_WRITTEN = {  # they read or write the command line, TOML or JSON
         "cli/arguments.py",
         "cli/options.py",
         "cli/program.py",
+        "deploy/runtime/fresh.py",
         "in_python.py",
         "recipe/reading.py",
         "recipe/tables.py",

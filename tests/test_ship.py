@@ -27,7 +27,7 @@ OWN = ("--network", "tiny:small", "--allow-import", "tiny", "--input", "1x8x8")
 CUT = ("cut", *OWN, "--macs", "0.5", "--align", "4", "--min-seconds", "0")
 NAMES = {
     *("recipe.toml", "stages.json", "channels.json", "dense.safetensors", "slim.safetensors", "widths.json"),
-    *("dense.onnx", "slim.onnx", "report.json", "report.html", "card.md"),
+    *("dense.onnx", "slim.onnx", "report.json", "report.html", "card.md", "headline.svg", "headline.png"),
 }
 
 IMAGES = torch.randn(10, 1, 8, 8, generator=torch.Generator().manual_seed(1))

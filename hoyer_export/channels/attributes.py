@@ -5,13 +5,17 @@ every int in an attribute of the user's own modules is replaced by one that note
 that it does is give axes their lengths, the cut writes the new length into the attribute.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import nn
 
-from hoyer_export.channels.union_find import UnionFind, Vector
+from hoyer_export.channels.union_find import Components, UnionFind, Vector
+
+Sides = tuple[list[Vector], list[Vector]]
+"""The labels along the axes of what a module was given, and of what it returned."""
 
 _NORMALISATIONS = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
 
@@ -63,6 +67,34 @@ class Attribute:
         """The attribute as the code would write it."""
         name = f"{self.module}.{self.name}".lstrip(".")
         return name if self.index is None else f"{name}[{self.index}]"
+
+
+# Words of a name that make it one of channels.
+_OF_CHANNELS = {
+    *("in", "out", "inp", "oup", "c", "c1", "c2", "cin", "cout", "ch", "chs", "channel", "channels", "planes"),
+    *("inplanes", "dim", "dims", "features", "filters", "width", "groups", "hidden"),
+}
+
+
+def follow_unread(attribute: Attribute, seen: Mapping[str, Sides], labels: UnionFind, components: Components) -> None:
+    """Let a size that no forward reads follow what it is named after: other methods read it (``reparameterize``).
+
+    ``in_...`` follows what the module is given, ``out_...`` what it returns, if that has this length; any other name of
+    channels whatever in the module has it, if all of that shrinks together.
+    """
+    words = attribute.name.strip("_").lower().split("_")
+    if attribute.uses or attribute.is_fixed or attribute.passed_over or _OF_CHANNELS.isdisjoint(words):
+        return
+    inputs, outputs = seen.get(attribute.module, ([], []))
+    inside = [
+        np.arange(s.start, s.start + s.size) for s in labels.slots if s.parameter.startswith(f"{attribute.module}.")
+    ]
+    named = inputs if words[0].startswith("in") else outputs if words[0].startswith("o") else []
+    kinds = [axis for axis in named if len(axis) == attribute.dense] or inputs + outputs + inside
+    axes = [axis for axis in kinds if len(axis) == attribute.dense]
+    channels = [np.sort(components.of_label[axis]) for axis in axes]
+    if axes and all(np.array_equal(one, channels[0]) for one in channels):
+        attribute.uses.append((axes[0], 1, 1))
 
 
 def watch_attributes(model: nn.Module, make: Callable[[Attribute], int]) -> Iterator[Attribute]:

@@ -161,7 +161,12 @@ def _distinct(numbers: Vector) -> Vector:
 
 def _name(slot: Slot, taken: list[str]) -> str:
     """Return the first module whose output the channels are; the parameter's name where that is taken."""
-    module = slot.parameter.rpartition(".")[0] or slot.parameter
+    parameter = (
+        slot.parameter.partition(".parametrizations.")[0] + "."
+        if ".parametrizations." in slot.parameter
+        else slot.parameter
+    )
+    module = parameter.rpartition(".")[0] or slot.parameter
     names = chain((module, slot.parameter), (f"{slot.parameter}#{number}" for number in count(2)))
     return next(name for name in names if name not in taken)
 

@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from hoyer_export.channels.layer_sizes import held_by
 from hoyer_export.channels.union_find import NO_CHANNEL, UnionFind, Vector
 from hoyer_export.tensors import named_tensors, tensors_in
 
@@ -109,14 +110,20 @@ class Tracer:
         self._sharing: dict[int, list[ref[Tensor]]] = {}
         for name, tensor in named_tensors(model).items():
             self._names[tensor] = name
+        kernels = [
+            held_by(module, "weight") for module in model.modules() if isinstance(module, nn.modules.conv._ConvNd)
+        ]
+        self._without_channels = {
+            (self._names[weight], axis) for weight in kernels if weight is not None for axis in range(2, weight.ndim)
+        }
 
     # -- what a rule reads ------------------------------------------------------------------------------------------
 
     def axes(self, tensor: Tensor) -> TensorLabels:
-        """Return the labelled axes of ``tensor``; a parameter or buffer has all its axes longer than one labelled."""
+        """Return the labelled axes of ``tensor``; a parameter or buffer has all those that may hold channels."""
         if tensor in self._names:
             for axis in range(tensor.ndim):
-                if tensor.shape[axis] > 1:
+                if tensor.shape[axis] > 1 and (self._names[tensor], axis) not in self._without_channels:
                     self.axis(tensor, axis)
         return self.known_axes(tensor)
 
@@ -186,9 +193,9 @@ class Tracer:
         self._waiting.pop(tensor, None)
         self.spreads.pop(tensor, None)
 
-    def whole(self, axis: AxisLabels, blocks: int) -> None:
-        """Declare that an axis stays divisible by ``blocks``."""
-        self.union_find.whole(axis.labels, blocks)
+    def keep_divisible(self, axis: AxisLabels, parts: int) -> None:
+        """Declare that the length of an axis stays divisible by ``parts``."""
+        self.union_find.keep_divisible(axis.labels, parts)
 
     def unite(self, first: AxisLabels, *others: AxisLabels) -> AxisLabels:
         """Let the channels at the same position of axes of equal length live or die together; return the first."""

@@ -63,7 +63,7 @@ def lend(tracer: Tracer, name: str, module: nn.Module, args: tuple[Any, ...]) ->
     else:  # by an earlier cut
         narrowed.is_off, width = True, narrowed.width
         part = whole.new_zeros((*shape[:-1], width))
-    lent = Lent(name, whole, AxisLabels(tracer.union_find.new_for_each(width), side.rest))
+    lent = Lent(name, whole, AxisLabels(tracer.union_find.new_apart(width), side.rest))
     tracer.put(part, {**tracer.axes(whole), last: lent.side})
     tracer.lent[part] = lent
     tracer.loans.setdefault(name, []).append(lent)

@@ -23,7 +23,7 @@ _NO_RULE = Rule(lambda *_: None)
 class RuleMode(TorchFunctionMode):
     """Hands every torch call, with its output, to the call's rule."""
 
-    def __init__(self, tracer: Tracer, rules: Mapping[Function, Rule | None]) -> None:
+    def __init__(self, tracer: Tracer, rules: Mapping[Function | str, Rule | None]) -> None:
         super().__init__()
         self.tracer = tracer
         self.rules = rules
@@ -44,7 +44,7 @@ class RuleMode(TorchFunctionMode):
             for tensor in tensors:
                 if is_functorch_wrapped_tensor(tensor):  # a stand-in that carries no labels
                     self.tracer.fix(_behind(tensor), "code inside `torch.vmap` or another transform")
-            rule = self.rules.get(func) or _NO_RULE
+            rule = _found(self.rules, func) or _NO_RULE
             results = list(tensors_in(plainly[0][0] if func is Tensor.__setitem__ else output))
             if any(map(self.tracer.is_example, tensors)) or (rule.makes_rows and self._is_batch(output, tensors)):
                 for tensor in results:
@@ -99,10 +99,10 @@ class RuleMode(TorchFunctionMode):
         self.rule_failed = True
         try:
             answer = rule.function(self.tracer, output, *arguments[0], **arguments[1])
-            if BUILT_IN.get(func) is not rule:
+            if _found(BUILT_IN, func) is not rule:
                 self._check_axes(results)
         except Exception as error:
-            if BUILT_IN.get(func) is rule:  # a bug of ours
+            if _found(BUILT_IN, func) is rule:  # a bug of ours
                 raise
             raise HoyerExportError(
                 f"rules: your rule of `{_name(func)}` fails, called as rule(tracer, output, *arguments):"
@@ -152,6 +152,11 @@ def watchdog(calls: RuleMode) -> Watched:
 def _holds_first(vectors: list[Vector], side: AxisLabels) -> bool:
     """Return whether the first label of an axis is in one of the vectors: nearly always, and soon found."""
     return any((labels == side.labels[0]).any() for labels in vectors)
+
+
+def _found(table: Mapping[Function | str, Any], func: Any) -> Any:
+    """Return the rule of an operation; those of other libraries go by their names."""
+    return table.get(func, table.get(getattr(func, "_qualified_op_name", "")))
 
 
 def _behind(tensor: Tensor) -> Tensor:

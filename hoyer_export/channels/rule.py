@@ -26,7 +26,8 @@ class Rule:
     Args:
         function: called as ``function(tracer, output, *the operation's arguments)`` after the operation has run; what
             it returns, unless None, takes the place of the operation's output.
-        operations: the functions, methods and getters that it is for.
+        operations: the functions, methods and getters that it is for; operations of another library by their names,
+            ``torchvision::roi_align``, as it may be loaded later.
         absent: names of operations that torch does not have.
         takes_sizes: it reads sizes that remember where they came from; to other rules they are plain numbers that
             must stay.
@@ -38,7 +39,7 @@ class Rule:
     """
 
     function: Function
-    operations: tuple[Function, ...] = ()
+    operations: tuple[Function | str, ...] = ()
     absent: tuple[str, ...] = ()
     takes_sizes: bool = False
     reads_shape: bool = False
@@ -70,16 +71,20 @@ def rule(
 
     Args:
         operations: what it is the rule of: functions and methods themselves, or names, one or more a string, that stand
-            for every function, method and property of ``spaces`` that goes by them.
+            for every function, method and property of ``spaces`` that goes by them; ``library::name`` for an
+            operation that another library registers.
         in_place: a name stands also for the form with an underscore; a rule that reads its input's old shape cannot
             serve that.
         spaces: where names are looked up: torch, its tensors, ``torch.nn.functional`` and ``torch.fft``.
         takes_sizes, reads_shape, counts, makes_rows, keeps_spread, asks: see ``Rule``.
     """
-    found: list[Function] = []
+    found: list[Function | str] = []
     absent = []
     for operation in operations:
         for name in operation.split() if isinstance(operation, str) else ():
+            if "::" in name:
+                found.append(name)
+                continue
             forms = [name, f"{name}_"][: 1 + in_place]
             values = [getattr(space, form, None) for space in spaces for form in forms]
             called = [value if callable(value) else getattr(value, "__get__", None) for value in values]  # a property

@@ -7,16 +7,37 @@ Any other use of the number (``/``, ``+``, a comparison with what it may become,
 computation depend on the width in a way that nobody sees: it makes the channels unprunable, or fixes the attribute.
 """
 
+import sys
 from math import gcd
+from types import FrameType
 from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hoyer_export.channels.attributes import Attribute
 from hoyer_export.channels.labels import AxisLabels, Tracer
+from hoyer_export.channels.layer_sizes import LayerSize
 from hoyer_export.channels.union_find import NO_CHANNEL
+
+_LIBRARIES = ("torch", "torchvision", "timm", "einops")
+
+
+def _who() -> tuple[str, str]:
+    """Return whose code uses a size, and how to call it: a library's class or function, or just the code."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__") == __name__:
+        frame = frame.f_back
+    assert frame is not None
+    module = str(frame.f_globals.get("__name__"))
+    library = module.partition(".")[0]
+    if library not in _LIBRARIES:
+        return "", "the code"
+    while frame.f_back is not None and frame.f_back.f_globals.get("__name__") == module:  # out to what was called
+        frame = frame.f_back
+    owner = frame.f_locals.get("self")
+    return library, f"`{type(owner).__name__ if isinstance(owner, nn.Module) else f'{module}.{frame.f_code.co_name}'}`"
 
 
 class Size(int):
@@ -39,7 +60,7 @@ class Size(int):
         """Whether it is the length of its origin."""
         return self.times == self.over == 1
 
-    def scaled(self, times: int, over: int) -> Self:
+    def scaled(self, times: int, over: int) -> "Size":
         """Return the size of the same origin at another scale."""
         return self.make(self.tracer, self.origin, times, over)
 
@@ -53,7 +74,7 @@ class Size(int):
 
     def _fixed(self, use: str) -> int:
         """Return the plain number, after making sure that it stays."""
-        self.fix(f"the code computes with the number of channels (`{use}`)")
+        self.fix(f"{_who()[1]} computes with the number of channels (`{use}`)")
         return int.__index__(self)
 
     def __mul__(self, other: Any) -> Any:
@@ -66,7 +87,18 @@ class Size(int):
 
     __rmul__ = __mul__
 
+    def _ratio(self, other: Any) -> int | None:
+        """Return how often the length of another axis goes into this one, which stays so; None where it does not."""
+        if isinstance(self, AxisSize) and isinstance(other, AxisSize) and self.is_whole:
+            times, rest = divmod(int.__index__(self), int.__index__(other))
+            if rest == 0 and other.tracer is self.tracer:
+                other.scaled(other.times * times, other.over).tie(self.origin)
+                return times
+        return None
+
     def __floordiv__(self, other: Any) -> Any:
+        if (times := self._ratio(other)) is not None:
+            return times
         if isinstance(other, AttributeSize):
             if isinstance(self, AxisSize) and self.is_whole and other.is_whole and int.__mod__(self, other) == 0:
                 width = int.__floordiv__(self, other)  # of a head, as long as heads go whole
@@ -96,6 +128,8 @@ class Size(int):
 
     def __hash__(self) -> int:
         """A key of a cache may outlive the trace, and what the cache holds was not computed before our eyes."""
+        if _who()[0] == "einops":  # where it is told that a size is no key it computes anew
+            raise TypeError("a size that is followed is unhashable")
         return hash(self._fixed("hash"))
 
 
@@ -107,7 +141,7 @@ class AxisSize(Size):
     def tie(self, axis: AxisLabels) -> None:
         super().tie(axis)
         if gcd(self.times, self.over) > 1:  # c // 2 * 2 is c only as long as c is even
-            self.tracer.whole(self.origin, self.over)
+            self.tracer.keep_divisible(self.origin, self.over)
         self.tracer.union_find.tie(self.origin.labels, axis.labels, self.times, self.over)
 
     def fix(self, reason: str) -> None:
@@ -115,13 +149,39 @@ class AxisSize(Size):
         self.tracer.fix(self.origin, reason)
 
     def __mod__(self, other: Any) -> Any:
-        """A width that the code found divisible stays so: whole blocks go."""
+        """A width that the code found divisible stays so."""
+        if self._ratio(other) is not None:
+            return 0
         if isinstance(other, AttributeSize):
             return self % other._fixed("%")
         if type(other) is int and other > 0 and self.is_whole and int.__mod__(self, other) == 0:
-            self.tracer.whole(self.origin, other)
+            self.tracer.keep_divisible(self.origin, other)
             return 0
         return self._fixed("%") % other
+
+
+class WeightSize(AxisSize):
+    """A size that a layer states of its weight, which gets labels only once somebody asks: ``conv.in_channels``."""
+
+    stated: LayerSize
+
+    @classmethod
+    def of(cls, tracer: Tracer, stated: LayerSize) -> Self:
+        """Return a layer's size."""
+        size = cls(int(stated))
+        size.tracer, size.stated, size.times, size.over = tracer, stated, stated.times, stated.over
+        return size
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "origin":
+            raise AttributeError(name)
+        with torch._C.DisableTorchFunction():  # the network's code runs, under the mode that watches it
+            self.origin = self.tracer.axis(self.stated.tensor, self.stated.dim)
+        return self.origin
+
+    def scaled(self, times: int, over: int) -> AxisSize:
+        """Return the size of the same origin at another scale."""
+        return AxisSize.make(self.tracer, self.origin, times, over)
 
 
 class AttributeSize(Size):

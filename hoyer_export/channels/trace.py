@@ -15,16 +15,18 @@ import torch
 from torch import nn
 
 from hoyer_export.call import Call, ExampleInputs, ExampleKwargs
-from hoyer_export.channels.attributes import Attribute, watch_attributes
+from hoyer_export.channels.attributes import Attribute, Sides, follow_unread, watch_attributes
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.grouping import channel_map
 from hoyer_export.channels.labels import Tracer
+from hoyer_export.channels.layer_sizes import layer_sizes
 from hoyer_export.channels.lending import lend, settle_loans
 from hoyer_export.channels.modes import RuleMode, watchdog
 from hoyer_export.channels.positions import returned
 from hoyer_export.channels.rule import Function, Rule
 from hoyer_export.channels.rules import Rules, rule_table
-from hoyer_export.channels.sizes import AttributeSize
+from hoyer_export.channels.sizes import AttributeSize, WeightSize
+from hoyer_export.channels.union_find import Vector
 from hoyer_export.channels.wrappers import check_wrappers
 from hoyer_export.equal_modules import stand_in_
 from hoyer_export.errors import HoyerExportError, NetworkError, one_line
@@ -109,7 +111,8 @@ def _copied(model: nn.Module) -> nn.Module:
         copied = copy.deepcopy(model, memo).eval()
     except Exception as error:
         raise NetworkError(
-            f"the network cannot be copied ({one_line(error)}); detach or drop what it caches"
+            f"the network cannot be copied ({one_line(error)}); detach or drop what it caches, or run it once under"
+            " torch.no_grad()"
         ) from error
     stand_in_(copied)
     return copied
@@ -132,7 +135,9 @@ def _of_another_type(network: nn.Module, call: Call) -> str:
     return f"; its weights are {ours}, the inputs {given}: give it as model.float(), and float32 inputs"
 
 
-def _trace(traced: nn.Module, call: Call, rules: Mapping[Function, Rule | None], preferred: frozenset[str]) -> _Trace:
+def _trace(
+    traced: nn.Module, call: Call, rules: Mapping[Function | str, Rule | None], preferred: frozenset[str]
+) -> _Trace:
     """Run a model with labels, once, or twice where some modules run only in training."""
     tracer = Tracer(traced, batch_size=call.batch_size)
 
@@ -140,12 +145,16 @@ def _trace(traced: nn.Module, call: Call, rules: Mapping[Function, Rule | None],
         attribute.is_preferred = attribute.shown in preferred
         return AttributeSize.make(tracer, attribute)
 
+    for module in traced.modules():
+        stated = ((name, size) for name, size in layer_sizes(module) if vars(module).get(name) == int(size) > 1)
+        vars(module).update((name, WeightSize.of(tracer, size)) for name, size in stated)
     attributes = list(watch_attributes(traced, watched))
     calls = RuleMode(tracer, rules)
     ran: set[nn.Module] = set()
+    seen: dict[str, Sides] = {attribute.module: ([], []) for attribute in attributes}
     with ExitStack() as hooks, torch.no_grad(), kept_random_state():
         for name, module in traced.named_modules():
-            _follow(hooks, tracer, ran, name, module)
+            _follow(hooks, tracer, ran, name, module, seen.get(name))
         try:
             _run(calls, traced, call)
         except Exception as error:
@@ -160,6 +169,8 @@ def _trace(traced: nn.Module, call: Call, rules: Mapping[Function, Rule | None],
     for attribute in attributes:
         attribute.declare(tracer.union_find)
     components = tracer.union_find.solve()
+    for attribute in attributes:
+        follow_unread(attribute, seen, tracer.union_find, components)
     better = {
         attribute.shown
         for attribute in attributes
@@ -201,17 +212,27 @@ def _run_in_training(calls: RuleMode, traced: nn.Module, call: Call) -> None:
     calls.tracer.contractions = contractions
 
 
-def _follow(hooks: ExitStack, tracer: Tracer, ran: set[nn.Module], name: str, module: nn.Module) -> None:
-    """Keep the stack of running modules while ``module`` runs."""
+def _follow(
+    hooks: ExitStack, tracer: Tracer, ran: set[nn.Module], name: str, module: nn.Module, seen: Sides | None
+) -> None:
+    """Keep the stack of running modules while ``module`` runs, and what it is given and returns where that is asked."""
+
+    def look(value: Any, axes: list[Vector]) -> None:
+        seen = (tensor for tensor in tensors_in(value) if not tracer.is_waiting(tensor))  # to look is no use of it
+        axes += [side.labels for tensor in seen for side in tracer.known_axes(tensor).values()]
 
     def enter(module: nn.Module, args: Any) -> Any:
         ran.add(module)
         tracer.modules.append((name, module))
+        if seen is not None:
+            look(args, seen[0])
         return lend(tracer, name, module, args)
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         tracer.modules.pop()
         returned(tracer, name, output)
+        if seen is not None:
+            look(output, seen[1])
 
     if not isinstance(module, torch.jit.ScriptModule):
         hooks.callback(module.register_forward_pre_hook(enter, prepend=True).remove)

@@ -107,17 +107,23 @@ class _Tie:
 
 @dataclass(frozen=True, eq=False)
 class _Whole:
-    """Along one axis every component must take a multiple of a number of positions: whole blocks of it."""
+    """An axis stays divisible by ``parts``."""
 
     axis: Vector
-    blocks: int
+    parts: int
 
     def holds(self, of_label: Vector) -> bool:
-        return not bool((np.bincount(of_label[self.axis]) % self.blocks).any())
+        """Whether every component that may go takes a multiple of positions."""
+        counts = np.bincount(of_label[self.axis], minlength=of_label.max() + 1)
+        counts[of_label[NO_CHANNEL]] = 0
+        return not bool((counts % self.parts).any())
 
     def matched(self, of_label: Vector, depth: Vector) -> tuple[Vector, Vector] | None:
-        """Return labels to unite so that it holds, two and two of components that take an odd number."""
-        if self.blocks != 2:
+        """Return labels to unite so that it holds, two and two of components that take an odd number.
+
+        What is fixed may be one of the two: then the other stays as well.
+        """
+        if self.parts != 2:
             return None
         found, first = np.unique(of_label[self.axis], return_index=True)
         odd = np.sort(first[np.bincount(of_label[self.axis])[found] % 2 == 1])
@@ -125,8 +131,8 @@ class _Whole:
         return labels[: len(odd) // 2], labels[len(odd) // 2 :]
 
     def pairs(self) -> list[tuple[Vector, Vector]]:
-        """The labels to unite so that it holds: those at the same position of equal blocks."""
-        rows = self.axis.reshape(self.blocks, -1)
+        """The labels to unite so that it holds: one position of each of ``parts`` equal blocks."""
+        rows = self.axis.reshape(self.parts, -1)
         return [(rows, rows[:1])]
 
 
@@ -151,17 +157,17 @@ class UnionFind:
     def new(self, parameter: str, dim: int, size: int) -> Vector:
         """Return ``size`` fresh labels, int64 [size], for one dimension of ``parameter``."""
         self.slots.append(Slot(parameter, dim, self.count, size))
-        return self.new_for_each(size)
-
-    def new_for_each(self, size: int) -> Vector:
-        """Return ``size`` fresh labels that are no parameter's."""
-        self.count += size
-        return np.arange(self.count - size, self.count)
+        return self.new_apart(size)
 
     def new_for_none(self, size: int) -> Vector:
         """Return one fresh label, ``size`` times, that is no parameter's."""
         self.count += 1
         return np.full(size, self.count - 1)
+
+    def new_apart(self, size: int) -> Vector:
+        """Return ``size`` fresh labels, int64 [size], that are no parameter's."""
+        self.count += size
+        return np.arange(self.count - size, self.count)
 
     def unite(self, first: Vector, second: Vector) -> None:
         """Declare that the labels at the same position of the two (broadcast) arrays live or die together."""
@@ -175,9 +181,9 @@ class UnionFind:
         self._ties.append(_Tie(source, axis, times // shared, over // shared))
         self.declared += (source, axis)
 
-    def whole(self, axis: Vector, blocks: int) -> None:
-        """Declare that ``axis`` must always be divisible by ``blocks``."""
-        self._whole.append(_Whole(axis, blocks))
+    def keep_divisible(self, axis: Vector, parts: int) -> None:
+        """Declare that the length of ``axis`` must always be divisible by ``parts``."""
+        self._whole.append(_Whole(axis, parts))
         self.declared.append(axis)
 
     def fix(self, labels: Vector, reason: str) -> None:

@@ -417,11 +417,23 @@ def verify(
 
 
 @verb("hoyer-export report runs/first")
-def report(run_dir: RunDir, as_json: Json = False) -> None:
-    """Write report.json, report.html and card.md again from a run's records."""
+def report(
+    run_dir: RunDir,
+    hub: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Also copy what is shipped there, laid out as the Hugging Face hub expects it."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write report.json, report.html, card.md and the headline's pictures again from a run's records."""
     from hoyer_export.console import print_report
+    from hoyer_export.report.hub import write_hub_folder
     from hoyer_export.run.reporting import report_run
 
     found = report_run(run_dir)
+    if hub is not None:
+        write_hub_folder(run_dir, found, hub)
     print_json(found.model_dump(mode="json")) if as_json else print_report(found, run_dir)
     stop_unless_good(found)

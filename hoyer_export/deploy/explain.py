@@ -62,6 +62,7 @@ class NodeTime:
         macs: of the nodes of the file that it computes.
         gmacs_per_second: 1e-6 · MACs / ms; None without MACs.
         why: what keeps it from being fast, where that is known.
+        layer: the module whose weights it multiplies with, as the file calls them; empty where it has none.
     """
 
     name: str
@@ -71,6 +72,7 @@ class NodeTime:
     macs: int
     gmacs_per_second: float | None
     why: str = ""
+    layer: str = ""
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,9 @@ def _times(graph: onnx.GraphProto, profile: Profile, macs: Mapping[str, NodeMacs
         elif source is not None and layout == "blocked":
             why = _why_blocked(source, weights.get(source.input[1], ()))
         rate = 1e-6 * counted / ms if counted and ms else None
-        yield NodeTime(source.name if source is not None else name, op, layout, ms, counted, rate, why)
+        layer = next((it for it in source.input if it in weights), "") if source is not None else ""
+        shown = source.name if source is not None else name
+        yield NodeTime(shown, op, layout, ms, counted, rate, why, layer.removesuffix(".weight"))
 
 
 def _layout(node: onnx.NodeProto | None) -> Layout:

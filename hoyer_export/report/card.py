@@ -1,6 +1,8 @@
 """card.md: the model card that travels with slim.onnx; every name in it stands in a code span, so it stays text."""
 
+import json
 import re
+from collections.abc import Iterator
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -19,8 +21,19 @@ def render_card(report: Report) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= WRITTEN | {"code": code, "text": text, "full_name": full_name}
-    return environment.get_template("card.md").render(facts(report))
+    environment.filters |= WRITTEN | {"code": code, "text": text, "full_name": full_name, "tojson": json.dumps}
+    return environment.get_template("card.md").render(facts(report), evaluation=evaluation(report))
+
+
+def evaluation(report: Report) -> Iterator[tuple[str, str, float]]:
+    """Yield the hub's evaluation results of the slim file: name, type and value of each; its accuracy is a share."""
+    if report.slim.accuracy is not None:
+        read = report.slim.accuracy if report.metric else round(report.slim.accuracy / 100, 6)
+        yield report.metric or "Top-1 accuracy", report.metric or "accuracy", read
+    yield "MACs of one image", "macs", report.slim.file.macs
+    yield "Parameters", "parameters", report.slim.file.params
+    if report.speed is not None:
+        yield f"Latency, median, ms, on {report.environment.cpu}", "latency", round(report.speed.p50, 6)
 
 
 def code(value: object) -> str:

@@ -1,4 +1,4 @@
-"""A run's report.json, card.md and report.html: written together, and made again from what is in the folder."""
+"""A run's report.json with its card, page and pictures: written together, and made again from what is in the folder."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,16 +9,19 @@ from hoyer_export.errors import FileError
 from hoyer_export.record import read_record
 from hoyer_export.report import version_1
 from hoyer_export.report.card import render_card
+from hoyer_export.report.headline import as_png, as_svg, shapes
 from hoyer_export.report.page import render_page
 from hoyer_export.report.report import FORMAT, Report
+from hoyer_export.report.summary import headline
+from hoyer_export.report.tiles import tiles
 from hoyer_export.run_folder import write_whole
 from hoyer_export.sparsify.phase import EpochRecord
 
 
 def write_report(folder: Path, report: Report, metrics: Sequence[EpochRecord]) -> None:
-    """Write report.json, card.md and report.html into ``folder``, each whole or not at all.
+    """Write report.json, card.md, report.html and the headline's pictures into ``folder``, each whole or not at all.
 
-    ``write_report(folder, read_report(folder), read_metrics(folder))`` makes all three again, with this version to
+    ``write_report(folder, read_report(folder), read_metrics(folder))`` makes all of them again, with this version to
     the same bytes.
 
     Args:
@@ -29,10 +32,13 @@ def write_report(folder: Path, report: Report, metrics: Sequence[EpochRecord]) -
     Raises:
         FileError: the folder cannot be written.
     """
-    contents = {
+    drawn = shapes(report, tiles(report))
+    contents: dict[str, str | bytes] = {
         "report.json": report.model_dump_json(indent=1) + "\n",
         "card.md": render_card(report),
         "report.html": render_page(report, metrics),
+        "headline.svg": as_svg(drawn, headline(report)),
+        "headline.png": as_png(drawn),
     }
     for name, content in contents.items():
         write_whole(folder / name, content)

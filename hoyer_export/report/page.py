@@ -2,27 +2,22 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from hoyer_export.report.curves import phase_names, training_curves, way_down
 from hoyer_export.report.making import aligned_words, making
-from hoyer_export.report.number_format import WRITTEN, count, milliseconds, score, score_change, share, size, times
+from hoyer_export.report.network_picture import network_picture
+from hoyer_export.report.number_format import ABSENT, WRITTEN, three_digits
 from hoyer_export.report.plots import distributions_plot
 from hoyer_export.report.report import Report
-from hoyer_export.report.stage_records import GroupWidth
-from hoyer_export.report.summary import (
-    Step,
-    accuracy_change,
-    asks_a_share,
-    facts,
-    speed_is_unclear,
-    verification_steps,
-)
+from hoyer_export.report.stage_records import BlockedConvs, GroupWidth
+from hoyer_export.report.summary import Step, asks_a_share, facts, verification_steps, with_classes
+from hoyer_export.report.tiles import tiles
+from hoyer_export.report.time_by_layer import in_view, time_by_layer
 from hoyer_export.sparsify.phase import EpochRecord
 
 MARGIN_DECADES = 8
@@ -30,27 +25,6 @@ MARGIN_DECADES = 8
 ROWS_IN_ONE_COLUMN = 24
 MOST_TICKS = 20
 """More blocks than that in one bar and their marks would fill it."""
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One figure of the headline: slim large, dense beside it.
-
-    Args:
-        name: what it is.
-        slim, dense: the two figures, written.
-        change: from dense to slim.
-        slim_length, dense_length: of the two bars, in per cent of the longer.
-        doubtful: the figures cannot be trusted.
-    """
-
-    name: str
-    slim: str
-    dense: str
-    change: str
-    slim_length: float
-    dense_length: float
-    doubtful: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,13 +60,24 @@ def render_page(report: Report, metrics: Sequence[EpochRecord]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= WRITTEN | {"breakable": breakable}
+    times = time_by_layer(report)
+    slowest, faster = in_view(times)
+    environment.filters |= WRITTEN | {
+        "breakable": breakable,
+        "three_digits": three_digits,
+        "blocked_words": blocked_words,
+    }
     return environment.get_template("page.html").render(
         facts(report),
         aligned=aligned_words(report.cut.align or 1),
         asks_a_share=asks_a_share(report),
         tiles=tiles(report),
         latency_plot=_latency_plot(report),
+        with_classes=with_classes(report),
+        picture=network_picture(report.cut.widths),
+        times=times,
+        slowest=slowest,
+        faster=faster,
         width_columns=_columns(width_rows(report)),
         curves=training_curves(report, metrics),
         way_down=way_down(report),
@@ -100,40 +85,6 @@ def render_page(report: Report, metrics: Sequence[EpochRecord]) -> str:
         phase_names=phase_names(report),
         stages=_stages(verification_steps(report)),
         margin=margin,
-    )
-
-
-def tiles(report: Report) -> tuple[Tile, ...]:
-    """Return the headline's figures: accuracy, MACs, latency, parameters, bytes."""
-    dense, slim = report.dense, report.slim
-    change = score_change(accuracy_change(report), report.metric)
-    found = []
-    if dense.accuracy is not None and slim.accuracy is not None:
-        written = partial(score, metric=report.metric)
-        found.append(_tile(report.metric or "Accuracy", written, dense.accuracy, slim.accuracy, change))
-    found.append(_tile("MACs", count, dense.file.macs, slim.file.macs))
-    if report.speed is not None and report.speed.speedup is not None and report.dense.latency is not None:
-        before, after = report.dense.latency.p50, report.speed.p50
-        faster = f"{times(report.speed.speedup.median)} as fast"
-        tile = _tile("Latency, median", milliseconds, before, after, faster)
-        doubtful = speed_is_unclear(report)
-        found.append(replace(tile, doubtful=doubtful, change=f"{faster}, unclear" if doubtful else faster))
-    found.append(_tile("Parameters", count, dense.file.params, slim.file.params))
-    found.append(_tile("ONNX file", size, dense.file.size_bytes, slim.file.size_bytes))
-    return tuple(found)
-
-
-def _tile(
-    name: str, written: Callable[[float | None], str], dense: float, slim: float, change: str | None = None
-) -> Tile:
-    longest = max(dense, slim, 0.0) or 1.0
-    return Tile(
-        name=name,
-        slim=written(slim),
-        dense=written(dense),
-        change=change if change is not None else f"{share(slim / dense)} of dense" if dense else "",
-        slim_length=round(100 * max(slim, 0.0) / longest, 1),
-        dense_length=round(100 * max(dense, 0.0) / longest, 1),
     )
 
 
@@ -185,6 +136,11 @@ def _stages(steps: Sequence[Step]) -> tuple[tuple[tuple[str, tuple[Step, ...]], 
         row = found.setdefault(stage if stage == "cut" else file if compared else "files", {})
         row[name] = tuple(step for step in steps if step.stage == stage)
     return tuple(tuple(row.items()) for row in found.values())
+
+
+def blocked_words(found: BlockedConvs | None) -> str:
+    """Return how many convolutions run blocked, e.g. ``20 of 21``."""
+    return ABSENT if found is None else f"{found.blocked} of {found.total}"
 
 
 def breakable(name: str) -> Markup:

@@ -8,7 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 
 from markupsafe import Markup
 
@@ -16,10 +16,18 @@ from hoyer_export.report.number_format import three_digits
 
 WIDTH, HEIGHT = 360, 220
 LEFT, RIGHT, TOP, BOTTOM = 40, 12, 30, 34
-NAMES = 20
+NAMES = 24
 """Pixels below the top of a plot that belong to the names of the phases: no line comes there."""
 TEXT_WIDTH = 6.0
 """Pixels a character of the plots' 11.5-pixel text takes, about: decides which labels fit."""
+FAR = 26
+"""Pixels from its point beyond which a value stands better on the other side of it."""
+NAME_WIDTH = 5.2
+"""The same of a phase's name, which is smaller."""
+
+
+Points = Sequence[tuple[float, float]]
+"""Places in pixels, from left to right."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,8 @@ def line_plot(
 ) -> Markup:
     """Draw lines over epochs; the last value of each line in each band is written beside it.
 
+    How the first epochs climbed is left out where all else would be a line along the top; from where they came is said.
+
     Args:
         name: a word that is this plot's own on the page.
         title: what is shown.
@@ -112,7 +122,8 @@ def line_plot(
         an ``<svg>`` element.
     """
     values = [value for line in series for value in line.values if value is not None]
-    y = _value_axis([*values, *(rule or ())[:1]], ceiling, log)
+    floor = None if log else _focused(series)
+    y = _value_axis([*values, *(rule or ())[:1]], ceiling, log, floor)
     x = Axis(0.5, max(band.last for band in bands) + 0.5, LEFT, WIDTH - RIGHT)
     parts: list[Markup] = []
     for tick in y.ticks():
@@ -120,11 +131,17 @@ def line_plot(
         parts += [_line("grid", x.start, x.stop, at, at), _text("tick", x.start - 6, at + 4, f"{tick:g}", "end")]
     parts += _x_axis(x, [tick for tick in x.ticks(6) if tick == int(tick) and tick >= 1], across, HEIGHT)
     parts += [part for band in bands for part in _band(band, x)]
+    parts += [part for line in series for part in _curve(line, x, y)]
+    drawn = [points for line in series for _, points in _runs(line, x, y)]
+    if floor is not None:
+        climbed = next(i for i, value in enumerate(series[0].values) if value is not None and value > floor)
+        parts.append(_text("below", x.at(climbed + 1) + 8, y.start - 5, f"from {min(values):.{digits}f}"))
     if rule is not None:
         at = y.at(rule[0])
-        parts += [_line("rule", x.start, x.stop, at, at), _text("rule-label", x.start + 4, at - 4, rule[1])]
-    parts += [part for line in series for part in _curve(line, x, y)]
-    parts += [*_last_values(series[0], bands, x, y, digits), _text("unit", 4, 13, unit), *_legend(series)]
+        above = _beside((x.start, x.start + len(rule[1]) * TEXT_WIDTH), at, drawn)
+        parts += [_line("rule", x.start, x.stop, at, at), _text("rule-label", x.start + 4, above, rule[1])]
+        drawn.append([(x.start, at), (x.stop, at)])
+    parts += [*_last_values(series[0], bands, (x, y), drawn, digits), _text("unit", 4, 13, unit), *_legend(series)]
     return _svg(name, title, _describe(series, bands, unit, digits, across), HEIGHT, parts)
 
 
@@ -159,7 +176,7 @@ def distributions_plot(
         parts.append(_text(f"value {style}", x.at(p50) + shift, base - row_height + 32, text, anchor))
         if beyond := sum(sample > x.high for sample in samples):
             text = f"{max(100 * beyond / len(samples), 1):.0f} % slower →"
-            parts.append(_text("beyond", x.stop, base - 34, text, "end"))
+            parts.append(_text("beyond", x.stop, base - 20, text, "end"))
     parts += _x_axis(x, x.ticks(6), "ms a run", height)
     return _svg(name, title, "; ".join(words) + ".", height, parts)
 
@@ -174,8 +191,17 @@ def _histogram(
         yield _tag("rect", class_=style, x=x.start + index * step, y=base - tall, width=step, height=tall)
 
 
-def _value_axis(values: Sequence[float], ceiling: float | None, log: bool) -> Axis:
-    low, high = min(values), max(values)
+def _focused(series: Sequence[Series]) -> float | None:
+    """Return where the axis begins if the climb of the first third takes more room than all that follows."""
+    values = [value for line in series for value in line.values if value is not None]
+    later = [value for line in series for value in line.values[len(line.values) // 3 :] if value is not None]
+    high, low = max(values), min(later, default=0.0)
+    floor = low - 0.1 * (high - low)
+    return floor if later and floor - min(values) > high - floor > 0 else None
+
+
+def _value_axis(values: Sequence[float], ceiling: float | None, log: bool, floor: float | None = None) -> Axis:
+    low, high = min(values) if floor is None else floor, max(values)
     if log:
         return Axis(low / 1.15, high * 1.3, HEIGHT - BOTTOM, TOP + NAMES, log=True)
     room = (high - low) * 0.08 or abs(high) * 0.1 or 1.0
@@ -206,22 +232,48 @@ def _x_axis(x: Axis, ticks: Sequence[float], label: str, height: float) -> Itera
 def _band(band: Band, x: Axis) -> Iterator[Markup]:
     start, stop = x.at(band.first - 0.5), x.at(band.last + 0.5)
     if band.first > 1:
-        yield _line("band", start, start, TOP, HEIGHT - BOTTOM)
-    if stop - start >= len(band.label) * TEXT_WIDTH + 4:
-        yield _text("band-label", start + 5, TOP + 10, band.label)
+        yield _line("band", start, start, TOP + NAMES - 8, HEIGHT - BOTTOM)
+    if band.label:
+        yield _tag("rect", class_="phase", x=start + 1, y=TOP - 6.0, width=max(stop - start - 2, 1.0), height=15, rx=2)
+    if stop - start >= len(band.label) * NAME_WIDTH - 6:  # it may reach a little into its neighbours, who are long
+        yield _text("band-label", (start + stop) / 2, TOP + 5, band.label, "middle")
 
 
 def _curve(line: Series, x: Axis, y: Axis) -> Iterator[Markup]:
-    for is_gap, run in groupby(enumerate(line.values, start=1), lambda it: it[1] is None):
-        places = [(x.at(epoch), y.at(value)) for epoch, value in run if value is not None]
+    for style, places in _runs(line, x, y):
         if len(places) == 1:  # one epoch alone has no line
-            yield _dot(line.style, *places[0])
-        elif not is_gap:
-            yield _tag("polyline", class_=f"line {line.style}", points=" ".join(f"{a},{b}" for a, b in places))
+            yield _dot(style, *places[0])
+        else:
+            yield _tag("polyline", class_=f"line {style}", points=" ".join(f"{a},{b}" for a, b in places))
 
 
-def _last_values(line: Series, bands: Sequence[Band], x: Axis, y: Axis, digits: int) -> Iterator[Markup]:
-    """Write a line's last value of each band above it, where it does not run into the one before."""
+def _runs(line: Series, x: Axis, y: Axis) -> Iterator[tuple[str, Points]]:
+    """Yield the style and the pixels of every stretch of a line without a gap."""
+    for is_gap, run in groupby(enumerate(line.values, start=1), lambda it: it[1] is None):
+        if not is_gap:
+            yield line.style, [(x.at(epoch), y.at(value)) for epoch, value in run if value is not None]
+
+
+def _beside(span: tuple[float, float], height: float, drawn: Sequence[Points]) -> float:
+    """Return where a text stands that no line runs through, as near to ``height`` as that goes: above or below."""
+    heights = [height]
+    for points in drawn:
+        for (x0, y0), (x1, y1) in pairwise(points):
+            if x1 >= span[0] and x0 <= span[1]:
+                inside = [min(max(end, x0), x1) for end in span]
+                heights += [y0 + (at - x0) / ((x1 - x0) or 1) * (y1 - y0) for at in inside]
+                heights += [y for x, y in ((x0, y0), (x1, y1)) if span[0] <= x <= span[1]]
+    above, below = min(heights) - 5, max(heights) + 13
+    if above - 9 < TOP + NAMES - 8 or (below - height < height - above + 9 and below < HEIGHT - BOTTOM - 2):
+        return min(below, HEIGHT - BOTTOM - 3)
+    return above
+
+
+def _last_values(
+    line: Series, bands: Sequence[Band], axes: tuple[Axis, Axis], drawn: Sequence[Points], digits: int
+) -> Iterator[Markup]:
+    """Write a line's last value of each band beside it, where it does not run into the one before."""
+    x, y = axes
     free_from = 0.0
     for band in bands:
         for epoch in range(min(band.last, len(line.values)), band.first - 1, -1):
@@ -230,7 +282,11 @@ def _last_values(line: Series, bands: Sequence[Band], x: Axis, y: Axis, digits: 
                 if at - len(text) * TEXT_WIDTH >= free_from:
                     free_from = at + 4
                     yield _dot(line.style, at, height)
-                    yield _text(f"value {line.style}", at, height - 6, text, "end")
+                    width = len(text) * TEXT_WIDTH
+                    beside, anchor, shift = _beside((at - width, at), height, drawn), "end", 0
+                    if abs(beside - height) > FAR and at + width + 6 < x.stop:
+                        beside, anchor, shift = _beside((at + 4, at + 6 + width), height, drawn), "start", 6
+                    yield _text(f"value {line.style}", at + shift, beside, text, anchor)
                 break
 
 

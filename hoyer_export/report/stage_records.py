@@ -325,12 +325,28 @@ class BlockedConvs(Record):
     total: Size
 
 
+class NodeLatency(Record):
+    """Median milliseconds a run of one node that multiplies, or of all others with one operator.
+
+    Args:
+        layer: the module whose weights it multiplies with, or the name of the node; empty for all others.
+        op: operator type, as it runs.
+        macs: of one run.
+    """
+
+    layer: str
+    op: str
+    ms: NotNegative
+    macs: Size = 0
+
+
 class FileLatency(Record):
     """Milliseconds of wall time a run of one artifact; ``cpu_p50`` is the median processor time of all threads.
 
     ``cpu`` is its mean, which older reports hold instead: what interrupted a run counts in it, and a median of the wall
     time cannot be compared with it. ``samples`` are at most 200 sorted quantiles of the n measured ones. ``speedup`` is
-    None for the dense file.
+    None for the dense file. ``nodes`` are its parts by the runtime's profiler, which adds some time of its own, in the
+    order in which they run, and ``findings`` what holds them back, in words; empty where no profiler was asked.
     """
 
     name: str
@@ -344,6 +360,8 @@ class FileLatency(Record):
     samples: Annotated[tuple[Positive, ...], Field(max_length=MOST_SAMPLES)] = ()
     blocked_convs: BlockedConvs | None = None
     speedup: Speedup | None = None
+    nodes: tuple[NodeLatency, ...] = ()
+    findings: tuple[str, ...] = ()
 
 
 class MeasuredRecord(Record):

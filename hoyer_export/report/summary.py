@@ -7,11 +7,14 @@ from typing import Any
 
 from hoyer_export.report.making import changed_little, how_it_was_made, little_effect_words, making, stage_seconds
 from hoyer_export.report.number_format import ABSENT, exact, score, score_change, share, small, times
-from hoyer_export.report.report import Report
+from hoyer_export.report.report import Artifact, Report
 from hoyer_export.report.stage_records import GateRecord, Images
+from hoyer_export.report.usage import usage
 
 MOST_LOST = 1.0
-"""Points of accuracy below dense from which a slim network that was not fine-tuned is warned of."""
+"""Points of accuracy below dense, or per cent of a metric, beyond which a slim network is warned of."""
+FAR_TOO_MUCH = 10.0
+"""Likewise beyond which it is no use."""
 MOST_SHOWN = 3
 """Failed steps named at the top; all of them stand further down."""
 
@@ -39,12 +42,21 @@ class Step:
 
 @dataclass(frozen=True)
 class ClassRow:
-    """Test images of one class, the accuracy of both networks on them in percent, and slim minus dense in points."""
+    """Test images of one class, and the accuracy of every network on them in percent, the dense one first."""
 
     name: str
     images: int
-    dense: float
-    slim: float
+    accuracies: tuple[float, ...]
+
+    @property
+    def dense(self) -> float:
+        """Of the dense network."""
+        return self.accuracies[0]
+
+    @property
+    def slim(self) -> float:
+        """Of the slim network."""
+        return self.accuracies[1]
 
     @property
     def change(self) -> float:
@@ -117,14 +129,19 @@ def accuracy_change(report: Report) -> float | None:
 
 def class_rows(report: Report) -> tuple[ClassRow, ...]:
     """Return the accuracy of every class that has test images, those that lost most first."""
-    dense, slim = (it.verified.by_class for it in (report.dense, report.slim))
     names = report.inputs.class_names or ()
-    rows = [
-        ClassRow(names[i] if i < len(names) else f"class {i}", before.images, before.accuracy, after.accuracy)
-        for i, (before, after) in enumerate(zip(dense, slim, strict=False))
-        if before.accuracy is not None and after.accuracy is not None
-    ]
+    rows = []
+    for i, tallies in enumerate(zip(*(it.verified.by_class for it in with_classes(report)), strict=False)):
+        found = tuple(it.accuracy for it in tallies if it.accuracy is not None)
+        if len(found) == len(tallies) > 1:
+            rows.append(ClassRow(names[i] if i < len(names) else f"class {i}", tallies[0].images, found))
     return tuple(sorted(rows, key=lambda row: row.change))
+
+
+def with_classes(report: Report) -> tuple[Artifact, ...]:
+    """Return the files whose accuracy is known class by class; none where it is not of dense and slim."""
+    known = tuple(it for it in report.artifacts if it.verified.by_class)
+    return known if report.dense in known and report.slim in known else ()
 
 
 def accuracy_interval(accuracy: float | None, images: int) -> tuple[float, float] | None:
@@ -215,8 +232,8 @@ def budget_words(report: Report) -> str:
             came = "" if left is None else f", {share(left)} of the dense MACs left"
             words.append(f"none asked; channels below {limit} were to go{came}")
         elif key in LOST:
-            lost, stay = report.budget.reached.get(key, 0.0), share(of_dense(report, "macs"))
-            words.append(f"at most {asked:g} {LOST[key]} asked, {max(lost, 0.0):.3g} lost at {stay} of the dense MACs")
+            gone, stay = report.budget.reached.get(key, 0.0), share(of_dense(report, "macs"))
+            words.append(f"at most {asked:g} {LOST[key]} asked, {max(gone, 0.0):.3g} lost at {stay} of the dense MACs")
         else:
             reached = share(report.budget.reached.get(key))
             words.append(f"at most {share(asked)} of the {names.get(key, key)} asked, {reached} reached")
@@ -273,13 +290,7 @@ def cautions(report: Report) -> tuple[Caution, ...]:
         )
     if width is not None and changed_little(report):
         found.append(Caution(False, "Group-HS changed little", little_effect_words(width)))
-    change = accuracy_change(report)
-    if made.cut and not made.trained_after and change is not None and _lost(report, change) > MOST_LOST:
-        lost = (
-            f"{report.metric_name} is {score_change(change, report.metric)} from dense; fine-tune the slim network"
-            " (finetune.epochs in a recipe)"
-        )
-        found.append(Caution(False, "Not trained after the cut", lost))
+    found += _of_accuracy(report)
     uncounted = report.dense.file.uncounted | report.slim.file.uncounted
     if uncounted:
         nodes = ", ".join(f"{count} × {name}" for name, count in uncounted.items())
@@ -299,7 +310,40 @@ def cautions(report: Report) -> tuple[Caution, ...]:
     return tuple(found)
 
 
-def _lost(report: Report, change: float) -> float:
+def _of_accuracy(report: Report) -> Iterator[Caution]:
+    """Yield that much was lost, or that there was little to lose."""
+    change, made, accuracy = accuracy_change(report), making(report), report.slim.accuracy
+    if change is None or accuracy is None or made.random:
+        return
+    gone = lost(report, change)
+    if made.cut and gone > MOST_LOST:
+        whence = f"{report.metric_name} is {score_change(change, report.metric)} from dense"
+        more = "train longer, or ask for a larger share"
+        why = more if made.trained_after else "fine-tune the slim network (finetune.epochs in a recipe)"
+        title = f"{report.metric_name} lost".capitalize() if made.trained_after else "Not trained after the cut"
+        yield Caution(gone > FAR_TOO_MUCH, title, f"{whence}; {why}")
+    elif report.metric is None and accuracy < HALF:
+        text = f"{score(accuracy)} of the answers on test images are right, and {score(report.dense.accuracy)} in dense"
+        yield Caution(False, "More answers wrong than right", text)
+
+
+HALF = 50.0
+
+
+def accuracy_state(report: Report) -> tuple[str, str] | None:
+    """Return how good the slim network is in a few words, and of what kind they are: good, warn or bad."""
+    change, accuracy = accuracy_change(report), report.slim.accuracy
+    if change is None or accuracy is None or making(report).random:
+        return None
+    words, gone = f"{report.metric_name} {score_change(change, report.metric)}", lost(report, change)
+    if gone > FAR_TOO_MUCH:
+        return "bad", f"✗ {words}"
+    if report.metric is None and accuracy < HALF:
+        return "warn", f"! {score(accuracy)} accuracy"
+    return ("warn", f"! {words}") if gone > MOST_LOST else ("good", f"✓ {words}")
+
+
+def lost(report: Report, change: float) -> float:
     """Return what the slim network lost, in points of accuracy or per cent of the dense one's metric."""
     if report.metric is None:
         return -change
@@ -348,6 +392,8 @@ def facts(report: Report) -> dict[str, object]:
         "of_dense": {key: of_dense(report, key) for key in ("macs", "params", "size_bytes")},
         "accuracy_change": accuracy_change(report),
         "class_rows": class_rows(report),
+        "accuracy_state": accuracy_state(report),
+        "usage": usage(report),
         "intervals": {
             it.file.name: None if report.metric else accuracy_interval(it.accuracy, images) for it in report.artifacts
         },

@@ -16,6 +16,7 @@ from hoyer_export.deploy.explain import BlockedConvolutions, blocked_convolution
 from hoyer_export.deploy.interface import METADATA_PREFIX
 from hoyer_export.deploy.macs import count_macs
 from hoyer_export.deploy.onnx_file import metadata_of, read_onnx
+from hoyer_export.deploy.runtime import DEFAULT
 from hoyer_export.deploy.runtime.fresh import fresh
 from hoyer_export.deploy.runtime.protocol import Runtime
 from hoyer_export.deploy.verify import verify_onnx
@@ -24,6 +25,7 @@ from hoyer_export.metric import evaluate
 from hoyer_export.report import stage_records as records
 from hoyer_export.run.artifacts import ARTIFACTS, Artifact, sizes_of_run, write_float32
 from hoyer_export.run.cut import CUT
+from hoyer_export.run.explaining import explained
 from hoyer_export.run.inputs import macs_in_torch
 from hoyer_export.run.job import Job
 from hoyer_export.run.stage import Stage, record_of
@@ -234,6 +236,8 @@ def bench_files(job: Job) -> records.MeasuredRecord:
                 ARTIFACTS, found.files, blocked, (None, *found.speedups), strict=True
             )
         ]
+        if table.runtime == DEFAULT:  # whose profiler it asks
+            files = [explained(it, path, table) for it, path in zip(files, paths, strict=True)]
     return records.MeasuredRecord(
         environment=records.Environment.model_validate(job.environment, from_attributes=True),
         runtime=table.runtime,

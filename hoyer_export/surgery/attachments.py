@@ -4,7 +4,7 @@
 hooks of modules (forward, backward, ...)   kept; they may not count on the dense widths: nothing checks a backward one
 Python attributes of parameters, buffers    kept (``parameter.decay = False``), refused where one is a tensor
 gradient hooks of parameters                refused: a copy loses them
-parametrizations of what is cut             refused; elsewhere kept
+parametrizations                            kept; what they compute is traced and proved like any other code
 parameters of a class of their own          refused where they are cut
 ``.grad``                                   dropped, as by every copy: call ``zero_grad`` or cut after the step
 ``model.compile()``                         dropped: compile the slim model
@@ -17,7 +17,6 @@ Networks that are wrapped, quantised, lazy or masked are refused earlier, by tra
 from collections.abc import Iterable
 
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from hoyer_export.errors import CutRefused
 from hoyer_export.tensors import named_tensors
@@ -68,14 +67,6 @@ def carry_attributes(model: nn.Module, slim: nn.Module) -> None:
 
 def _check_sliced(model: nn.Module, name: str) -> None:
     path, _, attribute = name.rpartition(".")
-    owner, inside, parametrized = path.rpartition("parametrizations.")
-    owner = owner.removesuffix(".") if inside else path
-    if is_parametrized(model.get_submodule(owner)):
-        which = parametrized if inside else next(iter(model.get_submodule(owner).parametrizations))  # type: ignore[arg-type]
-        raise CutRefused(
-            f"{owner}.{which} is parametrized, and a cut would not fit what computes it: call"
-            f" torch.nn.utils.parametrize.remove_parametrizations(model.{owner}, {which!r}) first"
-        )
     kind = type(getattr(model.get_submodule(path), attribute))
     if kind not in (nn.Parameter, Tensor):
         raise CutRefused(

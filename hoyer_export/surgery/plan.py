@@ -18,7 +18,8 @@ from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from hoyer_export.channels.channel_map import Axis, ChannelMap, Shuffle, removed_channels
-from hoyer_export.equal_modules import Attention, stand_in_
+from hoyer_export.channels.layer_sizes import held_by, layer_sizes
+from hoyer_export.equal_modules import stand_in_
 from hoyer_export.errors import CutRefused, FileError
 from hoyer_export.record import Record, first_complaint
 from hoyer_export.surgery.attachments import carry_attributes, check_attachments
@@ -244,6 +245,10 @@ def with_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
     # What deepcopy finds in its memo it takes as its copy: the dense tensors are never copied, and ties hold.
     dense = named_tensors(model)
     slim = copy.deepcopy(model, {id(dense[name]): _sliced(dense[name], dims) for name, dims in plan.kept.items()})
+    for module in slim.modules():
+        if type(module)._apply is not nn.Module._apply and not isinstance(module, torch.jit.ScriptModule):
+            # As if it were moved: what it made of its weights and kept, it forgets.
+            module._apply(lambda tensor: tensor)  # type: ignore[no-untyped-call]
     _mend_and_edit_(slim, plan)
     carry_attributes(model, slim)
     return slim
@@ -256,8 +261,8 @@ def _mend_and_edit_(slim: nn.Module, plan: PruningPlan) -> None:
     resized = {edit.module for edit in plan.edits if isinstance(edit, AttributeEdit)}
     stand_in_(slim, lambda name, module: name in resized or any(id(x) in kept_of for x in module.parameters()))
     for module in slim.modules():
-        if any(id(tensor) in kept_of for held in (module._parameters, module._buffers) for tensor in held.values()):
-            _mend_attributes(module, kept_of.get(id(module._parameters.get("weight")), {}))
+        if any(id(size.tensor) in kept_of for _, size in layer_sizes(module)):
+            _mend_attributes(module, kept_of.get(id(held_by(module, "weight")), {}))
     for edit in plan.edits:
         apply_edit_(slim, edit, plan.kept)
 
@@ -279,32 +284,14 @@ def _sliced(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
 
 
 def _mend_attributes(module: nn.Module, kept: Mapping[int, Tensor]) -> None:
-    """Make the sizes that a module states agree with its tensors."""
-    if isinstance(module, nn.modules.conv._ConvNd):
-        _mend_convolution(module, kept)
-    elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, nn.modules.batchnorm._NormBase):
-        vector = next(v for v in (module.weight, module.running_mean) if v is not None)
-        module.num_features = len(vector)
-    elif isinstance(module, nn.GroupNorm):  # whole normalisation groups go: their size stays
-        module.num_groups = module.num_groups * len(module.weight) // module.num_channels
-        module.num_channels = len(module.weight)
-    elif isinstance(module, nn.Embedding):
-        module.num_embeddings, module.embedding_dim = module.weight.shape
-    elif isinstance(module, Attention):
-        widths = [weight.shape[1] for weight in module.matrices()]
-        module.embed_dim, module.kdim, module.vdim = widths
-    elif isinstance(module, nn.PReLU):
-        module.num_parameters = module.weight.numel()
-
-
-def _mend_convolution(module: nn.modules.conv._ConvNd, kept: Mapping[int, Tensor]) -> None:
-    if 0 in kept:  # a group goes with the last of its slices; several cuts may leave a grouped convolution depthwise
+    """Make the sizes that a module states agree with its tensors; ``kept`` is what stays of its weight."""
+    if isinstance(module, nn.modules.conv._ConvNd) and 0 in kept:
+        # A group goes with the last of its slices; several cuts may leave a grouped convolution depthwise.
         dense = module.in_channels if module.transposed else module.out_channels
         module.groups = len(set((kept[0] // (dense // module.groups)).tolist()))
-    first, second = module.weight.shape[0], module.weight.shape[1] * module.groups
-    module.in_channels, module.out_channels = (first, second) if module.transposed else (second, first)
+    elif isinstance(module, nn.GroupNorm):  # whole normalisation groups go: their size stays
+        module.num_groups = module.num_groups * len(module.weight) // module.num_channels
+    vars(module).update((name, int(size)) for name, size in layer_sizes(module))
 
 
 def _as_ranges(kept: Tensor) -> str:

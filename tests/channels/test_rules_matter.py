@@ -38,10 +38,10 @@ FILES = [
     *sorted((FOLDER / "rules").glob("*.py")),
     *(FOLDER / f"{name}.py" for name in ("sizes", "attributes", "trace", "modes", "positions", "lending")),
 ]
-CONSTRAINTS = {"whole", "unite", "unite_blocks", "unite_runs", "tie", "fix", "_fixed", "_fix_unknown"}
+CONSTRAINTS = {"unite", "unite_blocks", "unite_runs", "tie", "keep_divisible", "fix", "_fixed", "_fix_unknown"}
 # Where every constraint ends up.
 PRIMITIVES: dict[type, tuple[str, ...]] = {
-    UnionFind: ("unite", "fix", "tie", "whole"),
+    UnionFind: ("unite", "fix", "tie", "keep_divisible"),
     AxisSize: ("tie", "fix"),
     AttributeSize: ("tie", "fix"),
 }
@@ -198,7 +198,7 @@ def operations_of(model: nn.Module, image: Tensor) -> set[Any]:
 
     class Recorder(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            called.add(func)
+            called.add(getattr(func, "_qualified_op_name", func))
             return func(*args, **(kwargs or {}))
 
     with Recorder():

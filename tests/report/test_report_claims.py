@@ -6,7 +6,7 @@ from typing import Any
 
 import example_reports
 import pytest
-from test_report_page import Page
+from test_report_page import Page, row
 
 from hoyer_export.console import print_benchmark, print_report
 from hoyer_export.deploy.benchmark import BenchmarkRecord, LatencyRecord, Speedup
@@ -19,8 +19,7 @@ def told(report: Report) -> dict[str, str]:
     """Return the words of card and page, markup and folding aside, without the recipe, which lists its keys."""
     card = re.sub(r"\\(.)", r"\1", " ".join(render_card(report).split()))
     page = Page(render_page(report, example_reports.example_metrics())).text
-    before, _, rest = card.partition("Recipe, as resolved:")
-    return {"card": before + rest[rest.index("Machine:") :], "page": page.partition("Recipe, as resolved")[0]}
+    return {"card": card.partition("## Recipe")[0], "page": page.partition("Recipe, as resolved")[0]}
 
 
 REFIT = {
@@ -280,11 +279,8 @@ def test_a_mean_of_cpu_time_is_not_set_against_medians() -> None:
     means = {f"bench.artifacts.{file}.cpu": cpu for file, cpu in enumerate((4.24, 1.92))}
     medians = {f"bench.artifacts.{file}.cpu_p50": None for file in (0, 1)}
     html = render_page(example_reports.changed(means | medians), ())
-    assert 'CPU time, mean</th><td class="num">4.24 ms</td><td class="num slim">1.92 ms</td><td></td>' in " ".join(
-        html.replace('<td class="num"></td>', "<td></td>").split()
-    )
-    html = render_page(example_reports.passed(), ())
-    assert re.search(r'CPU time, p50</th><td class="num">4\.24 ms</td>.*1\.92 ms</td><td class="num">2\.21×', html)
+    assert row(html, "CPU time, mean") == ["4.24 ms", "1.92 ms", ""]
+    assert row(render_page(example_reports.passed(), ()), "CPU time, p50") == ["4.24 ms", "1.92 ms", "2.21×"]
 
 
 def test_cpu_time_of_several_threads_is_explained() -> None:

@@ -1,4 +1,4 @@
-"""The three files of a report are written together, read back, and made again from the run folder."""
+"""The files of a report are written together, read back, and made again from the run folder."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from hoyer_export.report.metrics import read_metrics
 from hoyer_export.report.page import render_page
 
 MODELS = sorted((Path(__file__).parents[2] / "models").iterdir())
-NAMES = ("report.json", "card.md", "report.html")
+NAMES = ("report.json", "card.md", "report.html", "headline.svg", "headline.png")
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_all_three_files_are_made_again_to_the_same_bytes(folder: Path) -> None:
+def test_all_files_are_made_again_to_the_same_bytes(folder: Path) -> None:
     before = {name: (folder / name).read_bytes() for name in NAMES}
     (folder / "card.md").unlink()
     (folder / "report.html").write_text("old")

@@ -1,5 +1,6 @@
 """report.html is one well-formed page that loads nothing, shows every number and escapes every string."""
 
+import json
 import math
 import re
 from html.parser import HTMLParser
@@ -9,9 +10,13 @@ import pytest
 
 from hoyer_export.report import number_format as written
 from hoyer_export.report.making import making
-from hoyer_export.report.page import margin, render_page, tiles, width_rows
+from hoyer_export.report.network_picture import network_picture
+from hoyer_export.report.page import margin, render_page, width_rows
 from hoyer_export.report.report import Report
-from hoyer_export.report.summary import Step
+from hoyer_export.report.stage_records import GroupWidth
+from hoyer_export.report.summary import Step, cautions
+from hoyer_export.report.tiles import tiles
+from hoyer_export.report.time_by_layer import LayerTime, in_view, time_by_layer
 from hoyer_export.sparsify.phase import EpochRecord
 
 VOID = {"meta", "br", "hr", "img", "input", "link", "wbr"}
@@ -63,7 +68,8 @@ def external(page: Page) -> list[str]:
         tag for tag, _ in page.tags if tag in {"script", "iframe", "object", "embed", "link", "base", "img", "form"}
     ]
     for tag, attributes in page.tags:
-        found += [f"{tag} {name}={value}" for name, value in attributes.items() if name in MAY_LOAD]
+        loads = {name: value for name, value in attributes.items() if name in MAY_LOAD}
+        found += [f"{tag} {name}={value}" for name, value in loads.items() if not (value or "").startswith("#")]
         found += [f"{tag} {name}" for name in attributes if name.startswith("on")]
         found += [f"{tag} {name}={value}" for name, value in attributes.items() if "url(" in (value or "")]
     return found
@@ -161,8 +167,8 @@ def test_the_page_shows_every_number_of_the_report(name: str) -> None:
 
 def row(html: str, head: str) -> list[str]:
     """Return the cells of the one table row with that head."""
-    (cells,) = re.findall(rf'<tr><th scope="row">{re.escape(head)}</th>(.*?)</tr>', html)
-    return [re.sub("<[^>]*>", "", cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", cells)]
+    cells, *_ = re.findall(rf'<tr[^>]*><th scope="row"[^>]*>{re.escape(head)}</th>(.*?)</tr>', html, re.DOTALL)
+    return [re.sub("<[^>]*>", "", cell).strip() for cell in re.findall(r"<td[^>]*>(.*?)</td>", cells, re.DOTALL)]
 
 
 def test_figures_stand_in_their_rows_and_columns() -> None:
@@ -170,7 +176,7 @@ def test_figures_stand_in_their_rows_and_columns() -> None:
     html = render_page(report, ())
     assert row(html, "Test accuracy, torch") == ["91.73 %", "91.30 %", "-0.43 points", "88.61 %"]
     assert row(html, "MACs") == ["40,551,808", "20,133,632", "49.6 %", "46.3 % effective"]
-    assert row(html, "Parameters") == ["272,474", "161,290", "59.2 %", "–"]
+    assert row(html, "Parameters") == ["272,474", "161,290", "59.2 %", ""]
     dense, slim = report.bench.artifacts
     quantiles = {"p50": (dense.p50, slim.p50), "p90": (dense.p90, slim.p90), "p99": (dense.p99, slim.p99)}
     for head, (before, after) in quantiles.items():
@@ -181,8 +187,11 @@ def test_figures_stand_in_their_rows_and_columns() -> None:
 
 def test_every_artifact_has_its_column() -> None:
     html = render_page(example_reports.three_artifacts(), ())
-    assert row(html, "ONNX file, bytes") == ["1,104,218", "659,884", "201,118", "59.8 %", "–"]
-    assert row(html, "speed-up (95 % interval)") == ["", "2.21× (2.19–2.24)", "2.90× (2.87–2.94)", ""]
+    assert row(html, "File, bytes") == ["1,104,218", "659,884", "201,118", "59.8 %", ""]
+    assert row(html, "Speed-up (95 % interval)") == ["", "2.21× (2.19–2.24)", "2.90× (2.87–2.94)", "", ""]
+    files = re.findall(r'<li><code class="name">(.*?)</li>', html, re.DOTALL)
+    assert [re.sub(r"<[^>]*>|\s+", " ", it).split()[0] for it in files] == ["dense.onnx", "slim.onnx", "slim-int8.onnx"]
+    assert ["✗ departs from its network" in it for it in files] == [False, False, True]
     assert row(html, "blocked convolutions") == ["21 of 21", "20 of 21", "0 of 21", ""]
     assert html.count("<h3>slim-int8.onnx, ") == 3
 
@@ -192,6 +201,7 @@ def test_a_cut_without_data_has_a_page_without_accuracy() -> None:
     assert tiles(example_reports.without_data())[0].name == "MACs"
     assert "no data" not in page.text
     assert "accuracy" not in page.text.lower()
+    assert "picture.png" not in page.text
     assert "Nothing was trained in this run." in page.text
 
 
@@ -298,3 +308,109 @@ def test_a_loss_over_many_decades_is_drawn_on_a_logarithmic_axis() -> None:
     metrics = [EpochRecord(phase="dense", epoch=i, loss=math.exp(-i)) for i in range(8)]
     assert "loss, log scale" in render_page(example_reports.passed(), metrics)
     assert "loss, log scale" not in render_page(example_reports.passed(), metrics[:3])
+
+
+@pytest.mark.parametrize(
+    ("changes", "figure", "kind"),
+    [
+        ({}, "Accuracy", "care"),
+        ({}, "MACs", "saving"),
+        ({"verify.artifacts.1.accuracy": 91.73}, "Accuracy", "same"),
+        ({"verify.artifacts.1.accuracy": 92.0}, "Accuracy", "saving"),
+        ({"verify.artifacts.1.accuracy": 90.0}, "Accuracy", "loss"),
+        ({"inputs.metric": "MAE", "inputs.higher_is_better": False}, "MAE", "saving"),
+        ({"bench.artifacts.1.speedup": {"median": 0.9, "ci95": [0.88, 0.92]}}, "Latency, median", "loss"),
+        ({"bench.artifacts.1.speedup": {"median": 1.2, "ci95": [0.9, 1.5]}}, "Latency, median", "care"),
+        ({"export.artifacts.1.size_bytes": 2104218}, "ONNX file", "loss"),
+    ],
+)
+def test_a_loss_is_told_from_a_saving(changes: dict[str, object], figure: str, kind: str) -> None:
+    report = example_reports.changed(changes)
+    assert {tile.name: tile.kind for tile in tiles(report)}[figure] == kind
+    assert f'<p class="change {kind}">' in render_page(report, ())
+
+
+@pytest.mark.parametrize(
+    ("dense", "slim", "words", "severe"),
+    [
+        (91.73, 91.3, "✓ accuracy -0.43 points", None),
+        (91.73, 89.0, "! accuracy -2.73 points", False),
+        (91.73, 19.6, "✗ accuracy -72.13 points", True),
+        (20.3, 19.6, "! 19.60 % accuracy", False),
+    ],
+)
+def test_a_bad_accuracy_is_said_beside_the_green_ticks(dense: float, slim: float, words: str, severe: bool) -> None:
+    report = example_reports.changed({"verify.artifacts.0.accuracy": dense, "verify.artifacts.1.accuracy": slim})
+    top = Page(render_page(report, ())).text.partition("Figures")[0]
+    assert words in top
+    found = [it for it in cautions(report) if it.title in ("Accuracy lost", "More answers wrong than right")]
+    assert [it.severe for it in found] == ([] if severe is None else [severe])
+
+
+def test_the_network_is_drawn_group_by_group_to_one_scale() -> None:
+    picture = network_picture(example_reports.example_widths())
+    assert [(it.name, len(it.columns)) for it in picture.stages[:4]] == [
+        ("conv1", 1), ("layer1", 3), ("layer2", 3), ("layer3", 3),
+    ]  # fmt: skip
+    columns = [column for stage in picture.stages for column in stage.columns]
+    heights = [it.dense / picture.height for it in columns]
+    assert heights == pytest.approx([math.sqrt(it.group.dense / 64) for it in columns], 0.01)
+    assert [it.slim / it.dense for it in columns] == pytest.approx(
+        [it.group.slim / it.group.dense for it in columns], 0.01
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "stages"),
+    [
+        (["features.0.0", "features.1.conv.0.0", "features.1.conv.1.0"], ["features.0", "features.1"]),
+        (["net.stem.conv", "net.layer1.0.conv1", "net.layer1.1.conv1"], ["stem", "layer1"]),
+        (["layer1.0.a", "layer2.0.a", "layer2.1.a", "layer2.2.a"], ["layer1", "layer2"]),
+        (["conv1"], ["conv1"]),
+        ([], []),
+    ],
+)
+def test_groups_whose_names_begin_alike_are_a_stage(names: list[str], stages: list[str]) -> None:
+    widths = [GroupWidth(group=name, dense=8, alive=8, slim=4) for name in names]
+    assert [stage.name for stage in network_picture(widths).stages] == stages
+
+
+def with_times() -> Report:
+    """Return a report with the time of two layers, one of which runs twice, and of what multiplies nothing."""
+    dense = [("stem", "Conv", 0.4, 100), ("fc", "Gemm", 0.1, 10), ("fc", "Gemm", 0.1, 10), ("", "Add", 0.2, 0)]
+    slim = [("stem", "Conv", 0.3, 50), ("fc", "Gemm", 0.1, 10), ("", "ReorderOutput", 0.05, 0)]
+    keys = ("layer", "op", "ms", "macs")
+    return example_reports.changed(
+        {
+            f"bench.artifacts.{index}.nodes": [dict(zip(keys, it, strict=True)) for it in nodes]
+            for index, nodes in enumerate((dense, slim))
+        }
+        | {"bench.artifacts.1.findings": ["13 % of the time: 1 reorder"]}
+    )
+
+
+def test_every_layer_has_its_time_dense_beside_slim() -> None:
+    html = render_page(with_times(), ())
+    assert row(html, "stem") == ["", "400", "300", "75.0 %", "50.0 %"]
+    assert row(html, "fc") == ["", "200", "100", "50.0 %", "50.0 %"]
+    assert row(html, "Add") == ["", "200", "–", "–", "–"]
+    assert row(html, "ReorderOutput") == ["", "–", "50", "–", "–"]
+    assert "13 % of the time: 1 reorder" in html
+    assert "dense, µs" in html
+    assert [it.dense_length for it in time_by_layer(with_times())] == [100, 50, 50, 0]
+
+
+def test_of_many_layers_those_that_take_most_are_in_view() -> None:
+    rows = [LayerTime(str(i), True, float(i % 40), 1.0, None, 0, 0) for i in range(40)]
+    slowest, faster = in_view(rows)
+    assert [row.name for row in slowest] == [str(i) for i in range(8, 40)]
+    assert [row.name for row in faster] == [str(i) for i in range(8)]
+    assert in_view(rows[:5]) == (rows[:5], ())
+
+
+def test_every_file_with_classes_has_its_column() -> None:
+    tallies = [{"images": 1000, "correct": 800 + index} for index in range(10)]
+    found = example_reports.three_artifacts().model_dump(mode="json")
+    found["verify"]["artifacts"][2]["by_class"] = tallies
+    html = render_page(Report.model_validate_json(json.dumps(found)), ())
+    assert row(html, "cat") == ["1,000", "83.00 %", "80.80 %", "80.30 %", "-2.20 points", ""]

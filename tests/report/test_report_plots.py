@@ -1,6 +1,7 @@
 """Plots stay inside their frame, say what they show, and have round ticks."""
 
 import re
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
@@ -150,3 +151,31 @@ def test_runs_far_beyond_the_axis_are_counted_in_words() -> None:
     samples = [1.0] * 97 + [50.0] * 3
     svg = distributions_plot(name="x", title="t", rows=[("slim", "slim", samples, 1.0, 1.1, 2.0)])
     assert ">3 % slower →</text>" in svg
+
+
+@pytest.mark.parametrize(
+    ("values", "focused"),
+    [
+        ((20.0, 60.0, 90.0, 96.0, 97.0, 95.0, 98.0, 98.0, 98.0), True),
+        ((20.0, 60.0, 90.0, 96.0, 97.0, 30.0, 98.0, 98.0, 98.0), False),  # what fell later is shown
+        ((100.0, 100.0, 100.0, 100.0, 100.0, 70.0, 50.0, 40.0, 35.0), False),
+        ((50.0, 60.0, 70.0, 80.0, 85.0, 88.0), False),
+    ],
+)
+def test_an_axis_leaves_out_the_first_climb_alone(values: tuple[float, ...], focused: bool) -> None:
+    svg = lines(*values)
+    ticks = [float(it) for it in re.findall(r'class="tick"[^>]*text-anchor="end">([\d.]+)<', svg)]
+    assert (min(ticks) >= 85) == focused
+    assert (">from 20.00<" in svg) == focused
+
+
+@pytest.mark.parametrize("values", [(1.0, 3.0, 5.0, 7.0, 9.0), (9.0, 5.0, 2.0, 1.0), (1.0, 9.0, 1.0, 9.0)])
+def test_no_line_runs_through_a_written_value(values: tuple[float, ...]) -> None:
+    svg = lines(*values)
+    ((*_, last),) = points(svg, "slim")
+    (at,) = [float(y) for y in re.findall(r'<text class="value slim" x="[\d.]+" y="([\d.]+)"', svg)]
+    width = 6.0 * 4
+    for (x0, y0), (x1, y1) in pairwise(points(svg, "slim")[0]):
+        for part in range(11):
+            x, y = x0 + part / 10 * (x1 - x0), y0 + part / 10 * (y1 - y0)
+            assert not (last[0] - width <= x <= last[0] and at - 8 < y < at + 1)

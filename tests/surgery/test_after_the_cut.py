@@ -143,3 +143,68 @@ def test_other_attributes_of_modules() -> None:
     slim = after_the_cut(model)
     assert (slim.classes, slim.b.note) == (["cat", "dog"], {"stage": 3})
     assert type(slim) is type(model)
+
+
+class Branches(nn.Module):
+    """Two convolutions and a norm side by side, or once deployed one: in the manner of RepVGG and MobileOne."""
+
+    def __init__(self, width: int, groups: int) -> None:
+        super().__init__()
+        self.in_channels, self.groups, self.kernel_size = width, groups, 3
+        self.conv = nn.Conv2d(width, width, 3, padding=1, groups=groups, bias=False)
+        self.point = nn.Conv2d(width, width, 1, groups=groups, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) if self.point is None else self.conv(x) + self.point(x) + self.norm(x)
+
+    def deploy(self) -> None:
+        one = nn.Conv2d(self.in_channels, self.in_channels, 3, padding=1, groups=self.groups)
+        scale = self.norm.weight / (self.norm.running_var + self.norm.eps).sqrt()
+        kernel = self.conv.weight.detach().clone()
+        kernel[:, :, 1, 1] += self.point.weight[:, :, 0, 0]
+        for i in range(self.in_channels):
+            kernel[i, i % (self.in_channels // self.groups), 1, 1] += scale[i]
+        one.weight.data, one.bias.data = kernel, self.norm.bias - self.norm.running_mean * scale
+        self.conv, self.point = one, None
+
+
+@pytest.mark.parametrize("groups", [1, 12])
+def test_sizes_that_only_other_methods_read(groups: int) -> None:
+    model = networks.perturbed(networks.Net(
+        lambda n, x: n.fc(n.block(n.a(x)).relu().mean((2, 3))),
+        a=networks.conv(3, 12), block=Branches(12, groups), fc=nn.Linear(12, 5),
+    )).eval()  # fmt: skip
+    slim = after_the_cut(model, {"a": torch.arange(7)})
+    assert (slim.block.in_channels, slim.block.groups, slim.block.kernel_size) == (7, min(groups, 7), 3)
+    with torch.no_grad():
+        expected = slim(IMAGE)
+        slim.block.deploy()
+        torch.testing.assert_close(slim(IMAGE), expected)
+
+
+class Cached(nn.Module):
+    """Keeps what it made of its weight until it is moved, as timm's LeViT does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.cache = nn.Parameter(torch.rand(12)), None
+
+    def _apply(self, fn, recurse=True):
+        self.cache = None
+        return super()._apply(fn, recurse)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.cache = self.scale.detach()[:, None, None] if self.cache is None else self.cache
+        return x * self.cache
+
+
+def test_what_a_module_keeps_until_it_is_moved_is_made_anew() -> None:
+    model = networks.Net(
+        lambda n, x: n.fc(n.scale(n.a(x)).mean((2, 3))), a=networks.conv(3, 12), scale=Cached(), fc=nn.Linear(12, 5)
+    )
+    channels = trace_channels(model, IMAGE)
+    zero_(model, channels, {"a": torch.arange(7)})
+    model(IMAGE)
+    slim = cut(model, channels, {"a": torch.arange(7)}, IMAGE).model
+    assert slim(IMAGE).shape == (len(IMAGE), 5)

@@ -135,7 +135,7 @@ class Hidden(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.a(x).mean((2, 3))
-        return self.fc(y) * self.a.out_channels
+        return self.fc(y) * networks.hidden_width(self.a)
 
 
 def test_a_width_that_the_tracer_cannot_see_is_caught_by_the_numbers() -> None:
@@ -151,7 +151,7 @@ class OnlyInTraining(networks.Net):
     """Wants its width in training mode alone, where tracing cannot see it."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and self.fc.in_features != 8:
+        if self.training and len(range(self.fc.in_features)) != 8:
             raise ValueError("8 features are needed")
         return self.fc(self.a(x).mean((2, 3)))
 

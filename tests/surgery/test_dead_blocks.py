@@ -163,7 +163,7 @@ def test_code_that_uses_a_part_of_the_block_is_refused() -> None:
     model = network(Linear(8))
     kill(model.block)
     wiring = model.wiring
-    model.wiring = lambda n, x: wiring(n, x) * n.block.norm.num_features
+    model.wiring = lambda n, x: wiring(n, x) * networks.hidden_width(n.block.norm)
     with pytest.raises(CutRefused, match="does not run"):
         remove_dead_blocks(model, IMAGE)
 

@@ -81,7 +81,9 @@ def deciding(last: Callable[[Tensor], object], hidden: bool) -> networks.Net:
     """A chain a → b → fc that returns a decision; with ``hidden`` its logits hang on the width of b."""
     torch.manual_seed(0)
     model = networks.Net(
-        lambda n, x: last(n.fc(n.b(n.a(x).relu()).relu().mean((2, 3))) * (n.b.out_channels**-0.5 if hidden else 1.0)),
+        lambda n, x: last(
+            n.fc(n.b(n.a(x).relu()).relu().mean((2, 3))) * (networks.hidden_width(n.b) ** -0.5 if hidden else 1.0)
+        ),
         a=networks.conv(3, 8), b=networks.conv(8, 10), fc=nn.Linear(10, 6),
     )  # fmt: skip
     return networks.perturbed(model)
@@ -110,11 +112,11 @@ def test_a_right_cut_in_front_of_a_decision_is_accepted(name: str) -> None:
 
 
 THRESHOLDS: dict[str, Callable[[networks.Net, Tensor], Tensor]] = {
-    "a threshold": lambda n, y: y > 100 + 1.0 / n.b.out_channels,
-    "k": lambda n, y: y.topk(2 if n.b.out_channels > 5 else 1, 1).indices[:, 0],
-    "a number of an integer": lambda n, y: y.argmax(1) // (6 + n.b.out_channels),
-    "a bound of an integer": lambda n, y: y.argmax(1).clamp(max=6 + n.b.out_channels),
-    "an overlap": lambda n, y: torchvision.ops.nms(boxes_of(y), y[:, 4], 0.999 - 0.001 * n.b.out_channels),
+    "a threshold": lambda n, y: y > 100 + 1.0 / networks.hidden_width(n.b),
+    "k": lambda n, y: y.topk(2 if networks.hidden_width(n.b) > 5 else 1, 1).indices[:, 0],
+    "a number of an integer": lambda n, y: y.argmax(1) // (6 + networks.hidden_width(n.b)),
+    "a bound of an integer": lambda n, y: y.argmax(1).clamp(max=6 + networks.hidden_width(n.b)),
+    "an overlap": lambda n, y: torchvision.ops.nms(boxes_of(y), y[:, 4], 0.999 - 0.001 * networks.hidden_width(n.b)),
 }
 
 
@@ -132,7 +134,7 @@ def test_a_decision_by_a_number_made_from_the_width_is_refused(name: str) -> Non
 
 
 def by_width(n: networks.Net) -> int:
-    return n.b.out_channels
+    return networks.hidden_width(n.b)
 
 
 def by_experts(y: Tensor, wrong: float) -> Tensor:

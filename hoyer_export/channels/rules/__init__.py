@@ -38,27 +38,28 @@ def rules_of(module: ModuleType) -> list[Rule]:
     return [rule for rule in found if rule.function.__module__ == module.__name__]
 
 
-BUILT_IN: Mapping[Function, Rule] = {
+BUILT_IN: Mapping[Function | str, Rule] = {
     operation: rule for module in MODULES for rule in rules_of(module) for operation in rule.operations
 }
 
 
-def rule_table(rules: Rules | None) -> dict[Function, Rule | None]:
+def rule_table(rules: Rules | None) -> dict[Function | str, Rule | None]:
     """Return the rule of every operation: the given ones before those that are built in.
 
     Raises:
         HoyerExportError: what was given is no rule, or is a rule of no operation.
     """
-    table: dict[Function, Rule | None] = dict(BUILT_IN)
+    table: dict[Function | str, Rule | None] = dict(BUILT_IN)
     given = rules if isinstance(rules, Mapping) else _by_operation(rules or ())
     for operation, rule in given.items():
-        if not callable(operation) or not (rule is None or callable(rule)):
+        known = callable(operation) or (isinstance(operation, str) and "::" in operation)
+        if not known or not (rule is None or callable(rule)):
             raise HoyerExportError(f"rules: expected {{operation: rule}}, got {{{operation!r}: {rule!r}}}")
         table[operation] = rule if rule is None or isinstance(rule, Rule) else Rule(rule)
     return table
 
 
-def _by_operation(rules: Iterable[Rule] | Rule) -> dict[Function, Rule]:
+def _by_operation(rules: Iterable[Rule] | Rule) -> dict[Function | str, Rule]:
     listed = [*rules] if isinstance(rules, Iterable) else [rules]
     for rule in listed:
         if not isinstance(rule, Rule):

@@ -12,53 +12,91 @@ from torch import Tensor, nn
 
 from hoyer_export.channels.labels import AxisLabels, Tracer
 from hoyer_export.channels.rule import rule
+from hoyer_export.channels.sizes import Size, plain
 from hoyer_export.tensors import tensors_in
 
 KERNEL = "positions that a convolution slides over"
 
 
-@rule("conv1d conv2d conv3d", counts=True)
+@rule("conv1d conv2d conv3d", counts=True, takes_sizes=True)
 def convolution(
-    tracer: Tracer, output: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None, *_: Any, **__: Any
+    tracer: Tracer,
+    output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
 ) -> None:
     """y[o] = Σᵢ w[o, i] ∗ x[i] + b[o], weight [O, I / groups, kernel]."""
     inputs, outputs = tracer.axis(input, _channel_axis(input, weight)), tracer.axis(weight, 0)
-    groups, constant = len(inputs) // weight.shape[1], _positions(tracer, output, weight)
-    if groups > 1 and weight.shape[1] == 1:  # depthwise: filter o reads input o // multiplier alone
-        tracer.unite(inputs.repeated(len(outputs) // groups), outputs)
-        _fix_unless_groups_can_shrink(tracer, weight, outputs)
+    constant = _positions(tracer, output, weight)
+    if plain(groups) > 1 and weight.shape[1] == 1:  # depthwise: filter o reads input o // multiplier alone
+        tracer.unite(inputs.repeated(len(outputs) // len(inputs)), outputs)
+        _shrink_groups(tracer, weight, groups, inputs)
         tracer.contraction("convolution", constant, weight, outputs)
+        outputs = outputs.resting(0.0 if inputs.zero or outputs.zero else None)
     else:  # every group must keep the same number of inputs and of outputs
         slices = tracer.axis(weight, 1)
-        tracer.unite(tracer.unite_blocks(inputs, groups), slices)
-        tracer.unite_blocks(outputs, groups)
+        tracer.unite(tracer.unite_blocks(inputs, plain(groups)), slices)
+        tracer.unite_blocks(outputs, plain(groups))
         fix_unless_silent(tracer, inputs, slices)
         _note_reader(tracer, weight, inputs, slices)
         tracer.contraction("convolution", constant, weight, outputs, slices)
     _finish(tracer, output, input, weight, bias, outputs)
 
 
-@rule("conv_transpose1d conv_transpose2d conv_transpose3d", counts=True)
+@rule("conv_transpose1d conv_transpose2d conv_transpose3d", counts=True, takes_sizes=True)
 def transposed_convolution(
-    tracer: Tracer, output: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None, *_: Any, **__: Any
+    tracer: Tracer,
+    output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
 ) -> None:
     """The adjoint of a convolution, weight [I, O / groups, kernel]; MACs are counted at the input's positions."""
     channel_axis = _channel_axis(input, weight)
     inputs, slices = tracer.axis(input, channel_axis), tracer.axis(weight, 0)
-    groups, constant = output.shape[channel_axis] // weight.shape[1], _positions(tracer, input, weight)
+    constant = _positions(tracer, input, weight)
     tracer.unite(inputs, slices)
     fix_unless_silent(tracer, inputs, slices)
     per_group: AxisLabels | int
-    if groups > 1 and len(slices) == groups:  # depthwise: input i alone makes outputs i · multiplier ...
+    if plain(groups) > 1 and len(slices) == plain(groups):  # depthwise: input i alone makes outputs i · multiplier ...
         outputs, per_group = slices.repeated(weight.shape[1]), weight.shape[1]
-        _fix_unless_groups_can_shrink(tracer, weight, slices)  # a filter is a channel's own, it reads and writes it
+        _shrink_groups(tracer, weight, groups, slices)  # a filter is a channel's own, it reads and writes it
     else:
         _note_reader(tracer, weight, inputs, slices)
-        tracer.unite_blocks(slices, groups)
+        tracer.unite_blocks(slices, plain(groups))
         per_group = tracer.axis(weight, 1)
-        outputs = per_group[np.tile(np.arange(len(per_group)), groups)]
+        outputs = per_group[np.tile(np.arange(len(per_group)), plain(groups))]
     tracer.contraction("transposed convolution", constant, weight, slices, per_group)
     _finish(tracer, output, input, weight, bias, outputs)
+
+
+@rule("torchvision::deform_conv2d", counts=True)
+def deformable_convolution(
+    tracer: Tracer,
+    output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    bias: Tensor,
+    *more: Any,
+) -> None:
+    """A convolution that samples its input at computed positions, each block of channels at its own."""
+    groups, offset_groups = more[6:8]
+    for places in (offset, mask):
+        tracer.fix(places, "positions to sample at")
+    tracer.unite_blocks(tracer.axis(input, 1), offset_groups)
+    convolution.function(tracer, output, input, weight, bias, groups=groups)
 
 
 def _finish(
@@ -68,7 +106,7 @@ def _finish(
     tracer.fix(weight, KERNEL, dims=range(2, weight.ndim))
     tracer.fix(input, KERNEL, dims=range(channel_axis + 1, input.ndim))
     tracer.fix(input, "channels folded into the batch of a convolution", dims=range(channel_axis))
-    tracer.put(output, {channel_axis: _with_bias(tracer, outputs, bias)})
+    tracer.put(output, {channel_axis: with_bias(tracer, outputs, bias)})
 
 
 @rule("linear", counts=True)
@@ -86,21 +124,30 @@ def linear(tracer: Tracer, output: Tensor, input: Tensor, weight: Tensor, bias: 
     constant = output.numel() // tracer.examples_in(output) // len(outputs) // prod(len(side) for side in axes.values())
     tracer.contraction("linear", constant, weight, outputs, slices, *axes.values())
     others = {axis: side.resting(0.0 if side.zero and bias is None else None) for axis, side in axes.items()}
-    tracer.put(output, {**others, output.ndim - 1: _with_bias(tracer, outputs, bias)})
+    tracer.put(output, {**others, output.ndim - 1: with_bias(tracer, outputs, bias)})
 
 
 @rule("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell", counts=True)
 def recurrent(tracer: Tracer, output: Any, input: Tensor, *arguments: Any, **options: Any) -> None:
-    """A recurrent layer's gates are stacked in its weights, and its state lives on between steps.
+    """What a recurrent layer reads can go; its gates are stacked in its weights, and its state lives on between steps.
 
     Every step multiplies each of its matrices once: [G · H, I] and [G · H, H] of every layer and direction.
     """
-    for tensor in tensors_in((input, arguments, options)):
-        tracer.fix(tensor, "a recurrent layer")
+    of_first = {"weight_ih", "weight_ih_l0", "weight_ih_l0_reverse"}
+    reading = [weight for name, weight in tracer.modules[-1][1].named_parameters(recurse=False) if name in of_first]
+    inputs = tracer.axis(input, -1)
+    tracer.fix(input, "a recurrent layer", dims=range(input.ndim - bool(reading)))
     steps = input.numel() // input.shape[-1] // tracer.examples_in(input)
     for weight in tensors_in((arguments, options)):
+        is_reader = any(weight is other for other in reading)
+        if is_reader:
+            slices = tracer.axis(weight, 1)
+            tracer.unite(inputs, slices)
+            fix_unless_silent(tracer, inputs, slices)
+            tracer.reads(slices)
+        tracer.fix(weight, "a recurrent layer", dims=range(weight.ndim - is_reader))
         if tracer.is_parameter(weight) and weight.ndim == 2:  # a bias has one dimension
-            tracer.contraction("recurrent", steps, weight, *weight.shape)
+            tracer.contraction("recurrent", steps, weight, weight.shape[0], slices if is_reader else weight.shape[1])
 
 
 def fix_unless_silent(tracer: Tracer, inputs: AxisLabels, slices: AxisLabels) -> None:
@@ -122,7 +169,7 @@ def _note_reader(tracer: Tracer, weight: Tensor, inputs: AxisLabels, slices: Axi
         tracer.sums(inputs)
 
 
-def _with_bias(tracer: Tracer, outputs: AxisLabels, bias: Tensor | None) -> AxisLabels:
+def with_bias(tracer: Tracer, outputs: AxisLabels, bias: Tensor | None) -> AxisLabels:
     """Return the output's channels: zero where the filter is, and the bias."""
     if bias is None:
         return outputs
@@ -141,7 +188,10 @@ def _positions(tracer: Tracer, tensor: Tensor, weight: Tensor) -> int:
     return images * prod(tensor.shape[axis + 1 :]) * prod(weight.shape[2:])
 
 
-def _fix_unless_groups_can_shrink(tracer: Tracer, weight: Tensor, channels: AxisLabels) -> None:
+def _shrink_groups(tracer: Tracer, weight: Tensor, groups: int, channels: AxisLabels) -> None:
+    """Let the number of groups of a depthwise convolution follow its channels, or fix them where it cannot."""
     owner = tracer.modules[-1][1]
-    if not (isinstance(owner, nn.modules.conv._ConvNd) and owner.weight is weight):
-        tracer.fix(channels, "a depthwise convolution whose `groups` no module holds")
+    if isinstance(groups, Size):
+        groups.tie(channels)
+    elif not (isinstance(owner, nn.modules.conv._ConvNd) and owner.weight is weight):
+        tracer.fix(channels, "a depthwise convolution with a literal number of `groups`")

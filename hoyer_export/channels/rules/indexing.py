@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from hoyer_export.channels.channel_map import ORDER
-from hoyer_export.channels.labels import AxisLabels, Tracer
+from hoyer_export.channels.labels import AxisLabels, TensorLabels, Tracer
 from hoyer_export.channels.positions import hand_on
 from hoyer_export.channels.rule import rule
-from hoyer_export.channels.rules.movement import move
-from hoyer_export.channels.rules.pointwise import put, put_unknown, unite_operands
+from hoyer_export.channels.rules.movement import inhabited, move
+from hoyer_export.channels.rules.pointwise import first_of, put, put_unknown, unite_operands
 from hoyer_export.channels.sizes import Size, plain
+from hoyer_export.tensors import tensors_in
 
 LITERAL = "the code picks channels by literal positions"
 
@@ -25,7 +26,7 @@ LITERAL = "the code picks channels by literal positions"
 def getitem(tracer: Tracer, output: Tensor, input: Tensor, index: Any) -> None:
     """``x[index]``."""
     _address(tracer, input, index)
-    move(tracer, output, input, lambda numbers: numbers[plain(index)])
+    move(tracer, output, input, lambda numbers: inhabited(numbers)[_picking(plain(index), output)])
 
 
 @rule("__setitem__", takes_sizes=True)
@@ -33,7 +34,7 @@ def setitem(tracer: Tracer, output: None, input: Tensor, index: Any, value: Any)
     """``x[index] = value``: the positions written to and the value lose the same channels."""
     _address(tracer, input, index)
     written = input[plain(index)].clone()
-    move(tracer, written, input, lambda numbers: numbers[plain(index)])
+    move(tracer, written, input, lambda numbers: numbers[_picking(plain(index), written)])
     operands = [written, value] if isinstance(value, Tensor) else [written]
     same_rest = True
     for axis in range(written.ndim):
@@ -60,6 +61,17 @@ def _address(tracer: Tracer, input: Tensor, index: Any) -> None:
                 else:  # a list, a tensor of positions, a mask
                     tracer.fix(side, LITERAL)
         axis += _axes_taken(item)
+
+
+def _picking(index: Any, picked: Tensor) -> Any:
+    """Return an index that picks something: of nothing (no box on a level) nobody sees where its axes come from."""
+    if picked.numel():
+        return index
+    if isinstance(index, tuple | list):
+        return type(index)(_picking(item, picked) for item in index)
+    if isinstance(index, Tensor):
+        return index.new_full([size or 2 for size in index.shape], index.dtype == torch.bool)
+    return index
 
 
 def _axes_taken(item: Any) -> int:
@@ -145,3 +157,40 @@ def embedding(tracer: Tracer, output: Tensor, input: Tensor, weight: Tensor, *_:
     """Rows of a table: its columns are channels, its rows are picked by literal numbers."""
     tracer.fix(weight, "picked by number", dims=[0])
     tracer.put(output, {output.ndim - 1: tracer.axis(weight, 1)})
+
+
+@rule("gather take_along_dim", in_place=False)
+def gather(tracer: Tracer, output: Tensor, input: Tensor, *arguments: Any, **options: Any) -> None:
+    """One position along ``dim`` for each of an index; along the other axes both lose the same channels."""
+    index = next(tensors_in((arguments, options)))
+    dim = options.get("dim", next((number for number in arguments if type(number) is int), None))
+    if dim is None:
+        for tensor in (input, index):
+            tracer.fix(tensor, "picked by number from one long row")
+        return
+    dim %= input.ndim
+    tracer.axes(input)
+    tracer.fix(input, LITERAL, dims=[dim])
+    axes = {dim: tracer.axis(index, dim).resting(None)} if dim in tracer.axes(index) else {}
+    for axis in {*range(input.ndim)} - {dim}:
+        if axis in tracer.axes(input) and input.shape[axis] > output.shape[axis]:  # gather cuts it short
+            tracer.fix(input, LITERAL, dims=[axis])
+        elif sides := unite_operands(tracer, [input, index], output, axis):
+            axes[axis] = first_of(sides).resting(sides[0].rest if 0 in sides else None)
+    tracer.put(output, axes)
+
+
+@rule("scatter scatter_add scatter_reduce")
+def scatter(tracer: Tracer, output: Tensor, input: Tensor, dim: int, *arguments: Any, **options: Any) -> None:
+    """Numbers written to one position along ``dim`` for each of an index; along the others all lose the same."""
+    operands = [input, *tensors_in((arguments, options))]
+    axes: TensorLabels = {}
+    for tensor in operands:
+        tracer.axes(tensor)
+        tracer.fix(tensor, LITERAL, dims=[dim])
+    for axis in {*range(input.ndim)} - {dim % input.ndim}:
+        for tensor in operands if len({tensor.shape[axis] for tensor in operands}) > 1 else ():
+            tracer.fix(tensor, LITERAL, dims=[axis])  # only a part is written
+        if sides := unite_operands(tracer, operands, output, axis):
+            axes[axis] = first_of(sides).resting(None)
+    put(tracer, output, axes)

@@ -24,7 +24,7 @@ from hoyer_export.tensors import tensors_in
 )  # fmt: skip
 def moved(tracer: Tracer, output: Any, input: Tensor, *arguments: Any, **options: Any) -> None:
     """Whole channels are moved, whatever the width."""
-    move(tracer, output, input, lambda numbers: tracer.operation(numbers, *arguments, **options))
+    move(tracer, output, input, lambda numbers: tracer.operation(inhabited(numbers), *arguments, **options))
 
 
 @rule("squeeze", in_place=False)
@@ -56,6 +56,11 @@ def move(tracer: Tracer, output: Any, input: Tensor, operation: Callable[[Tensor
     for result, axes in zip(results, placed, strict=True):
         tracer.note_view(result, input)
         tracer.put(result, axes)
+
+
+def inhabited(numbers: Tensor) -> Tensor:
+    """Return numbers with two positions along an axis without any (no boxes found), so that one sees where axes go."""
+    return numbers.as_strided([size or 2 for size in numbers.shape], numbers.stride())
 
 
 def place(tracer: Tracer, axes: TensorLabels, axis: int, side: AxisLabels) -> None:

@@ -103,3 +103,15 @@ def normalize(tracer: Tracer, output: Tensor, input: Tensor, p: float = 2.0, dim
         else:
             tracer.fix(axes[axis], "normalised over channels of which a zeroed one is not zero")
     put(tracer, output, {a: side.mixed() for a, side in axes.items()})
+
+
+@rule("_weight_norm", in_place=False)
+def weight_norm(tracer: Tracer, output: Tensor, v: Tensor, g: Tensor, dim: int = 0) -> None:
+    """g v / ‖v‖: what a filter reads can go, as zero slices add nothing to its norm; itself it has to have one."""
+    axes = tracer.axes(v)
+    for axis, side in axes.items():
+        if axis == dim:
+            tracer.fix(side, "weight_norm divides by the norm of a filter: call remove_parametrizations first")
+        else:
+            tracer.sums(side)
+    tracer.put(output, axes)

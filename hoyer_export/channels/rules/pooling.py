@@ -57,6 +57,16 @@ def unpool(tracer: Tracer, output: Tensor, input: Tensor, indices: Tensor, *_: A
     tracer.put(output, axes)
 
 
+@rule("torchvision::roi_align torchvision::roi_pool torchvision::ps_roi_align torchvision::ps_roi_pool")
+def regions(tracer: Tracer, output: Any, input: Tensor, rois: Tensor, *_: Any) -> None:
+    """Pooling within regions; where each of its positions has channels of its own, those go together."""
+    tracer.fix(rois, "regions to pool in")
+    values, *places = tensors_in(output)
+    _regroup(tracer, values, input, 1)
+    for result in places:
+        tracer.put(result, {axis: side.resting(None) for axis, side in tracer.axes(values).items()})
+
+
 @rule("pixel_shuffle pixel_unshuffle")
 def pixels(tracer: Tracer, output: Tensor, input: Tensor, *_: Any, **__: Any) -> None:
     """r² channels in a row become one of r × r times as many pixels, or one becomes r²: they go together."""
@@ -96,7 +106,7 @@ def channel_shuffle(tracer: Tracer, output: Tensor, input: Tensor, groups: int) 
     """Interleaves ``groups`` blocks of channels."""
     axes = dict(tracer.axes(input))
     if list(axes) == [1]:
-        tracer.whole(axes[1], groups)
+        tracer.keep_divisible(axes[1], groups)
         spread(tracer, output, Spread(axes[1], (groups, -1), tracer.operation(numbered(input, 1), groups), True))
         return
     if 1 in axes:

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from hoyer_export.channels.labels import AxisLabels, TensorLabels, Tracer
 from hoyer_export.channels.rule import rule
-from hoyer_export.channels.rules.contraction import fix_unless_silent, is_weight
+from hoyer_export.channels.rules.contraction import fix_unless_silent, is_weight, with_bias
 from hoyer_export.channels.rules.pointwise import first_of, pointwise, unite_operands
 from hoyer_export.tensors import tensors_in
 
 
-@rule("matmul bmm mm mv dot __matmul__", counts=True)
+@rule("matmul bmm mm mv dot vdot __matmul__", counts=True)
 def matrix_product(tracer: Tracer, output: Tensor, input: Tensor, other: Tensor, **_: Any) -> None:
     """[..., n, k] · [..., k, m]: unites the k of both sides; n and m pass on, and so do matching batch axes.
 
@@ -93,6 +93,55 @@ def einsum(tracer: Tracer, output: Tensor, equation: Any, *operands: Any) -> Non
     tracer.put(output, axes)
 
 
+@rule("tensordot", counts=True)
+def tensordot(tracer: Tracer, output: Tensor, a: Tensor, b: Tensor, dims: Any = 2, **_: Any) -> None:
+    """Σ over some axes of the one and as many of the other: an einsum."""
+    if isinstance(dims, int):
+        dims = range(a.ndim - dims, a.ndim), range(dims)
+    ours, theirs = ([axis % x.ndim for axis in axes] for x, axes in zip((a, b), dims, strict=True))
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    left, right = letters[: a.ndim], list(letters[a.ndim : a.ndim + b.ndim])
+    for one, other in zip(ours, theirs, strict=True):
+        right[other] = left[one]
+    free = [letter for letter in (*left, *right) if (*left, *right).count(letter) == 1]
+    einsum.function(tracer, output, f"{left},{''.join(right)}->{''.join(free)}", a, b)
+
+
+@rule("bilinear", counts=True)
+def bilinear(
+    tracer: Tracer, output: Tensor, input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> None:
+    """y[o] = Σᵢⱼ x₁[i] w[o, i, j] x₂[j] + b[o], weight [O, I, J]: a term is zero where its slice of the weight is."""
+    sides = tracer.axis(weight, 0), tracer.axis(weight, 1), tracer.axis(weight, 2)
+    for x, slices in ((input1, sides[1]), (input2, sides[2])):
+        tracer.unite(tracer.axis(x, -1), slices)
+        fix_unless_silent(tracer, tracer.axis(x, -1), slices)
+        (tracer.reads if is_weight(tracer, weight) else tracer.sums)(slices)
+        tracer.fix(x, "channels folded into the batch of a bilinear layer", dims=range(x.ndim - 1))
+    tracer.contraction("bilinear", output.numel() // len(sides[0]) // tracer.examples_in(output), weight, *sides)
+    tracer.put(output, {output.ndim - 1: with_bias(tracer, sides[0], bias)})
+
+
+@rule("cosine_similarity cdist pairwise_distance")
+def comparison(tracer: Tracer, output: Tensor, x1: Tensor, x2: Tensor, *arguments: Any, **options: Any) -> None:
+    """Two sets of vectors compared: a channel that is zero in both adds nothing to |a − b|ᵖ, a · b, |a|² and |b|²."""
+    name = tracer.operation.__name__
+    dim = options.get("dim", arguments[0] if arguments else 1) if name == "cosine_similarity" else -1
+    one, other = tracer.axis(x1, dim), tracer.axis(x2, dim)
+    if dim % x1.ndim in tracer.axes(x1) or dim % x2.ndim in tracer.axes(x2):
+        tracer.unite(one, other)
+        for side in (one, other):
+            tracer.sums(side)
+        if not (one.zero and other.zero):
+            tracer.fix(one, "vectors are compared over channels of which a zeroed one is not zero")
+        if name == "pairwise_distance":
+            tracer.fix(
+                one, "`pairwise_distance` adds its eps in every channel: compute torch.linalg.vector_norm(a - b)"
+            )
+    for x in (x1, x2):
+        tracer.fix(x, f"several kinds of channels in `{name}`", dims={*tracer.axes(x)} - {dim % x.ndim})
+
+
 def _letters(equation: str, operands: Any) -> list[str] | None:
     """Return the letters of each operand's axes and of the result's; an ellipsis stands for capital letters."""
     left, arrow, right = equation.replace(" ", "").partition("->")
@@ -155,14 +204,14 @@ def attention(
 
 @rule("multi_head_attention_forward", counts=True)
 def multi_head_attention(tracer: Tracer, output: Any, query: Tensor, *arguments: Any, **options: Any) -> None:
-    """``nn.MultiheadAttention``: its sizes are checked against each other in too many places to cut any of them."""
+    """A class derived from ``nn.MultiheadAttention``: its sizes are checked in too many places to cut any of them."""
     for tensor in (query, *tensors_in((arguments, options))):
         tracer.fix(tensor, "nn.MultiheadAttention")
-    key, embed = arguments[0], arguments[2]
+    key, value, embed = arguments[:3]
     out_weight = next(x for x in tensors_in((arguments[5:], options)) if x.shape == (query.shape[-1], embed))
     length, source = query.shape[0], key.shape[0]  # [L, N, E], whatever batch_first says
-    for rows in (length, source, source):
-        tracer.contraction("attention", rows * embed, query, query.shape[-1])
+    for rows, x in ((length, query), (source, key), (source, value)):
+        tracer.contraction("attention", rows * embed, x, x.shape[-1])
     tracer.contraction("attention", 2 * length * source, query, embed)
     tracer.contraction("attention", length * embed, out_weight, embed)
 

@@ -82,6 +82,18 @@ def running(tracer: Tracer, output: Any, input: Tensor, dim: Any = None, **optio
         put_unknown(tracer, result, axes)
 
 
+@rule("topk sort argsort msort", in_place=False)
+def order(tracer: Tracer, output: Any, input: Tensor, *arguments: Any, **options: Any) -> None:
+    """Numbers along one axis by their size, and where they were: channels along it hang together."""
+    numbers = [number for number in arguments if type(number) is int]  # of topk k comes first
+    name = tracer.operation.__name__
+    dim = options.get("dim", next(iter(numbers[name == "topk" and "k" not in options :]), 0 if name == "msort" else -1))
+    axes = tracer.axes(input)
+    tracer.fix(input, "a running sum or an order over the channels", dims=[dim])
+    for result in tensors_in(output):
+        tracer.put(result, {axis: side.resting(None) for axis, side in axes.items() if axis != dim % input.ndim})
+
+
 def _reduce(
     tracer: Tracer, output: Any, input: Tensor, dim: Any, keepdim: bool, reason: str, zero_vanishes: bool = False
 ) -> None:

@@ -9,7 +9,7 @@ from hoyer_export.channels.labels import AxisLabels, TensorLabels, Tracer
 from hoyer_export.channels.positions import Spread, hand_on, numbered, positions, spread
 from hoyer_export.channels.rule import rule
 from hoyer_export.channels.rules.movement import place
-from hoyer_export.channels.sizes import AttributeSize, AxisSize, Size, sourced_shape
+from hoyer_export.channels.sizes import AttributeSize, AxisSize, Size, plain, sourced_shape
 
 
 def lengths_in(arguments: Any) -> list[Any]:
@@ -83,7 +83,7 @@ def _split(
         tracer.untied.pop(id(length), None)
         (length * times).tie(side)
     else:
-        tracer.whole(side, times)
+        tracer.keep_divisible(side, times)
     tracer.note_view(output, input)
     spread(tracer, output, Spread(side, (times, -1) if other < new else (-1, times), numbers))
     return True
@@ -176,9 +176,12 @@ def repeat_interleave(tracer: Tracer, output: Tensor, input: Tensor, repeats: An
 
 
 def axis_of_length(length: int, rest: float | None = None) -> AxisLabels | None:
-    """Return the labels of a new axis that was given the length of one with channels: it has the same, and shrinks."""
-    if isinstance(length, AxisSize) and length.is_whole:
+    """Return the labels of a new axis of a length that may shrink: those of the axis that it is the length of."""
+    if not isinstance(length, Size) or not length.is_whole:
+        return None
+    if isinstance(length, AxisSize):
         axis = length.origin.resting(rest)
-        length.tie(axis)
-        return axis
-    return None
+    else:  # an attribute's: whatever the axis meets
+        axis = AxisLabels(length.tracer.union_find.new_apart(plain(length)), rest)
+    length.tie(axis)
+    return axis

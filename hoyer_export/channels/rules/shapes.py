@@ -8,7 +8,7 @@ from torch import Tensor
 from hoyer_export.channels.labels import Tracer
 from hoyer_export.channels.rule import rule
 from hoyer_export.channels.rules.reshaping import axis_of_length
-from hoyer_export.channels.sizes import Size, sourced_shape
+from hoyer_export.channels.sizes import AxisSize, Size, sourced_shape
 
 
 @rule("shape", spaces=(Tensor,), asks=True)
@@ -62,5 +62,6 @@ def filled(tracer: Tracer, output: Tensor, *arguments: Any, **options: Any) -> N
     if wanted is None:
         wanted = [a for a in arguments if isinstance(a, int)]
     rest = {"zeros": 0.0, "ones": 1.0}.get(tracer.operation.__name__.removeprefix("new_"))
-    sides = ((axis, axis_of_length(length, rest)) for axis, length in enumerate(wanted))
+    axes = ((axis, length) for axis, length in enumerate(wanted) if isinstance(length, AxisSize))
+    sides = ((axis, axis_of_length(length, rest)) for axis, length in axes)
     tracer.put(output, {axis: side for axis, side in sides if side is not None})
