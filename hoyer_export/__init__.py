@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from hoyer_export.select.budget import BYTES, MACS, PARAMS, Budget
     from hoyer_export.select.choose import Selection, select_channels
     from hoyer_export.select.cut_and_refit import Shrunk, cut_and_refit
+    from hoyer_export.select.latency import Latency, measured_latency
     from hoyer_export.select.loss import accuracy_drop, output_change
     from hoyer_export.sparsify.function_hs import FunctionHS
     from hoyer_export.sparsify.group_hs import GroupHS
@@ -55,12 +56,13 @@ if TYPE_CHECKING:
 __all__ = [
     "BYTES", "MACS", "PARAMS", "BenchmarkRecord", "Budget", "Call", "CannotWrite", "ChannelGroup", "ChannelMap",
     "CutRefused", "DataError", "DenseOutputs", "Explanation", "ExportRecord", "FileError", "FileInfo", "Folding",
-    "FunctionHS", "GroupHS", "HoyerExportError", "LoadedWeights", "MacsRecord", "Member", "Metric", "NetworkError",
-    "RecipeError", "Refit", "Selection", "SelfTest", "Shrunk", "SlimModel", "TrainingError", "Unprunable", "Verdict",
-    "VerificationFailed", "VerifyRecord", "accuracy_drop", "benchmark", "build_slim", "count_macs", "cut",
-    "cut_and_refit", "explain", "export_onnx", "file_info", "fold_constants", "gather_inputs", "load_slim",
-    "load_weights", "output_change", "refit_", "remove_dead_blocks", "rules", "run", "save_slim", "select_channels",
-    "self_test", "ship", "slice_optimizer", "trace_channels", "verify_files", "verify_onnx", "zero_",
+    "FunctionHS", "GroupHS", "HoyerExportError", "Latency", "LoadedWeights", "MacsRecord", "Member", "Metric",
+    "NetworkError", "RecipeError", "Refit", "Selection", "SelfTest", "Shrunk", "SlimModel", "TrainingError",
+    "Unprunable", "Verdict", "VerificationFailed", "VerifyRecord", "accuracy_drop", "benchmark", "build_slim",
+    "count_macs", "cut", "cut_and_refit", "explain", "export_onnx", "file_info", "fold_constants", "gather_inputs",
+    "load_slim", "load_weights", "measured_latency", "output_change", "refit_", "remove_dead_blocks", "rules", "run",
+    "save_slim", "select_channels", "self_test", "ship", "slice_optimizer", "trace_channels", "verify_files",
+    "verify_onnx", "zero_",
 ]  # fmt: skip
 
 _HOME = {
@@ -88,6 +90,7 @@ _HOME = {
         "select.budget": "BYTES Budget MACS PARAMS",
         "select.choose": "Selection select_channels",
         "select.cut_and_refit": "Shrunk cut_and_refit",
+        "select.latency": "Latency measured_latency",
         "select.loss": "accuracy_drop output_change",
         "sparsify.function_hs": "FunctionHS",
         "sparsify.group_hs": "GroupHS",

@@ -20,6 +20,10 @@ Norms = Literal["weights", "function"]
 Alignment = Literal[1, 4, 8, 16, 32, 64]
 ALIGNMENTS: tuple[Alignment, ...] = get_args(Alignment)
 """Multiples of channels that some runtime wants. In Python any whole number of at least 1 can be asked for."""
+AUTO: Literal["auto"] = "auto"
+"""In the place of a multiple: widths are chosen by measured time."""
+LATENCY: tuple[str, ...] = ("latency", "latency_ms")
+"""Budgets of time: a share of the dense network's, and milliseconds."""
 
 DATA_SETS = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar10-16", "imagefolder", "images")
 CIFAR_DEPTHS = (20, 32, 44, 56, 110)

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     )
     from hoyer_export.run.inspecting import GroupCost, Inspection
     from hoyer_export.run.proposing import Proposal
+    from hoyer_export.run.timing import Times
     from hoyer_export.surgery.self_test import Verdict
 
 PLAIN_WIDTH = 80  # of a table that no terminal limits
@@ -353,6 +354,35 @@ def print_macs(found: "MacsRecord", *, everything: bool = False) -> None:
 
 def _macs_cells(found: "MacsRecord", macs: int, params: int) -> dict[str, str]:
     return {"MACs": count(macs), "share": share(macs / found.macs if found.macs else 0), "params": count(params)}
+
+
+def print_times(found: "Times", *, everything: bool = False) -> None:
+    """Print the time of every kind of layer, the slowest first, how far times between are off, and where they are."""
+    shown = found.layers if everything else found.layers[:TOP_ROWS]
+    rows = [
+        {"layer": escape(it.layer), "times": str(it.calls), "ms": three_digits(it.ms), "share": share(it.ms / found.ms)}
+        | {"GMAC/s": three_digits(it.gmacs_per_second), "ms at half widths": three_digits(it.half_ms)}
+        for it in shown
+    ]
+    if rest := found.layers[len(shown) :]:
+        ms, half = sum(it.ms for it in rest), sum(it.half_ms for it in rest)
+        rows.append(
+            {"layer": f"{len(rest)} more (--all)", "times": str(sum(it.calls for it in rest)), "ms": three_digits(ms)}
+            | {"share": share(ms / found.ms), "ms at half widths": three_digits(half)}
+        )
+    console = _console()
+    _print_rows(
+        console, ["layer", "times", "ms", "share", "GMAC/s", "ms at half widths"], rows, left=["layer"], least=[]
+    )
+    threads = f"{found.threads} thread{'' if found.threads == 1 else 's'}"
+    blocks = f"blocks of {found.block} channels"
+    console.print(
+        _plain(f"{three_digits(found.ms)} ms in {found.runtime}, {threads}, batch {found.batch_size}, {blocks}")
+    )
+    if (off := found.interpolation) is not None:
+        far = f"{share(off.median)} in the median, {share(off.largest)} at most"
+        console.print(_plain(f"at {off.pairs} pairs of widths off the grid the table is off by {far}"))
+    console.print(_plain(f"{found.entries:,} measurements are kept in {found.folder}"))
 
 
 def print_explanation(found: "Explanation", *, everything: bool = False) -> None:

@@ -24,6 +24,7 @@ from hoyer_export.report.report import Report
 from hoyer_export.report.stage_records import ExportsRecord, GateRecord, VerifiedRecord
 from hoyer_export.run.inspecting import Inspection
 from hoyer_export.run.proposing import Proposal
+from hoyer_export.run.timing import Times
 
 PUBLISHED = {
     "report": Report,
@@ -36,6 +37,7 @@ PUBLISHED = {
     "bench": BenchmarkRecord,
     "explain": Explanation,
     "info": FileInfo,
+    "time-table": Times,
 }
 DIALECT = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
 

@@ -136,7 +136,7 @@ def test_a_new_head_is_trained(small: Path) -> None:
         ("sead=3", "sead: a recipe has no key 'sead'; did you mean seed?"),
         ("dens.lr=3", "dens: a recipe has no key 'dens'; did you mean dense?"),
         ("bench.zzz=1", "[bench] has no key 'zzz'; it has runtime, threads, batch_size and min_seconds"),
-        ("cut.latency=0.5", "[cut] has no key 'latency'; it has macs, params, threshold, align, method,"),
+        ("cut.speed=0.5", "[cut] has no key 'speed'; it has macs, params, latency, latency_ms,"),
         ("dense.lr=fast", 'dense.lr: expected a number, got "fast"'),
         ("dense.lr=0", "dense.lr: expected a number above 0, got 0"),
         ("dense.lr=true", "dense.lr: expected a number, got true"),
@@ -153,7 +153,7 @@ def test_a_new_head_is_trained(small: Path) -> None:
         ("cut.macs=nan", "cut.macs: expected a finite number, got NaN"),
         ("cut.threshold=natral", 'cut.threshold: expected a number of at least 0, or "natural", got "natral"'),
         ("cut.threshold=-1", 'cut.threshold: expected a number of at least 0, or "natural", got -1'),
-        ("cut.align=5", "cut.align: expected 1, 4, 8, 16, 32 or 64, got 5"),
+        ("cut.align=5", 'cut.align: expected 1, 4, 8, 16, 32, 64 or "auto", got 5'),
         ("data.mean=[0.1]", "data: mean and std belong together"),
         ("data.mean=0.1", "data.mean: expected a list of numbers, got 0.1"),
         ("network.name=", 'network.name: expected a string that is not empty, got ""'),
@@ -179,11 +179,11 @@ def test_a_wrong_set_is_one_line_with_the_key_what_was_expected_and_what_came(
         ("x", "is not TOML: Expected '=' after a key"),
         (
             SMALL + "params = 0.5\n",
-            "cut: needs exactly one of macs, params, threshold, max_drop and max_change, got macs and params",
+            "latency, latency_ms, threshold, max_drop and max_change, got macs and params",
         ),
         (
             SMALL.replace("macs = 0.5", ""),
-            "cut: needs exactly one of macs, params, threshold, max_drop and max_change, got none",
+            "cut: needs exactly one of macs, params, latency, latency_ms, threshold, max_drop and max_change, got none",
         ),
         (SMALL.replace('name = "digits"', ""), "data.name is missing"),
         ('[network]\nnmae = "x"\n[data]\n[cut]\n', "network.nmae: [network] has no key 'nmae'; did you mean name?"),
@@ -225,3 +225,28 @@ def test_resolving_fills_in_what_is_open_and_leaves_what_is_set(small: Path, tmp
     assert reopened(given, settled, left_open(given, found)) == settled
     other = reopened(load_recipe(small, ["threads=2", "device=cuda"]), settled, left_open(given, found))
     assert (other.threads, other.device, other.data.mean) == (2, "cuda", (0.5,))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("bench.min_seconds=0", "cut.latency needs bench.min_seconds above 0: it is measured"),
+        ("cut.align=fast", 'cut.align: expected 1, 4, 8, 16, 32, 64 or "auto", got "fast"'),
+    ],
+)
+def test_a_budget_of_time_is_measured(override: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(SMALL.replace("macs = 0.5", "latency = 0.5"))
+    assert load_recipe(path).cut.by_time
+    assert not load_recipe(path, ["cut.align=8"]).cut.by_time
+    assert load_recipe(path, ["cut.macs=0.5", "cut.align=auto"]).cut.by_time
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, [override])
+    assert message in str(caught.value)
+
+
+def test_widths_by_time_do_not_go_with_a_sparse_phase_that_decides(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(SMALL)
+    with pytest.raises(RecipeError, match=r'cut\.align = "auto" does not go with norms = "function"'):
+        load_recipe(path, ["cut.align=auto", "sparse.norms=function"])

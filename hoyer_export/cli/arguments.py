@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from hoyer_export.choices import ALIGNMENTS, BY_FUNCTION, DATA_SETS, METHODS, NETWORKS, WITHOUT_BUDGET
+from hoyer_export.choices import ALIGNMENTS, AUTO, BY_FUNCTION, DATA_SETS, METHODS, NETWORKS, WITHOUT_BUDGET
 from hoyer_export.errors import DataError
 
 SEED = 2**63 - 1  # the largest that torch's generators take
@@ -100,10 +100,12 @@ def check_lost(option: str, lost: float | None, *, nothing: bool) -> None:
         )
 
 
-def check_align(align: int | None) -> None:
-    """Refuse what no runtime wants."""
-    if align not in (None, *ALIGNMENTS):
-        raise typer.BadParameter(f"expected 1, 4, 8, 16, 32 or 64, got {align}", param_hint="--align")
+def alignment(text: str | None) -> int | str | None:
+    """Return a multiple that some runtime wants, or ``auto``."""
+    known = {str(it): it for it in ALIGNMENTS} | {AUTO: AUTO}
+    if text is None or text in known:
+        return None if text is None else known[text]
+    raise typer.BadParameter(f"expected 1, 4, 8, 16, 32, 64 or auto, got {text}", param_hint="--align")
 
 
 def check_method(

@@ -149,7 +149,7 @@ def inspect(
         float | None, typer.Option(metavar="SHARE", help="Whether this share of the dense MACs can be reached.")
     ] = None,
     align: Annotated[
-        int | None, typer.Option(metavar="N", help="Widths are rounded up to a multiple of it (16 unless set).")
+        str | None, typer.Option(metavar="N|auto", help="Widths are rounded up to a multiple of it (16 unless set).")
     ] = None,
     prove: Annotated[
         bool, typer.Option("--prove", help="Zero and cut random channels of every group, and compare in float64.")
@@ -174,19 +174,19 @@ def inspect(
     if network is not None and overrides:
         raise typer.BadParameter("only together with a RECIPE", param_hint="--set")
     arguments.check_share("--macs", macs)
-    arguments.check_align(align)
+    multiple = arguments.alignment(align)
     shape = None if input_shape is None else arguments.shape(input_shape)
     from hoyer_export.recipe.reading import load_recipe, make_recipe
 
     if recipe is not None:
-        options = {"cut.macs": macs, "cut.align": align, "network.rules": rules}
+        options = {"cut.macs": macs, "cut.align": multiple, "network.rules": rules}
         overrides = [*overrides, *(f"{key}={value}" for key, value in options.items() if value is not None)]
         resolved = load_recipe(recipe, overrides)
     else:
         wanted = {"threshold": "natural"} if macs is None else {"macs": macs}
         resolved = make_recipe(
             untrained({"name": network, "classes": classes, "input": shape, "rules": rules}, seed)
-            | {"cut": wanted | {"align": align}}
+            | {"cut": wanted | {"align": multiple}}
         )
     loading("torch")
     from hoyer_export.console import print_inspection
@@ -207,6 +207,12 @@ def cut(
     classes: Classes = None,
     macs: Annotated[float | None, typer.Option(metavar="SHARE", help="Of the dense MACs, that may stay.")] = None,
     params: Annotated[float | None, typer.Option(metavar="SHARE", help="Likewise of the dense parameters.")] = None,
+    latency: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="Of the dense network's time for a run, on this machine.")
+    ] = None,
+    latency_ms: Annotated[
+        float | None, typer.Option("--latency-ms", metavar="MS", help="Likewise in milliseconds.")
+    ] = None,
     threshold: Annotated[
         str | None, typer.Option(metavar="SCORE", help='Least that stays: a number, or "natural".')
     ] = None,
@@ -230,7 +236,11 @@ def cut(
     ] = None,
     step: Annotated[float, typer.Option(metavar="SHARE", help="Of the MACs that goes between two refits.")] = 0.05,
     align: Annotated[
-        int | None, typer.Option(metavar="N", help="Widths are rounded up to a multiple (16 unless set; 1 for dead).")
+        str | None,
+        typer.Option(
+            metavar="N|auto",
+            help="Widths are rounded up to a multiple (16 unless set; 1 for dead); auto: what is fast on this machine.",
+        ),
     ] = None,
     dead_first: Annotated[
         bool, typer.Option("--dead-first", help="Let channels that never fire go before any other.")
@@ -254,6 +264,8 @@ def cut(
             metavar="N", min=1, help="Training images that are looked at (5000 unless set; 1024 for --refit)."
         ),
     ] = None,
+    threads: Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="onnxruntime's, where it is timed.")] = 1,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Images a timed run.")] = 1,
     min_seconds: Annotated[float, typer.Option(metavar="SECONDS", min=0, help="Of measuring latency; 0: none.")] = 5.0,
     seed: Annotated[
         int,
@@ -264,17 +276,26 @@ def cut(
     as_json: Json = False,
 ) -> None:
     """Cut a network of your own, untrained by us, to a verified ONNX file."""
-    budgets = {"--macs": macs, "--params": params, "--threshold": threshold}
-    budgets |= {"--max-drop": max_drop, "--max-change": max_change}
+    budgets: dict[str, float | str | None] = {
+        "--macs": macs,
+        "--params": params,
+        "--latency": latency,
+        "--latency-ms": latency_ms,
+    }
+    budgets |= {"--threshold": threshold, "--max-drop": max_drop, "--max-change": max_change}
     refit = refit or max_drop is not None or max_change is not None
     method = method or ("function" if refit else "group-hs")
     arguments.check_method(method, budgets, data, dead_first=dead_first, refit=refit)
     arguments.check_share("--macs", macs)
     arguments.check_share("--params", params)
+    arguments.check_share("--latency", latency)
+    arguments.check_lost("--latency-ms", latency_ms, nothing=False)
+    if (latency is not None or latency_ms is not None) and not min_seconds:
+        raise typer.BadParameter("a budget of time is judged by measuring; give --min-seconds", param_hint="--latency")
     arguments.check_share("--step", step)
     arguments.check_lost("--max-drop", max_drop, nothing=True)
     arguments.check_lost("--max-change", max_change, nothing=False)
-    arguments.check_align(align)
+    multiple = arguments.alignment(align)
     if data is None:
         arguments.refuse(context, {"skip_unreadable", "calibration"}, "only together with --data")
     table = data_table(context, data, data_root, mean, std)
@@ -290,11 +311,12 @@ def cut(
         untrained({"name": network, "classes": classes, "input": shape, "rules": rules}, seed, weights, weights_key)
         | {
             "data": table and table | {"image_size": side, "skip_unreadable": skip_unreadable},
-            "cut": {"macs": macs, "params": params, "threshold": limit, "method": method, "align": align}
+            "cut": {"latency": latency, "latency_ms": latency_ms}
+            | {"macs": macs, "params": params, "threshold": limit, "method": method, "align": multiple}
             | {"refit": refit, "max_drop": max_drop, "max_change": max_change, "step": step}
             | {"dead_first": dead_first, "dead_blocks": dead_blocks, "gather": gather}
             | {"calibration": calibration},
-            "bench": {"min_seconds": min_seconds},
+            "bench": {"threads": threads, "batch_size": batch_size, "min_seconds": min_seconds},
         }
     )
     check_free(out, resume=False)

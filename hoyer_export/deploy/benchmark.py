@@ -96,6 +96,7 @@ class BenchmarkRecord:
         batch_size: images a run.
         noisy: why the machine was too busy to trust the figures; None where it was quiet. No interval stands beside it:
             it would say how far the rounds of this measurement agree, and not how far the next one will.
+        steady: as ``speedups``, by what noise moves least: CPU time on one thread; with intervals whatever the noise.
         warnings: what else to know, a line each: MACs that could not be counted, more threads than processors.
     """
 
@@ -105,6 +106,12 @@ class BenchmarkRecord:
     batch_size: int
     noisy: str | None
     warnings: tuple[str, ...] = ()
+    steady: tuple[Speedup, ...] = ()
+
+    def ms(self, file: int) -> float:
+        """Return the milliseconds of a run of a file: CPU time on one thread, where the system counts it."""
+        latency = self.files[file]
+        return latency.cpu_ms if self.threads == 1 and latency.cpu_ms > 0 else latency.p50_ms
 
 
 def benchmark(
@@ -155,8 +162,7 @@ def benchmark(
             raise FileError(
                 f"{path} does not run on {fed} ({error}); integers are 0; give other sizes: `shapes`"
             ) from error
-    warnings = [] if threads <= usable_threads() else [_crowded(threads)]
-    macs = []
+    warnings, macs = [] if threads <= usable_threads() else [_crowded(threads)], []
     for path, name in zip(paths, names, strict=True):
         counted, why = _macs(path, sizes[str(path)])
         macs.append(counted)
@@ -185,7 +191,12 @@ def benchmark(
     noisy = noise(wall_ms, speedups, waiting)
     if noisy is not None:
         speedups = tuple(replace(speedup, ci95=None) for speedup in speedups)
-    return BenchmarkRecord(files, speedups, threads, sizes[str(paths[0])].batch, noisy, tuple(dict.fromkeys(warnings)))
+    steadier = (
+        cpu_ms if threads == 1 and (cpu_ms > 0).all() else wall_ms
+    )  # it is of all threads, 0 where ticks are long
+    steady = tuple(paired_speedup(steadier[:, 0], steadier[:, i]) for i in range(1, len(files)))
+    batch, told = sizes[str(paths[0])].batch, tuple(dict.fromkeys(warnings))
+    return BenchmarkRecord(files, speedups, threads, batch, noisy, told, steady)
 
 
 def distinct_names(paths: Sequence[str | Path]) -> list[str]:

@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from hoyer_export.choices import BY_FUNCTION, WITHOUT_BUDGET, Alignment, Method, Norms
+from hoyer_export.choices import AUTO, BY_FUNCTION, LATENCY, WITHOUT_BUDGET, Alignment, Method, Norms
 from hoyer_export.preprocessing import Interpolation, Resize
 
-BUDGETS = ("macs", "params", "threshold", "max_drop", "max_change")
+BUDGETS = ("macs", "params", "latency", "latency_ms", "threshold", "max_drop", "max_change")
 """The keys of [cut] of which exactly one is set."""
 RANDOM = "random"
 """In the place of a file with weights: nothing is loaded. MACs and sizes are right then, outputs mean nothing."""
@@ -228,18 +228,25 @@ class Sparse(Phase):
 
 
 class Cut(_Table):
-    """What goes: exactly one of ``macs``, ``params``, ``threshold``, ``max_drop`` and ``max_change``, or a method that
-    needs no budget."""
+    """What goes: exactly one of ``macs``, ``params``, ``latency``, ``latency_ms``, ``threshold``, ``max_drop`` and
+    ``max_change``, or a method that needs no budget."""
 
     macs: Share | None = None
     """The share of the dense network's MACs that may stay, after alignment, counted on the exported graph."""
     params: Share | None = None
     """The share of its parameters that may stay."""
+    latency: Share | None = None
+    """The share of its time for a run that may stay, on this machine, with the threads and batch of [bench]: the
+    channels of least importance go for most time, by a measured table. Judged by CPU time in the benchmark afterwards,
+    within 5 %."""
+    latency_ms: Positive | None = None
+    """Likewise in milliseconds."""
     threshold: Literal["natural"] | NotNegative | None = None
     """Channels whose score lies below it go; ``natural``: 1, the threshold of Group-HS, for that method alone."""
-    align: Alignment | None = None
+    align: Literal[Alignment, "auto"] | None = None
     """Widths are rounded up to a multiple of it that the runtime is fast at (16 also allows 8), never above the dense
-    width; unset: 16, and 1 for a method without budget."""
+    width; unset: 16, and 1 for a method without budget. ``auto``, which is what unset means in a budget of time: they
+    are chosen, up or down, by what is fast on this machine, by a measured table; without a budget as with 16."""
     method: Literal[Method, "given"] = "group-hs"
     """How channels are scored. ``group-hs``: by the norms of their weights. ``magnitude``: as torch-pruning scores
     them. ``function``: by what they bring to their readers, over their MACs. ``sensitivity``: that, in the measure of
@@ -254,8 +261,8 @@ class Cut(_Table):
     refit: bool = False
     """Whether what reads the channels that went gets new weights, by least squares on unlabelled images."""
     step: Share = 0.05
-    """With ``refit``, such a method and a budget other than ``params`` or ``threshold``: the share of the
-    MACs after which channels are chosen again."""
+    """With ``refit``, such a method and a budget of MACs or of what may be lost: the share of the MACs after which
+    channels are chosen again."""
     dead_first: bool = False
     """Whether what never fires goes before any other method chooses."""
     dead_blocks: bool = False
@@ -279,8 +286,8 @@ class Cut(_Table):
         if self.method not in WITHOUT_BUDGET and len(given) != 1:
             raise PydanticCustomError(
                 "rule",
-                "needs exactly one of macs, params, threshold, max_drop and max_change, got {given}",
-                {"given": " and ".join(given) or "none"},
+                "needs exactly one of {keys} and {last}, got {given}",
+                {"keys": ", ".join(BUDGETS[:-1]), "last": BUDGETS[-1], "given": " and ".join(given) or "none"},
             )
         if not self.in_steps and (self.max_drop is not None or self.max_change is not None):
             raise PydanticCustomError(
@@ -293,7 +300,8 @@ class Cut(_Table):
     @property
     def in_steps(self) -> bool:
         """Whether channels go in steps, each refitted, and are chosen again after each."""
-        return self.refit and self.method in BY_FUNCTION and self.params is None and self.threshold is None
+        other = (self.params, self.threshold, self.latency, self.latency_ms)
+        return self.refit and self.method in BY_FUNCTION and all(it is None for it in other)
 
     @property
     def images(self) -> int:
@@ -302,8 +310,19 @@ class Cut(_Table):
 
     @property
     def alignment(self) -> int:
-        """The multiple in force."""
-        return self.align or (1 if self.method in WITHOUT_BUDGET else 16)
+        """The multiple in force, or that widths chosen by time are at least of."""
+        return 16 if self.align == AUTO else self.align or (1 if self.method in WITHOUT_BUDGET else 16)
+
+    @property
+    def of_time(self) -> bool:
+        """Whether the budget is one of time."""
+        return any(key in LATENCY for key in self.asked())
+
+    @property
+    def by_time(self) -> bool:
+        """Whether widths are chosen by measured time."""
+        budget = self.method not in WITHOUT_BUDGET and self.threshold is None
+        return budget and (self.align == AUTO or (self.align is None and self.of_time))
 
     @property
     def looks_at_images(self) -> bool:
@@ -492,6 +511,10 @@ class Recipe(_Table):
                 'norms = "function" decides in [sparse] what goes: [cut] needs macs or params, and no method',
                 {},
             )
+        if self.sparse.to_budget and self.cut.align == AUTO:
+            raise PydanticCustomError(
+                "rule", 'cut.align = "auto" does not go with norms = "function", which fades to a fixed multiple', {}
+            )
         return self
 
     @model_validator(mode="after")
@@ -505,6 +528,8 @@ class Recipe(_Table):
     def _measures_what_the_gate_asks_for(self) -> "Recipe":
         if self.gate.max_latency is not None and not self.bench.min_seconds:
             raise PydanticCustomError("rule", "gate.max_latency needs bench.min_seconds above 0: it is measured", {})
+        if self.cut.of_time and not self.bench.min_seconds:
+            raise PydanticCustomError("rule", "cut.latency needs bench.min_seconds above 0: it is measured", {})
         if self.gate.max_accuracy_drop is not None and self.data is None:
             raise PydanticCustomError("rule", "gate.max_accuracy_drop needs [data]: it is read on test images", {})
         return self

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from hoyer_export.choices import AUTO, LATENCY
 from hoyer_export.recipe.tables import GIVEN, RANDOM
 from hoyer_export.report.number_format import exact, score, share, small
 from hoyer_export.report.report import Report
@@ -184,7 +185,7 @@ def _cut_words(report: Report, made: Making) -> str:
     groups = f"{len(report.cut.widths)} group{'' if len(report.cut.widths) == 1 else 's'}"
     if not made.cut:
         return f"Nothing was cut: all {exact(made.before)} channels of {groups} stay."
-    blocks = f", {aligned_words(report.cut.align)}" if report.cut.align and report.cut.align > 1 else ""
+    blocks = f", {aligned_words(report)}" if (report.cut.align or 1) > 1 else ""
     method = "zero" if made.group_hs and made.norms == "function" else made.method or ""
     chosen = _CHOSEN.get(method, _CHOSEN["group-hs"])
     taken = sum(step.within for step in report.cut.refit.steps) - 1 if report.cut.refit else 0  # the dense one is first
@@ -235,8 +236,13 @@ _CHOSEN = {
 }
 
 
-def aligned_words(align: int) -> str:
-    """Return to what widths were rounded up: beside whole blocks of 16, 8 is allowed."""
+def aligned_words(report: Report) -> str:
+    """Return to what widths were rounded up, or chosen in: beside whole blocks of 16, 8 is allowed."""
+    align = report.cut.align or 1
+    budget = any(_key(report, "cut", key) for key in LATENCY)
+    by_time = _key(report, "cut", "align") == AUTO or (budget and _key(report, "cut", "align") is None)
+    if by_time:
+        return f"widths chosen by measured time, in whole blocks of {align}{' or 8' if align == 16 else ''}"
     return f"widths rounded up to whole blocks of {align}{' or to 8' if align == 16 else ''}"
 
 

@@ -69,7 +69,7 @@ def render_page(report: Report, metrics: Sequence[EpochRecord]) -> str:
     }
     return environment.get_template("page.html").render(
         facts(report),
-        aligned=aligned_words(report.cut.align or 1),
+        aligned=aligned_words(report),
         asks_a_share=asks_a_share(report),
         tiles=tiles(report),
         latency_plot=_latency_plot(report),

@@ -148,7 +148,7 @@ class Report(Record):
     @property
     def budget(self) -> BudgetRecord:
         """What was asked for and reached."""
-        return self.export.budget
+        return self.bench.budget or self.export.budget
 
     @property
     def passed(self) -> bool:

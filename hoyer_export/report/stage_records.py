@@ -137,7 +137,7 @@ class CutRecord(Record):
         tolerance: of that error.
         delivered_rel_error: the same with the numbers that a step computed (folded constants) rounded to float32, as
             they are delivered.
-        align: multiple that widths were rounded up to.
+        align: multiple that widths were rounded up to, or that those chosen by time are of.
         widths: of every group, in the network's order.
         dead_blocks: names of the residual blocks that became their shortcuts.
         gathered: linear layer → (input features, those that it still reads).
@@ -166,7 +166,8 @@ class CutRecord(Record):
 
 
 class BudgetRecord(Record):
-    """What was asked for and reached: shares of dense, points of accuracy, or the mean relative change of the outputs.
+    """What was asked for and reached: shares of dense, milliseconds, points of accuracy, or the mean relative change of
+    the outputs.
 
     A threshold asks for none of these and is always met.
     """
@@ -375,6 +376,7 @@ class MeasuredRecord(Record):
         artifacts: one each, in the order of the files.
         block: channels of a block of the fast layout on this machine.
         noise: why the machine was too busy to tell.
+        budget: what the files make of a budget of time, which nobody could judge before.
     """
 
     seconds: NotNegative | None
@@ -385,6 +387,7 @@ class MeasuredRecord(Record):
     artifacts: tuple[FileLatency, ...]
     block: Count | None = None
     noise: str | None = None
+    budget: BudgetRecord | None = None
 
     @property
     def engine(self) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hoyer_export.report.making import changed_little, how_it_was_made, little_effect_words, making, stage_seconds
-from hoyer_export.report.number_format import ABSENT, exact, score, score_change, share, small, times
+from hoyer_export.report.number_format import ABSENT, exact, milliseconds, score, score_change, share, small, times
 from hoyer_export.report.report import Artifact, Report
 from hoyer_export.report.stage_records import GateRecord, Images
 from hoyer_export.report.usage import usage
@@ -231,6 +231,9 @@ def budget_words(report: Report) -> str:
             left = of_dense(report, "macs")
             came = "" if left is None else f", {share(left)} of the dense MACs left"
             words.append(f"none asked; channels below {limit} were to go{came}")
+        elif key == "latency_ms":
+            took = milliseconds(report.budget.reached.get(key))
+            words.append(f"at most {milliseconds(asked)} a run asked, {took} reached")
         elif key in LOST:
             gone, stay = report.budget.reached.get(key, 0.0), share(of_dense(report, "macs"))
             words.append(f"at most {asked:g} {LOST[key]} asked, {max(gone, 0.0):.3g} lost at {stay} of the dense MACs")

@@ -3,7 +3,7 @@
 import copy
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import islice
 from math import ceil, prod
@@ -27,11 +27,14 @@ from hoyer_export.run.inputs import macs_in_torch, proved_channels
 from hoyer_export.run.job import Job
 from hoyer_export.run.own import widened
 from hoyer_export.run.stage import Stage
+from hoyer_export.run.time_budget import measured_beside, meet_in_time
+from hoyer_export.run.timing import TIMED_WITH, job_latency
 from hoyer_export.run_folder import RunFolder, write_whole
 from hoyer_export.select.align import Keep
 from hoyer_export.select.budget import COSTS, Budget
 from hoyer_export.select.choose import Selection, select_channels
 from hoyer_export.select.cut_and_refit import Point, cut_and_refit
+from hoyer_export.select.latency import Latency
 from hoyer_export.select.loss import accuracy_drop, output_change
 from hoyer_export.sparsify.penalties import alive_channels
 from hoyer_export.store.slim_file import save_slim
@@ -86,7 +89,9 @@ def cut_channels(job: Job) -> CutRecord:
     asked = " ".join(f"{key} = {value}" for key, value in table.asked().items())
     refit = ", refit" if table.refit else ""
     method = "what has faded" if job.recipe.sparse.to_budget else table.method
-    job.progress.headline(f"cut: {method}{refit}, {asked}{', ' if asked else ''}align = {table.alignment}")
+    job.progress.headline(
+        f"cut: {method}{refit}, {asked}{', ' if asked else ''}align = {'auto' if table.by_time else table.alignment}"
+    )
     start = remove_dead_blocks(network, job.example) if table.dead_blocks else as_slim(network)
     blocks = tuple(edit.module for edit in start.plan.edits)
     channels = job.channels
@@ -186,30 +191,64 @@ def _cut_to_budget(job: Job, network: nn.Module, start: SlimModel, channels: Cha
     """Select and cut until the slim file meets the recipe's budget, which is a share of ``network``."""
     table, scored = job.recipe.cut, start.model
     method = "zero" if job.recipe.sparse.to_budget else table.method  # the sparse phase has decided
-    shares = {} if method == "zero" else _shares(job, start, channels)
     if table.dead_first:
         scored = copy.deepcopy(scored)
         zero_(scored, channels, select_channels(channels, scored, method="dead", inputs=images).keep)
-    for _ in range(TRIES):
+    latency = job_latency(job) if table.by_time or table.of_time else None
+
+    def carried_out(budget: Budget | None) -> _Cut:
         chosen = select_channels(
             channels,
             scored,
-            macs=shares.get("macs"),
-            params=shares.get("params"),
+            budget=budget,
             threshold=table.threshold,
-            align=table.alignment,
+            align=latency if table.by_time else table.alignment,
             method=method,
             inputs=images if method in ("dead", *BY_FUNCTION) else [job.example],
         )
-        found = _carried_out(job, start, channels, chosen)
-        stricter = _stricter(job, network, channels, found)
-        if not (shares and stricter):
-            break
-        shares |= stricter
+        return _carried_out(job, start, channels, chosen)
+
+    if latency is not None and table.of_time:
+        found = _cut_to_time(job, network, channels, latency, carried_out)
+    else:
+        found = _cut_to_share(
+            job, network, channels, {} if method == "zero" else _shares(job, start, channels), carried_out
+        )
     if table.refit:
         refit = refit_(found.slim, start.model, images, seed=job.recipe.seed)
         found = replace(found, slim=refit.slim, zeroed=refit.slim.model, refit=_refit_record(refit))
     return found
+
+
+def _cut_to_share(
+    job: Job,
+    network: nn.Module,
+    channels: ChannelMap,
+    shares: dict[str, float],
+    carried_out: Callable[[Budget | None], _Cut],
+) -> _Cut:
+    for _ in range(TRIES):
+        budget = next((Budget(COSTS[key], share) for key, share in shares.items()), None)
+        found = carried_out(budget)
+        stricter = _stricter(job, network, channels, found)
+        if not (shares and stricter):
+            break
+        shares |= stricter
+    return found
+
+
+def _cut_to_time(
+    job: Job, network: nn.Module, channels: ChannelMap, latency: Latency, carried_out: Callable[[Budget | None], _Cut]
+) -> _Cut:
+    ((key, asked),) = job.recipe.cut.asked().items()
+    measure = measured_beside(job, network, key)
+    whole = latency.of_keep(channels, {}) if key == "latency" else 1.0
+    return meet_in_time(
+        float(asked),
+        choose=lambda aim: carried_out(Budget(latency, at_most=aim * whole)),
+        expected=lambda found: latency.of_keep(channels, found.keep) / whole,
+        measure=lambda found: measure(found.slim.model),
+    )
 
 
 def _shares(job: Job, start: SlimModel, channels: ChannelMap) -> dict[str, float]:
@@ -251,7 +290,7 @@ def cut_in_steps(job: Job, network: nn.Module, start: SlimModel, channels: Chann
         macs=_shares(job, start, channels).get("macs"),
         loss=loss,
         at_most=table.max_change if table.max_drop is None else table.max_drop,
-        align=table.alignment,
+        align=job_latency(job) if table.by_time else table.alignment,
         step=table.step,
         method=table.method,
         seed=job.recipe.seed,
@@ -388,6 +427,7 @@ CUT = Stage(
     record=CutRecord,
     run=cut_channels,
     reads=("cut",),
+    also_reads=lambda recipe: TIMED_WITH if recipe.cut.by_time or recipe.cut.of_time else (),
     needs=("sparse",),
     leaves=lambda job: (cut_weights(job.folder), job.folder.widths),
 )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hoyer_export.call import Call
 from hoyer_export.channels.channel_map import ChannelMap, nothing_prunable
 from hoyer_export.channels.cost import dense_macs
-from hoyer_export.choices import ALIGNMENTS
+from hoyer_export.choices import ALIGNMENTS, LATENCY
 from hoyer_export.data import DataSplits
 from hoyer_export.deploy.export import as_float32, inference_copy
 from hoyer_export.deploy.macs import count_macs
@@ -28,6 +28,7 @@ from hoyer_export.run.artifacts import export_as_asked, sizes_of_run
 from hoyer_export.run.channel_file import write_channels
 from hoyer_export.run.job import Job
 from hoyer_export.run.stage import Stage
+from hoyer_export.run.timing import TIMED_WITH, job_latency
 from hoyer_export.select.align import least_keep
 from hoyer_export.select.budget import COSTS, Budget
 from hoyer_export.sparsify.epoch import check_loss
@@ -178,16 +179,21 @@ def check_budget(job: Job) -> float | None:
     """Say what the narrowest aligned network costs, and return its share of dense; None where no share is asked."""
     table, channels = job.recipe.cut, job.channels
     for key, asked in table.asked().items():
-        if not isinstance(asked, float) or key not in COSTS or table.dead_blocks:  # blocks that go make room
+        if (
+            not isinstance(asked, float) or key not in (*COSTS, *LATENCY) or table.dead_blocks
+        ):  # blocks that go make room
             continue
-        dense, narrowest = (COSTS[key].of_keep(channels, it) for it in ({}, least_keep(channels, table.alignment)))
-        least = narrowest / max(dense, 1)
-        if not Budget(COSTS[key], asked).is_met_by(narrowest, dense):
+        cost = job_latency(job) if key in LATENCY else COSTS[key]
+        dense, narrowest = (cost.of_keep(channels, it) for it in ({}, least_keep(channels, table.alignment)))
+        least = narrowest / (dense or 1)
+        budget = Budget(cost, at_most=asked) if key == "latency_ms" else Budget(cost, asked)
+        if not budget.is_met_by(narrowest, dense):
             lower = [align for align in ALIGNMENTS if align < table.alignment]
             way_out = " or lower cut.align" if lower else ""
+            keeps = f"takes {cost.describe(narrowest)}" if key == "latency_ms" else f"keeps {least:.4f} of its {key}"
             raise RecipeError(
                 f"cut.{key} = {asked:g} cannot be reached: {job.recipe.network.name} at its narrowest with "
-                f"align = {table.alignment} keeps {least:.4f} of its {key}; ask for more{way_out}"
+                f"align = {table.alignment} {keeps}; ask for more{way_out}"
             )
         job.progress.note(f"{key} = {asked:g} can be reached: the narrowest network keeps {share(least)}")
         return least
@@ -285,4 +291,11 @@ INPUTS = Stage(
     run=look_at_inputs,
     reads=("seed", "threads", "device", "network", "data", "dense.weights", "dense.weights_key", "dense.new_head"),
 )
-CHECK = Stage(name="check", record=CheckRecord, run=check, reads=("cut", "export"), needs=("inputs",))
+CHECK = Stage(
+    name="check",
+    record=CheckRecord,
+    run=check,
+    reads=("cut", "export"),
+    also_reads=lambda recipe: TIMED_WITH if recipe.cut.of_time else (),
+    needs=("inputs",),
+)

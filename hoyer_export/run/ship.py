@@ -29,6 +29,7 @@ from hoyer_export.run.explaining import explained
 from hoyer_export.run.inputs import macs_in_torch
 from hoyer_export.run.job import Job
 from hoyer_export.run.stage import Stage, record_of
+from hoyer_export.run.time_budget import judged
 from hoyer_export.run.train import EVALUATION_BATCH
 from hoyer_export.select.budget import COSTS, Budget
 
@@ -212,7 +213,7 @@ def _finite(value: float) -> float | None:
 def bench_files(job: Job) -> records.MeasuredRecord:
     """Measure all artifacts, interleaved; nothing where the recipe gives it no time."""
     table = job.recipe.bench
-    started, files, noise, block = time.perf_counter(), [], None, None
+    started, files, noise, block, budget = time.perf_counter(), [], None, None, None
     if table.min_seconds:
         threads = f"{table.threads} thread{'' if table.threads == 1 else 's'}"
         job.progress.headline(f"bench: {' against '.join(ARTIFACTS)}, {threads}, batch {table.batch_size}")
@@ -226,7 +227,7 @@ def bench_files(job: Job) -> records.MeasuredRecord:
             runtime=table.runtime,
         )
         blocked = [blocked_convolutions(path, runtime=table.runtime) for path in paths]
-        noise, block = found.noisy, blocked[-1].block
+        noise, block, budget = found.noisy, blocked[-1].block, judged(job, found)
         for line in (noise, *found.warnings):
             if line:
                 job.progress.note(line)
@@ -246,6 +247,7 @@ def bench_files(job: Job) -> records.MeasuredRecord:
         artifacts=tuple(files),
         block=block,
         noise=noise,
+        budget=budget,
         seconds=time.perf_counter() - started,
     )
 

@@ -1,7 +1,8 @@
 """Choose which channels stay: by threshold or to meet a budget, at widths that the runtime runs fast.
 
 Channels whose score (``scores.py``) is at or above the threshold stay; widths are then rounded *up* to aligned sizes by
-keeping the strongest of the weak channels, and a budget is met with the rounding inside the search.
+keeping the strongest of the weak channels, and a budget is met with the rounding inside the search. Or widths are
+chosen, up or down, by measured time (``knapsack.py``): the weakest channels for most time.
 """
 
 from collections.abc import Mapping
@@ -12,10 +13,13 @@ from torch import Tensor, nn
 
 from hoyer_export.channels.channel_map import ChannelMap, nothing_prunable
 from hoyer_export.channels.cost import dense_macs, macs_of_keep
-from hoyer_export.choices import METHODS, WITHOUT_BUDGET
+from hoyer_export.choices import BY_FUNCTION, METHODS, WITHOUT_BUDGET
 from hoyer_export.errors import HoyerExportError
 from hoyer_export.select.align import Keep, aligned_keep
 from hoyer_export.select.budget import MACS, PARAMS, Budget
+from hoyer_export.select.function import channel_prices
+from hoyer_export.select.knapsack import Knapsack, energy
+from hoyer_export.select.latency import Latency
 from hoyer_export.select.scores import channel_scores
 from hoyer_export.surgery.extras.calibration import CalibrationInputs
 from hoyer_export.tensors import TensorRecord
@@ -31,8 +35,8 @@ class Selection(TensorRecord):
     Args:
         keep: group name → sorted int64 indices of the channels that stay.
         unaligned: the same before alignment: the channels at or above the threshold.
-        threshold: on the method's scores.
-        align: multiple that widths were rounded up to.
+        threshold: on the method's scores; where widths were chosen by time, the least score that stays.
+        align: multiple that widths were rounded up to, or chosen in.
         macs: MACs at ``keep``.
         dense_macs: MACs of the uncut network.
         unaligned_macs: MACs at ``unaligned``: what alignment cost is ``macs - unaligned_macs``.
@@ -72,7 +76,7 @@ def select_channels(
     params: float | None = None,
     threshold: float | str | None = None,
     budget: Budget | None = None,
-    align: int | None = None,
+    align: int | Latency | None = None,
     method: str = "group-hs",
     inputs: CalibrationInputs | None = None,
 ) -> Selection:
@@ -87,7 +91,8 @@ def select_channels(
         budget: of any other cost, or an absolute number.
         align: widths are rounded up to a multiple of it, counted on the tensor's axis; 16 also allows 8. It suits
             onnxruntime's blocked convolutions (``nchwc_transformer.cc``: blocks of 16 with AVX-512, 8 with AVX2).
-            None: 16, or for ``dead`` and ``zero`` 1.
+            None: 16, or for ``dead`` and ``zero`` 1. A ``measured_latency``, which is what None means in a budget of
+            it: widths are chosen by what is fast on this machine; without a budget they are rounded up to its blocks.
         method: one of ``METHODS`` (``scores.py``). After ``zero_`` of what is dead, its norms are 0, and it goes first
             by any other method.
         inputs: one or more batches. ``dead`` and ``function`` look at all of them, ``magnitude`` lets
@@ -102,10 +107,6 @@ def select_channels(
     """
     given = {"macs": macs, "params": params, "threshold": threshold, "budget": budget}
     _check_request(method, [name for name, value in given.items() if value is not None])
-    if align is None:
-        align = 1 if method in WITHOUT_BUDGET else 16
-    if type(align) is not int or align < 1:
-        raise HoyerExportError(f"align must be a whole number of at least 1, got {align!r}")
     limit = 1.0 if threshold is None else _number(threshold, method)
     if not isinstance(budget, Budget | None):
         raise HoyerExportError(f"budget must be a Budget, e.g. Budget(MACS, 0.5), got {budget!r:.60}")
@@ -113,15 +114,21 @@ def select_channels(
         budget = Budget(MACS, macs)
     elif params is not None:
         budget = Budget(PARAMS, params)
+    widths = _widths(align, budget, method)
     scores, warning = channel_scores(channels, model, method, inputs)
-    if budget is not None:
-        limit = meet(channels, scores, align, budget)
-    keep, unaligned = (aligned_keep(channels, scores, limit, multiple) for multiple in (align, 1))
+    if isinstance(widths, Latency) and budget is not None:
+        keep = unaligned = keep_within(channels, scores, widths, budget, method)
+        limit = min((float(scores[name][kept].min()) for name, kept in keep.items()), default=0.0)
+    else:
+        multiple = _multiple(widths)
+        if budget is not None:
+            limit = meet(channels, scores, multiple, budget)
+        keep, unaligned = (aligned_keep(channels, scores, limit, it) for it in (multiple, 1))
     return Selection(
         keep=keep,
         unaligned=unaligned,
         threshold=limit,
-        align=align,
+        align=_multiple(widths),
         macs=macs_of_keep(channels, keep),
         dense_macs=dense_macs(channels),
         unaligned_macs=macs_of_keep(channels, unaligned),
@@ -143,6 +150,23 @@ def _check_request(method: str, given: list[str]) -> None:
         )
 
 
+def _widths(align: int | Latency | None, budget: Budget | None, method: str) -> int | Latency:
+    """Return what widths are chosen by."""
+    if isinstance(align, Latency):
+        return align
+    if align is None and budget is not None and isinstance(budget.cost, Latency):
+        return budget.cost
+    if align is None:
+        return 1 if method in WITHOUT_BUDGET else 16
+    if type(align) is not int or align < 1:
+        raise HoyerExportError(f"align must be a whole number of at least 1 or a measured latency, got {align!r:.60}")
+    return align
+
+
+def _multiple(widths: int | Latency) -> int:
+    return widths.table.block if isinstance(widths, Latency) else widths
+
+
 def _number(threshold: float | str, method: str) -> float:
     if threshold == "natural" and method == "group-hs":
         return 1.0
@@ -151,6 +175,27 @@ def _number(threshold: float | str, method: str) -> float:
     if isinstance(threshold, bool | str) or not threshold >= 0:
         raise HoyerExportError(f'threshold must be "natural" or a number of at least 0, got {threshold!r}')
     return float(threshold)
+
+
+def keep_within(
+    channels: ChannelMap, scores: Mapping[str, Tensor], align: int | Latency, budget: Budget, method: str
+) -> Keep:
+    """Return what stays within a budget: at aligned widths, or at those that a measured latency says are fast.
+
+    Raises:
+        HoyerExportError: the budget cannot be met.
+    """
+    if not isinstance(align, Latency):
+        return aligned_keep(channels, scores, meet(channels, scores, align, budget), align)
+    # A score by function is over the channel's MACs; what is lost is not.
+    prices = channel_prices(channels) if method in BY_FUNCTION else {}
+    worth = {name: score * prices[name] for name, score in scores.items()} if prices else energy(scores)
+    knapsack = Knapsack.of(channels, scores, worth, align)
+    keep = knapsack.within(budget)
+    if keep is None:
+        least = budget.cost.of_keep(channels, knapsack.keep(knapsack.narrowest))
+        raise _beyond(channels, budget, least, "widths in blocks of " + str(align.table.block))
+    return keep
 
 
 def meet(channels: ChannelMap, scores: Mapping[str, Tensor], align: int, budget: Budget) -> float:
@@ -163,13 +208,7 @@ def meet(channels: ChannelMap, scores: Mapping[str, Tensor], align: int, budget:
 
     candidates = sorted({0.0, float("inf"), *torch.cat(list(scores.values()) or [torch.zeros(0)]).tolist()})
     if not budget.is_met_by(least := cost_at(float("inf")), dense):
-        reachable = f"{least / dense:.4f}" if budget.share is not None else cost.describe(least)
-        if not channels.groups:
-            raise HoyerExportError(f"{budget} cannot be met: {nothing_prunable(channels)}")
-        raise HoyerExportError(
-            f"{budget} cannot be met: with align = {align} the least that can be reached is {reachable};"
-            " ask for more, or lower align"
-        )
+        raise _beyond(channels, budget, least, f"align = {align}")
     low, high = 0, len(candidates) - 1
     while low < high:  # the cost falls with the threshold, so bisect
         middle = (low + high) // 2
@@ -178,6 +217,17 @@ def meet(channels: ChannelMap, scores: Mapping[str, Tensor], align: int, budget:
         else:
             low = middle + 1
     return float(candidates[low])
+
+
+def _beyond(channels: ChannelMap, budget: Budget, least: float, how: str) -> HoyerExportError:
+    """Return that a budget cannot be met, and what can."""
+    if not channels.groups:
+        return HoyerExportError(f"{budget} cannot be met: {nothing_prunable(channels)}")
+    dense = budget.cost.of_keep(channels, {})
+    reachable = f"{least / dense:.4f}" if budget.share is not None else budget.cost.describe(least)
+    return HoyerExportError(
+        f"{budget} cannot be met: with {how} the least that can be reached is {reachable}; ask for more, or lower align"
+    )
 
 
 def _warning(scores: Mapping[str, Tensor]) -> str | None:

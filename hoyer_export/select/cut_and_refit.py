@@ -21,10 +21,11 @@ from hoyer_export.channels.cost import dense_macs, macs_of_keep
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.choices import BY_FUNCTION
 from hoyer_export.errors import HoyerExportError
-from hoyer_export.select.align import Keep, aligned_keep, least_keep
+from hoyer_export.select.align import Keep, least_keep
 from hoyer_export.select.budget import MACS, Budget
-from hoyer_export.select.choose import meet
+from hoyer_export.select.choose import keep_within
 from hoyer_export.select.function import function_scores
+from hoyer_export.select.latency import Latency
 from hoyer_export.select.loss import Loss
 from hoyer_export.select.sensitivity import sensitivities
 from hoyer_export.surgery.cut import cut
@@ -75,7 +76,7 @@ def cut_and_refit(
     macs: float | None = None,
     loss: Loss | None = None,
     at_most: float | None = None,
-    align: int = 16,
+    align: int | Latency = 16,
     step: float = 0.05,
     method: str = "function",
     seed: int = 0,
@@ -90,7 +91,7 @@ def cut_and_refit(
         macs: share of the dense MACs to stop at.
         loss: what a network has lost, measured after every step.
         at_most: the most that it may have lost: the smallest network within it is found, to an eighth of a step.
-        align: widths are rounded up to a multiple of it.
+        align: widths are rounded up to a multiple of it; or chosen by a ``measured_latency`` of the model.
         step: share of the dense MACs that goes at once.
         method: ``function``, which chooses again after each step, or ``sensitivity``, which is measured once, on the
             dense network, and cuts that to every size.
@@ -108,7 +109,7 @@ def cut_and_refit(
     state = _Walk.start(model, targets, align, trace)
     dense = state.macs
     if macs is not None:  # said before any work
-        meet(state.channels, state.scores, align, Budget(MACS, macs))
+        keep_within(state.channels, state.scores, align, Budget(MACS, macs), "function")
     if at_once := method == "sensitivity":
         state = replace(state, factors=sensitivities(state.channels, model, targets.batches, seed))
         step = step if at_most is not None else 1.0
@@ -150,13 +151,13 @@ class _Walk:
     channels: ChannelMap
     keep: Keep
     targets: DenseOutputs
-    align: int
+    align: int | Latency
     trace: Trace
     refit: Refit | None = None
     factors: Mapping[str, Tensor] | None = None  # of sensitivity
 
     @staticmethod
-    def start(model: nn.Module, targets: DenseOutputs, align: int, trace: Trace) -> "_Walk":
+    def start(model: nn.Module, targets: DenseOutputs, align: int | Latency, trace: Trace) -> "_Walk":
         slim = SlimModel(copy.deepcopy(model).eval(), PruningPlan())
         channels = trace(slim.model, targets.example)
         keep = {group.name: torch.arange(group.width) for group in channels.groups}
@@ -177,12 +178,12 @@ class _Walk:
     @property
     def least(self) -> int:
         """The fewest MACs that can be reached from here."""
-        return macs_of_keep(self.channels, least_keep(self.channels, self.align))
+        align = self.align.table.block if isinstance(self.align, Latency) else self.align
+        return macs_of_keep(self.channels, least_keep(self.channels, align))
 
     def smaller(self, macs: float) -> "_Walk":
         """Return the network with at most ``macs``, refitted; this one is not changed."""
-        threshold = meet(self.channels, self.scores, self.align, Budget(MACS, at_most=macs))
-        stay = aligned_keep(self.channels, self.scores, threshold, self.align)
+        stay = keep_within(self.channels, self.scores, self.align, Budget(MACS, at_most=macs), "function")
         zeroed = replace(self.slim, model=copy.deepcopy(self.slim.model))
         zero_(zeroed.model, self.channels, stay)
         slim = cut(zeroed, self.channels, stay, self.targets.example)

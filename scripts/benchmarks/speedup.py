@@ -1,13 +1,15 @@
-"""Does a cut that halves the MACs halve the latency? Speed-up ÷ MACs reduction, beside torch-pruning's default.
+"""Does a cut that halves the MACs halve the latency? Speed-up ÷ MACs reduction, beside torch-pruning's two modes.
 
-    python scripts/benchmarks/speedup.py [--network torchvision:resnet18 ...] [--rounds 3] [--min-seconds 8]
+    python scripts/benchmarks/speedup.py [--network torchvision:resnet18 ...] [--macs 0.5 0.25] [--rounds 3]
 
-For every network: the dense file, ours (macs = 0.5, align = 16) and torch-pruning's (its MagnitudePruner as its README
-shows it, ragged widths, the uniform ratio that comes closest to half the MACs), all exported by the same exporter and
-timed interleaved in one process on one thread. Latency does not depend on what a network has learned, so the weights
-are random; each filter is scaled by exp(0.5 z), z normal, so that norms spread as a trained network's do.
+For every network and budget: the dense file, ours (align = 16, and auto: by the measured table of this machine) and
+torch-pruning's (its MagnitudePruner as its README shows it, ragged widths, and with round_to = 16; the uniform ratio
+that comes closest to the MACs), all exported by the same exporter and timed interleaved in one process on one thread.
+Latency does not depend on what a network has learned, so the weights are random; each filter is scaled by exp(0.5 z),
+z normal, so that norms spread as a trained network's do.
 
-1.0 would mean that every MAC removed is time saved; 0.7 that almost a third of the saving is lost in the runtime.
+Speed-ups are medians of paired ratios of CPU time, one a round. 1.0 would mean that every MAC removed is time saved;
+0.7 that almost a third of the saving is lost in the runtime.
 """
 
 import argparse
@@ -25,43 +27,55 @@ from hoyer_export.environment import environment_record
 from hoyer_export.networks import build_network
 
 IMAGE = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+NETWORKS = (
+    *(f"torchvision:{name}" for name in ("resnet18", "resnet34", "resnet50", "mobilenet_v2")),
+    *("torchvision:efficientnet_b0", "torchvision:regnet_y_400mf"),
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", nargs="+", default=["torchvision:resnet18", "torchvision:resnet50"])
+    parser.add_argument("--network", nargs="+", default=NETWORKS)
+    parser.add_argument("--macs", nargs="+", type=float, default=[0.5, 0.25], help="shares of the dense MACs")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--min-seconds", type=float, default=8.0, help="timed seconds a file in each round")
+    parser.add_argument("--min-seconds", type=float, default=20.0, help="of a round, all files together")
     arguments = parser.parse_args()
     print(environment_record())
-    with tempfile.TemporaryDirectory() as folder:
-        for name in arguments.network:
-            compare(name, Path(folder), arguments.rounds, arguments.min_seconds)
+    print("| network, share of the MACs | cut | MACs | blocked | speed-up | speed-up ÷ MACs reduction |")
+    print("|---|---|--:|--:|--:|--:|")
+    for name in arguments.network:
+        with tempfile.TemporaryDirectory() as folder:
+            for share in arguments.macs:
+                compare(name, share, Path(folder), arguments.rounds, arguments.min_seconds)
 
 
-def compare(name: str, folder: Path, rounds: int, min_seconds: float) -> None:
-    """Print one line a cut and round: MACs, latency, speed-up, and speed-up ÷ MACs reduction."""
+def compare(name: str, share: float, folder: Path, rounds: int, min_seconds: float) -> None:
+    """Print one line a cut: MACs, blocked convolutions, and of each round speed-up and speed-up ÷ MACs reduction."""
     torch.manual_seed(0)
     model = build_network(name).eval()
     spread_norms(model)
-    files = {"dense": folder / "dense.onnx", "ours": folder / "ours.onnx", "torch-pruning": folder / "theirs.onnx"}
-    hx.export_onnx(model, IMAGE, files["dense"])
-    hx.export_onnx(ours(model), IMAGE, files["ours"])
-    hx.export_onnx(theirs(model), IMAGE, files["torch-pruning"])
-    macs = {cut: hx.count_macs(file).macs for cut, file in files.items()}
+    cuts = {
+        "dense": model,
+        "ours, align = 16": ours(model, share, 16),
+        "ours, align = auto": ours(model, share, hx.measured_latency(model, IMAGE)),
+        "torch-pruning": theirs(model, share, None),
+        "torch-pruning, round_to = 16": theirs(model, share, 16),
+    }
+    files = {cut: folder / f"{number}.onnx" for number, cut in enumerate(cuts)}
     for cut, file in files.items():
-        blocked = blocked_convolutions(file)
-        print(f"{name} {cut}: {macs[cut] / 1e6:.1f} MMACs, blocked convolutions {blocked.blocked} of {blocked.total}")
-    for number in range(rounds):
-        record = hx.benchmark(list(files.values()), threads=1, min_seconds=min_seconds)
-        for cut, latency, speedup in zip(list(files)[1:], record.files[1:], record.speedups, strict=True):
-            reduction = macs["dense"] / macs[cut]
-            interval = "too noisy" if speedup.ci95 is None else "{:.3f}, {:.3f}".format(*speedup.ci95)
-            print(
-                f"{name} round {number + 1} {cut}: p50 {latency.p50_ms:.2f} ms (dense {record.files[0].p50_ms:.2f}),"
-                f" speed-up {speedup.median:.3f} [{interval}], MACs ÷ {reduction:.3f},"
-                f" speed-up ÷ MACs reduction {speedup.median / reduction:.3f}"
-            )
+        hx.export_onnx(cuts[cut], IMAGE, file)
+    macs = {cut: hx.count_macs(file).macs for cut, file in files.items()}
+    measured = [hx.benchmark(list(files.values()), threads=1, min_seconds=min_seconds) for _ in range(rounds)]
+    for number, cut in enumerate(files):
+        convs = blocked_convolutions(files[cut])
+        found = [1.0 if number == 0 else record.steady[number - 1].median for record in measured]
+        speedups = ", ".join(f"{it:.3f}" for it in found)
+        ratios = ", ".join(f"{it * macs[cut] / macs['dense']:.3f}" for it in found)
+        print(
+            f"| {name}, {share:g} | {cut} | {macs[cut] / macs['dense']:.1%} | {convs.blocked} of {convs.total}"
+            f" | {speedups} | {ratios} |",
+            flush=True,
+        )
 
 
 def spread_norms(model: nn.Module) -> None:
@@ -72,19 +86,19 @@ def spread_norms(model: nn.Module) -> None:
                 module.weight.mul_(torch.exp(0.5 * torch.randn(module.out_channels, 1, 1, 1)))
 
 
-def ours(dense: nn.Module) -> nn.Module:
-    """Half the MACs at widths that the runtime likes."""
+def ours(dense: nn.Module, share: float, align: int | hx.Latency) -> nn.Module:
+    """A share of the MACs at widths that the runtime likes."""
     model = copy.deepcopy(dense)
     channels = hx.trace_channels(model, IMAGE)
-    keep = hx.select_channels(channels, model, macs=0.5, align=16).keep
+    keep = hx.select_channels(channels, model, macs=share, align=align).keep
     hx.zero_(model, channels, keep)
     return hx.cut(model, channels, keep, IMAGE).model
 
 
-def theirs(dense: nn.Module) -> nn.Module:
-    """torch-pruning's default pruner at the uniform ratio that comes closest to half the MACs."""
-    target = torch_pruning.utils.count_ops_and_params(dense, IMAGE[:1])[0] / 2
-    low, high = 0.0, 0.9
+def theirs(dense: nn.Module, share: float, round_to: int | None) -> nn.Module:
+    """torch-pruning's default pruner at the uniform ratio that comes closest to the share of the MACs."""
+    target = torch_pruning.utils.count_ops_and_params(dense, IMAGE[:1])[0] * share
+    low, high, closest = 0.0, 0.95, (float("inf"), dense)
     for _ in range(12):
         ratio = (low + high) / 2
         model = copy.deepcopy(dense)
@@ -93,14 +107,15 @@ def theirs(dense: nn.Module) -> nn.Module:
             IMAGE[:1],
             importance=torch_pruning.importance.MagnitudeImportance(p=2),
             pruning_ratio=ratio,
+            round_to=round_to,
             ignored_layers=[module for module in model.modules() if isinstance(module, nn.Linear)],
         )
         pruner.step()
-        if torch_pruning.utils.count_ops_and_params(model, IMAGE[:1])[0] > target:
-            low = ratio
-        else:
-            high = ratio
-    return model
+        left = torch_pruning.utils.count_ops_and_params(model, IMAGE[:1])[0]
+        low, high = (ratio, high) if left > target else (low, ratio)
+        if abs(left - target) < closest[0]:
+            closest = abs(left - target), model
+    return closest[1]
 
 
 if __name__ == "__main__":
