@@ -208,6 +208,9 @@ NETWORKS: dict[str, Callable[[], Net]] = {
     "heads of which one call does without": behind_linear(
         lambda n, y: n.h(F.layer_norm(y, (12,)), "pass") + n.h(F.layer_norm(y, (12,))), h=Heads()
     ),
+    "parts that are weighed against each other": behind(
+        lambda n, y: y.reshape(len(y), n.k, y.shape[1] // n.k, *y.shape[2:]).softmax(1).square().sum(1), k=3
+    ),
     "a width divided by an attribute": behind(lambda n, y: y[:, : y.shape[1] // n.k], k=5),
     "heads between two widths": behind_linear(
         lambda n, y: joined(n.h(y), n.h(n.b(y), "pass")), h=Heads(), b=nn.Linear(12, 12)

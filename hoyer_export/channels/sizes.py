@@ -102,6 +102,7 @@ class Size(int):
         if isinstance(other, AttributeSize):
             if isinstance(self, AxisSize) and self.is_whole and other.is_whole and int.__mod__(self, other) == 0:
                 width = int.__floordiv__(self, other)  # of a head, as long as heads go whole
+                other.origin.divided.append(self.origin.labels)
                 self.tracer.unite_runs(self.origin, width)
                 other.scaled(width, 1).tie(self.origin)
                 return width

@@ -70,7 +70,7 @@ def trace_channels(
         raise NetworkError("example_inputs must hold a tensor, the first one with at least one example")
     table = rule_table(rules)
     with _uncollected(), _blamed_on(rules):
-        found = _trace(_copied(model), call, table, frozenset())
+        found = _trace(_copied(model), call, table, {})
         if found.better:  # the channels of some axis cannot go as the code cuts it, but perhaps another way
             again = _trace(_copied(model), call, table, found.better)
             found = max(found, again, key=lambda trace: sum(group.width for group in trace.channels.groups))
@@ -119,10 +119,10 @@ def _copied(model: nn.Module) -> nn.Module:
 
 
 class _Trace(NamedTuple):
-    """What one run found, and attributes that should rather be followed, as what was to shrink instead cannot."""
+    """What one run found, and attributes to follow (True) or leave alone (False), as what was to shrink instead cannot."""
 
     channels: ChannelMap
-    better: frozenset[str]
+    better: dict[str, bool]
 
 
 def _of_another_type(network: nn.Module, call: Call) -> str:
@@ -136,14 +136,15 @@ def _of_another_type(network: nn.Module, call: Call) -> str:
 
 
 def _trace(
-    traced: nn.Module, call: Call, rules: Mapping[Function | str, Rule | None], preferred: frozenset[str]
+    traced: nn.Module, call: Call, rules: Mapping[Function | str, Rule | None], followed: Mapping[str, bool]
 ) -> _Trace:
     """Run a model with labels, once, or twice where some modules run only in training."""
     tracer = Tracer(traced, batch_size=call.batch_size)
 
     def watched(attribute: Attribute) -> int:
-        attribute.is_preferred = attribute.shown in preferred
-        return AttributeSize.make(tracer, attribute)
+        attribute.is_preferred = followed.get(attribute.shown, False)
+        attribute.is_fixed = not followed.get(attribute.shown, True)
+        return attribute.dense if attribute.is_fixed else AttributeSize.make(tracer, attribute)
 
     for module in traced.modules():
         stated = ((name, size) for name, size in layer_sizes(module) if vars(module).get(name) == int(size) > 1)
@@ -171,14 +172,13 @@ def _trace(
     components = tracer.union_find.solve()
     for attribute in attributes:
         follow_unread(attribute, seen, tracer.union_find, components)
-    better = {
-        attribute.shown
-        for attribute in attributes
-        if attribute.passed_over
-        and not attribute.is_fixed
-        and all((components.reason_of(labels) >= 0).all() for labels in attribute.passed_over)
-    }
-    return _Trace(channel_map(tracer, attributes, components, traced), frozenset(better) - preferred)
+    better = {}
+    for attribute in attributes:
+        passed_over = [] if attribute.is_fixed else attribute.passed_over
+        for axes, is_followed in ((attribute.divided, False), (passed_over, True)):
+            if axes and all((components.reason_of(labels) >= 0).all() for labels in axes):
+                better[attribute.shown] = is_followed
+    return _Trace(channel_map(tracer, attributes, components, traced), better)
 
 
 def _run(calls: RuleMode, traced: nn.Module, call: Call) -> None:
