@@ -119,7 +119,7 @@ def _copied(model: nn.Module) -> nn.Module:
 
 
 class _Trace(NamedTuple):
-    """What one run found, and attributes to follow (True) or leave alone (False), as what was to shrink instead cannot."""
+    """What one run found, and attributes to follow (True) or to leave (False), as what was to shrink instead cannot."""
 
     channels: ChannelMap
     better: dict[str, bool]
