@@ -46,6 +46,8 @@ def test_nothing_reaches_beyond_the_window(tab: Browser, name: str) -> None:
         tab.run(EVERYTHING_OPEN)
         assert tab.run(BEYOND) == []
         assert tab.run("document.documentElement.scrollWidth") == width
+        if media == "print":  # nobody scrolls paper
+            assert tab.run("[...document.querySelectorAll('.scroll')].every(it => it.scrollWidth <= it.clientWidth)")
 
 
 def test_what_reaches_beyond_the_window_would_be_noticed(tab: Browser) -> None:
