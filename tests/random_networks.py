@@ -12,11 +12,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
+from rule_networks import HalfUnit, Heads
 from torch import Tensor, nn
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 IMAGE, LINE, VOLUME, TOKENS, VECTOR = "image", "line", "volume", "tokens", "vector"
 AXIS = {IMAGE: 1, LINE: 1, VOLUME: 1, TOKENS: -1, VECTOR: 1}
+NAMES: dict[str, Any] = {"nn": nn, "F": F, "torch": torch, "HalfUnit": HalfUnit, "Heads": Heads}
 LAYOUT_OF_NDIM = {4: IMAGE, 5: VOLUME, 2: VECTOR}
 
 
@@ -40,7 +42,7 @@ class Program:
 
     def build(self) -> tuple[nn.Module, tuple[Tensor, ...]]:
         """Return the network and example inputs."""
-        names: dict[str, Any] = {"nn": nn, "F": F, "torch": torch}
+        names = dict(NAMES)
         exec(repr(self), names)
         return names["Network"](), tuple(_example(shape, self.channels_last) for shape in self.inputs)
 
@@ -59,7 +61,7 @@ class Draft:
         self.layers: list[str] = []
         self.lines: list[str] = []
         self.layouts: dict[str, str] = {}
-        self.scope: dict[str, Any] = {"nn": nn, "F": F, "torch": torch, "self": nn.Module()}
+        self.scope: dict[str, Any] = {**NAMES, "self": nn.Module()}
         self.inputs: list[tuple[int, ...]] = []
         self.count = 0
 
@@ -372,6 +374,22 @@ def shuffle(d: Draft, x: str) -> None:
     )
 
 
+def half_unit(d: Draft, x: str) -> None:
+    """A unit of ShuffleNet, perhaps twice."""
+    unit = f"HalfUnit({d.width(x)})"
+    first = d.value(f"{d.layer('unit', unit)}({x})", IMAGE)
+    if d.one_of(False, True):
+        d.value(f"{d.layer('unit', unit)}({first})", IMAGE)
+
+
+def module_attention(d: Draft, x: str) -> None:
+    """Torch's own attention, or one that takes the width of its heads from its input."""
+    width, heads = d.width(x), d.divisor(d.width(x))
+    own = d.layer("attention", f"Heads(width={width}, heads={heads})")
+    torchs = d.layer("attention", f"nn.MultiheadAttention({width}, {heads}, batch_first=True)")
+    d.value(d.one_of(f"{own}({x})", f"{torchs}({x}, {x}, {x})[0]", f"torch.cat({torchs}({x}, {x}, {x}), 2)"), TOKENS)
+
+
 def pixel_shuffle(d: Draft, x: str) -> None:
     up = d.width(x) % 4 == 0 and d.one_of(True, False)
     d.value(f"F.pixel_shuffle({x}, 2)" if up else f"F.pixel_unshuffle({x}, 2)", IMAGE)
@@ -644,11 +662,13 @@ ANY = [
 STEPS: dict[str, list[Callable[[Draft, str], None]]] = {
     IMAGE: [
         *MAPS, *ANY, convolution, convolution, prelu, squeeze_excite, tied, unused, pointwise_linear, stack, shuffle,
-        pixel_shuffle, resize, beside, to_tokens, to_vector, to_line, to_volume, image_products,
+        pixel_shuffle, resize, beside, to_tokens, to_vector, to_line, to_volume, image_products, half_unit,
     ],
     LINE: [*MAPS, *ANY, prelu, line_to_image],
     VOLUME: [*MAPS, *ANY, prelu, volume_to_image],
-    TOKENS: [linear, linear, *ANY, layer_norm, attention, attention, products, to_image, tokens_to_vector],
+    TOKENS: [
+        linear, linear, *ANY, layer_norm, attention, attention, module_attention, products, to_image, tokens_to_vector,
+    ],
     VECTOR: [linear, linear, *ANY, batch_norm, prelu, vector_to_image],
 }  # fmt: skip
 

@@ -53,6 +53,55 @@ def _between(
     return make
 
 
+class OwnAttention(nn.MultiheadAttention):
+    """A derived class may do anything."""
+
+
+class Shuffled(nn.Module):
+    """Channels are split by hand, swapped and joined before something is done; the width may be another tensor's."""
+
+    def __init__(self, split: Callable[[int], tuple[int, int]], then: Callable[[Tensor], Tensor] = lambda y: y) -> None:
+        super().__init__()
+        self.split, self.then = split, then
+
+    def forward(self, y: Tensor, other: Tensor | None = None) -> Tensor:
+        b, c, h, w = (y if other is None else other).shape
+        return self.then(y.view(b, *self.split(c), h, w).transpose(1, 2).reshape(b, -1, h, w))
+
+
+class Heads(nn.Module):
+    """Attention that takes the width of all its heads from its input, which it may also read."""
+
+    def __init__(self, reads: bool = False, width: int = 12, heads: int = 3) -> None:
+        super().__init__()
+        self.heads, self.reads = heads, reads
+        self.qkv, self.out, self.other = nn.Linear(width, 3 * width), nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor, does: str = "attend") -> Tensor:
+        b, n, c = x.shape
+        if does != "attend":
+            return self.other(x.tanh() if does == "read" else x)
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, c)
+        return self.out(y * x if self.reads else y)
+
+
+def joined_channels(*parts: Tensor) -> Tensor:
+    return torch.cat(parts, 1)
+
+
+class HalfUnit(nn.Module):
+    """One half of the channels passes by, the other goes through a convolution, and both are interleaved."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.b, self.s = conv(width // 2, width // 2), nn.ChannelShuffle(2)
+
+    def forward(self, y: Tensor) -> Tensor:
+        left, right = y.chunk(2, 1)
+        return self.s(torch.cat([left, self.b(right)], 1))
+
+
 def parameter(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.rand(shape))
 
@@ -143,7 +192,28 @@ NETWORKS: dict[str, Callable[[], Net]] = {
         q=conv(12, 8), k=conv(12, 4),
     ),
     "multi-head attention": behind_linear(
-        lambda n, y: n.mha(y, y, y, need_weights=False)[0], mha=nn.MultiheadAttention(12, 3, batch_first=True)
+        lambda n, y: n.mha(y, y, y)[0], mha=nn.MultiheadAttention(12, 3, batch_first=True)
+    ),
+    "multi-head attention and the mean of its weights": behind_linear(
+        lambda n, y: torch.cat(n.mha(y, y, y), 2), mha=nn.MultiheadAttention(12, 3, batch_first=True)
+    ),
+    "multi-head attention in a class of one's own": behind_linear(
+        lambda n, y: n.mha(y, y, y, need_weights=False)[0], mha=OwnAttention(12, 3, batch_first=True)
+    ),
+    "heads as wide as the input": behind_linear(lambda n, y: n.h(F.layer_norm(y, (12,))), h=Heads()),
+    "heads as wide as an input that is also read": behind_linear(lambda n, y: n.h(y), h=Heads(reads=True)),
+    "heads of which one call reads the input": behind_linear(
+        lambda n, y: n.h(F.layer_norm(y, (12,))) + n.h(F.layer_norm(y, (12,)), "read"), h=Heads()
+    ),
+    "heads of which one call does without": behind_linear(
+        lambda n, y: n.h(F.layer_norm(y, (12,)), "pass") + n.h(F.layer_norm(y, (12,))), h=Heads()
+    ),
+    "parts that are weighed against each other": behind(
+        lambda n, y: y.reshape(len(y), n.k, y.shape[1] // n.k, *y.shape[2:]).softmax(1).square().sum(1), k=3
+    ),
+    "a width divided by an attribute": behind(lambda n, y: y[:, : y.shape[1] // n.k], k=5),
+    "heads between two widths": behind_linear(
+        lambda n, y: joined(n.h(y), n.h(n.b(y), "pass")), h=Heads(), b=nn.Linear(12, 12)
     ),
     "attention to widths of their own": behind_linear(
         lambda n, y: n.mha(n.q(y), y, n.v(y))[0],
@@ -305,6 +375,29 @@ NETWORKS: dict[str, Callable[[], Net]] = {
     "unpooled at fixed places": behind(unpooled_at_fixed_places),
     "unpooled along channels": behind(unpooled_along_channels),
     "channel shuffle": behind(lambda n, y: F.channel_shuffle(y, 3)),
+    "channel shuffle of a module": behind(lambda n, y: n.s(y), s=nn.ChannelShuffle(3)),
+    "channel shuffle of runs": behind(lambda n, y: n.s(y), s=Shuffled(lambda c: (c // 3, 3))),
+    "channel shuffle of any width": behind(lambda n, y: n.s(y), s=Shuffled(lambda c: (3, -1))),
+    "channel shuffle as wide as another": behind(
+        lambda n, y: n.s(joined_channels(y, y), n.b(y)), s=Shuffled(lambda c: (2, c)), b=conv(12, 12)
+    ),
+    "channel shuffle that another operation reads": behind(
+        lambda n, y: n.s(joined_channels(y, y.flip(1))), s=Shuffled(lambda c: (2, c // 2), then=F.relu)
+    ),
+    "channel shuffle of runs that another operation reads": behind(
+        lambda n, y: n.s(joined_channels(y, y)), s=Shuffled(lambda c: (c // 2, 2), then=F.relu)
+    ),
+    "channels split and taken apart": behind(lambda n, y: torch.cat(y.view(len(y), 3, -1, 8, 8).unbind(1)[:2], 1)),
+    "channel shuffle beside other channels": behind(
+        lambda n, y: F.channel_shuffle(outer(n, y)[..., None], 3), b=conv(12, 6)
+    ),
+    "channel shuffles of one module": behind(
+        lambda n, y: joined(n.s(y), n.s(n.b(y))), s=nn.ChannelShuffle(3), b=conv(12, 12)
+    ),
+    "shuffles between halves": behind(lambda n, y: n.v(n.u(y)), u=HalfUnit(12), v=HalfUnit(12)),
+    "shuffles of two widths in one module": behind(
+        lambda n, y: joined(n.s(y), n.s(n.b(y))), s=nn.ChannelShuffle(2), b=conv(12, 8)
+    ),
     "pixels across channels": behind(lambda n, y: F.pixel_unshuffle(y.transpose(1, 2), 2)),
     "windows": behind(lambda n, y: y.unfold(1, 2, 1)),
     "windows beside": behind(lambda n, y: y.unfold(2, 3, 1)),

@@ -1,10 +1,10 @@
 """A budget of time: asked for until what is measured is what was asked, judged on the files, and said by the verb."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Call
 
 from hoyer_export.deploy import layer_times
 from hoyer_export.deploy.benchmark import BenchmarkRecord, LatencyRecord, Speedup
@@ -12,6 +12,8 @@ from hoyer_export.deploy.layers import Layer
 from hoyer_export.errors import HoyerExportError
 from hoyer_export.run import time_budget
 from hoyer_export.run.time_budget import Reached, meet_in_time, reached
+
+Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ class Attribute:
         is_fixed: something depends on the number that the cut cannot see to.
         passed_over: labels of axes that could have followed the attribute, but another length follows the cut instead.
         is_preferred: those axes are to follow the attribute.
+        divided: labels of axes whose length the code divides by it: whole parts of them were to go.
     """
 
     module: str
@@ -43,6 +44,7 @@ class Attribute:
     is_fixed: bool = False
     passed_over: list[Vector] = field(default_factory=list)
     is_preferred: bool = False
+    divided: list[Vector] = field(default_factory=list)
 
     @property
     def axis(self) -> tuple[Vector, int] | None:

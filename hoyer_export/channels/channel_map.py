@@ -14,6 +14,8 @@ from torch import Tensor
 
 from hoyer_export.tensors import TensorRecord
 
+ORDER = "channel_order"
+"""Name of the buffer by which a module puts its output's channels in order, see ``Shuffle``."""
 SHOWN = 20
 """How many lines of a table are shown where a record is printed."""
 
@@ -132,6 +134,42 @@ class SizeAttribute:
     times: int = 1
 
 
+@dataclass(frozen=True)
+class Lending:
+    """A module that is to get a narrower input, because it takes the width of all its heads from it.
+
+    Args:
+        module: its name.
+        layers: its children that read the whole input.
+        axis: what the width follows.
+    """
+
+    module: str
+    layers: tuple[str, ...]
+    axis: Axis
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Shuffle(TensorRecord):
+    """Channels that a module shuffles and returns; after a cut they have to be put in order again.
+
+    The code splits an axis in two, swaps both and joins them. With fewer channels that takes them to other places.
+
+    Args:
+        module: name of the module.
+        dim: the axis of its output.
+        shape: the two lengths, -1 for the one that shrinks.
+        order: int64 [channels], which position of the axis before comes to each place.
+        owner: group name → int64 [channels], whose channel each position before is, -1 for none of the group's.
+    """
+
+    module: str
+    dim: int
+    shape: tuple[int, int]
+    order: Tensor
+    owner: dict[str, Tensor]
+
+
 @dataclass(frozen=True, repr=False)
 class ChannelMap:
     """What lives or dies together in one network.
@@ -143,6 +181,8 @@ class ChannelMap:
         shapes: dense shape of every parameter and buffer.
         buffers: the names in ``shapes`` that are buffers: cut like parameters, not counted as such.
         attributes: sizes in modules' attributes that the cut rewrites.
+        shuffles: where channels have to be put in order after the cut.
+        lendings: modules whose input has to be made narrower.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -152,6 +192,8 @@ class ChannelMap:
     _: KW_ONLY
     buffers: frozenset[str] = frozenset()
     attributes: tuple[SizeAttribute, ...] = ()
+    shuffles: tuple[Shuffle, ...] = ()
+    lendings: tuple[Lending, ...] = ()
 
     def group(self, name: str) -> ChannelGroup:
         """Return the group called ``name``; KeyError if there is none."""

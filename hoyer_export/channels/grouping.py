@@ -10,7 +10,7 @@ from itertools import chain, count
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hoyer_export.channels.attributes import Attribute
 from hoyer_export.channels.channel_map import (
@@ -18,7 +18,9 @@ from hoyer_export.channels.channel_map import (
     ChannelGroup,
     ChannelMap,
     Contraction,
+    Lending,
     Member,
+    Shuffle,
     SizeAttribute,
     Unprunable,
 )
@@ -50,6 +52,14 @@ class _Grouping:
         }
         return Axis(int((groups < 0).sum()), counts)
 
+    def owner(self, labels: Vector) -> dict[str, Tensor]:
+        """Return for every group that has channels along an axis whose each position is, -1 for none of the group's."""
+        groups, channels = self.group[labels], self.channel[labels]
+        return {
+            self.names[at]: torch.from_numpy(np.where(groups == at, channels, -1))
+            for at in sorted(set(groups.tolist()) - {-1})
+        }
+
 
 def channel_map(
     tracer: Tracer, attributes: Sequence[Attribute], components: Components, model: nn.Module
@@ -66,13 +76,13 @@ def channel_map(
     readers = _touched(slot_of, tracer.readers)
     found = _group(slots, slot_of, components, weights)
     summed = set(found.group[np.isin(components.of_label, _touched(components.of_label, tracer.summed))].tolist())
+    number_of = {name: number for number, name in enumerate(found.names)}
     members: list[list[Member]] = [[] for _ in found.names]
     for at, slot in enumerate(slots):
-        groups_here, channels_here = found.group[slot.span], found.channel[slot.span]
-        for number in sorted(set(groups_here.tolist()) - {-1}):
-            owner = torch.from_numpy(np.where(groups_here == number, channels_here, -1))
+        for name, owner in found.owner(np.arange(slot.start, slot.start + slot.size)).items():
             is_weight = slot.parameter in weights
-            members[number].append(Member(slot.parameter, slot.dim, owner, is_weight=is_weight, reads=at in readers))
+            member = Member(slot.parameter, slot.dim, owner, is_weight=is_weight, reads=at in readers)
+            members[number_of[name]].append(member)
     return ChannelMap(
         groups=tuple(
             ChannelGroup(name, width, tuple(owned), only_read=number not in summed)
@@ -92,6 +102,15 @@ def channel_map(
             )
             for it in attributes
             if it.axis is not None
+        ),
+        shuffles=tuple(
+            Shuffle(it.module, it.dim, it.shape, torch.from_numpy(it.order.copy()), found.owner(it.side.labels))
+            for it in tracer.shuffles.values()
+        ),
+        lendings=tuple(
+            Lending(name, tuple(sorted(set[str]().union(*(it.layers for it in loans)))), axis)
+            for name, loans in tracer.loans.items()
+            if loans and (axis := found.axis(loans[0].side.labels)).counts
         ),
     )  # fmt: skip
 

@@ -5,7 +5,7 @@ rectangular: what is removed from it are whole slices along an axis, so all the 
 die together anyway.
 """
 
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 from weakref import ref
@@ -69,6 +69,17 @@ class LabelledContraction:
     axes: tuple[Vector | int, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class LabelledShuffle:
+    """A shuffle of channels that a module returns, see ``channel_map.Shuffle``."""
+
+    module: str
+    dim: int
+    shape: tuple[int, int]
+    side: AxisLabels
+    order: Vector
+
+
 class Tracer:
     """The labels of every tensor, parameter and buffer of one traced run.
 
@@ -90,6 +101,11 @@ class Tracer:
         self._labels_of: MutableMapping[Tensor, TensorLabels] = WeakTensorKeyDictionary()
         self._names: MutableMapping[Tensor, str] = WeakTensorKeyDictionary()
         self._examples: MutableMapping[Tensor, bool] = WeakTensorKeyDictionary()
+        self.spreads: MutableMapping[Tensor, Any] = WeakTensorKeyDictionary()  # see positions.py
+        self.shuffles: dict[str, LabelledShuffle] = {}
+        self.lent: MutableMapping[Tensor, Any] = WeakTensorKeyDictionary()  # see lending.py
+        self.loans: dict[str, list[Any]] = {}
+        self._waiting: MutableMapping[Tensor, Callable[[Tensor], None]] = WeakTensorKeyDictionary()
         self._fixed_dims: dict[tuple[str, int], str] = {}  # dimensions of parameters without labels as yet → reason
         self._sharing: dict[int, list[ref[Tensor]]] = {}
         for name, tensor in named_tensors(model).items():
@@ -113,12 +129,14 @@ class Tracer:
 
     def known_axes(self, tensor: Tensor) -> TensorLabels:
         """Return the axes that have labels already, without making any for a parameter."""
+        if tensor not in self.lent:
+            self.use(tensor)
         return self._labels_of.get(tensor, {})
 
     def axis(self, tensor: Tensor, axis: int) -> AxisLabels:
         """Return the labels along one axis: made now for a parameter without any, no channel's for an activation."""
         axis %= tensor.ndim
-        known = self._labels_of.get(tensor, {})
+        known = self.known_axes(tensor)
         if axis in known:
             return known[axis]
         if (name := self._names.get(tensor)) is None:
@@ -137,7 +155,11 @@ class Tracer:
 
     def is_known(self, tensor: Tensor) -> bool:
         """Return whether ``tensor`` is a parameter or buffer, or carries labels."""
-        return bool(self._labels_of.get(tensor)) or tensor in self._names
+        return bool(self._labels_of.get(tensor)) or tensor in self._names or self.is_waiting(tensor)
+
+    def name_of(self, tensor: Tensor) -> str:
+        """Return the name of a parameter or buffer, "" of anything else."""
+        return self._names.get(tensor, "")
 
     def is_example(self, tensor: Tensor) -> bool:
         """Return whether a tensor is the input or depends on it."""
@@ -147,11 +169,33 @@ class Tracer:
         """Return how many examples a tensor holds: 1 where it was computed from parameters alone."""
         return self.batch_size if tensor in self._examples else 1
 
+    def is_waiting(self, tensor: Tensor) -> bool:
+        """Return whether something is to be declared once anybody uses ``tensor``."""
+        return bool(self._waiting) and tensor in self._waiting
+
+    def use(self, tensor: Tensor) -> None:
+        """Declare what was to be declared once anybody uses ``tensor``."""
+        if self._waiting and (declare := self._waiting.pop(tensor, None)) is not None:
+            declare(tensor)
+
     # -- what a rule declares ---------------------------------------------------------------------------------------
 
     def put(self, tensor: Tensor, axes: TensorLabels) -> None:
         """Give ``tensor`` its labels."""
         self._labels_of[tensor] = axes
+
+    def once_used(self, tensor: Tensor, declare: Callable[[Tensor], None]) -> None:
+        """Declare something of ``tensor`` only when anything reads it: what nobody uses costs no channel."""
+        self._waiting[tensor] = declare
+
+    def unused(self, tensor: Tensor) -> None:
+        """Forget what was to be declared of ``tensor``."""
+        self._waiting.pop(tensor, None)
+        self.spreads.pop(tensor, None)
+
+    def keep_divisible(self, axis: AxisLabels, parts: int) -> None:
+        """Declare that the length of an axis stays divisible by ``parts``."""
+        self.union_find.keep_divisible(axis.labels, parts)
 
     def unite(self, first: AxisLabels, *others: AxisLabels) -> AxisLabels:
         """Let the channels at the same position of axes of equal length live or die together; return the first."""

@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from hoyer_export.equal_modules import Attention
+
 # Layer → attribute → the tensor whose dimension it is the length of, or the first of them that there is.
 _SIZES: tuple[tuple[type[nn.Module], dict[str, tuple[tuple[str, ...], int]]], ...] = (
     (nn.Linear, {"out_features": (("weight",), 0), "in_features": (("weight",), 1)}),
@@ -18,7 +20,14 @@ _SIZES: tuple[tuple[type[nn.Module], dict[str, tuple[tuple[str, ...], int]]], ..
     (nn.PReLU, {"num_parameters": (("weight",), 0)}),
     (nn.RNNBase, {"input_size": (("weight_ih_l0",), 1)}),
     (nn.RNNCellBase, {"input_size": (("weight_ih",), 1)}),
-    (nn.MultiheadAttention, {"kdim": (("k_proj_weight",), 1), "vdim": (("v_proj_weight",), 1)}),
+    (
+        Attention,
+        {
+            "embed_dim": (("in_proj_weight", "q_proj_weight"), 1),
+            "kdim": (("in_proj_weight", "k_proj_weight"), 1),
+            "vdim": (("in_proj_weight", "v_proj_weight"), 1),
+        },
+    ),
 )
 
 

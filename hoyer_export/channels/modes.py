@@ -49,6 +49,11 @@ class RuleMode(TorchFunctionMode):
             if any(map(self.tracer.is_example, tensors)) or (rule.makes_rows and self._is_batch(output, tensors)):
                 for tensor in results:
                     self.tracer.note_example(tensor)
+            for tensor in tensors:
+                if not (
+                    (rule.keeps_spread and tensor in self.tracer.spreads) or (rule.asks and tensor in self.tracer.lent)
+                ):
+                    self.tracer.use(tensor)
             known = [tensor for tensor in tensors if self.tracer.is_known(tensor)]
             answer = None
             if known or sizes or rule.counts:
@@ -87,7 +92,8 @@ class RuleMode(TorchFunctionMode):
     ) -> Any:
         """Call the rule; fix what it says nothing of, and count no MACs that no example pays for."""
         counted = len(self.tracer.contractions)
-        before = [(tensor, self.tracer.known_axes(tensor)) for tensor in known]
+        spreads = self.tracer.spreads
+        before = [(tensor, self.tracer.known_axes(tensor)) for tensor in known if tensor not in spreads]
         declared = len(self.tracer.union_find.declared)
         self.tracer.operation = func
         self.rule_failed = True
@@ -103,7 +109,7 @@ class RuleMode(TorchFunctionMode):
                 f" {one_line(error, typed=True)}"
             ) from error
         self.rule_failed = False
-        if results and not rule.reads_shape:
+        if results and not rule.reads_shape and not any(map(self.tracer.is_waiting, results)):
             self._fix_forgotten(before, results, declared, func)
         if not any(map(self.tracer.is_example, results)):
             del self.tracer.contractions[counted:]

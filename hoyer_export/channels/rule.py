@@ -34,6 +34,8 @@ class Rule:
         reads_shape: of further tensors among the arguments only shape, type or place are asked.
         counts: the operation costs MACs, also where no channel can go.
         makes_rows: its result holds a row for every example where its first size is the batch.
+        keeps_spread: it hands on positions that are spread over two axes (``positions.py``), or asks nothing of them.
+        asks: of its tensors only shape, type or place are asked.
     """
 
     function: Function
@@ -43,6 +45,8 @@ class Rule:
     reads_shape: bool = False
     counts: bool = False
     makes_rows: bool = False
+    keeps_spread: bool = False
+    asks: bool = False
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         return self.function(*arguments, **options)
@@ -60,6 +64,8 @@ def rule(
     reads_shape: bool = False,
     counts: bool = False,
     makes_rows: bool = False,
+    keeps_spread: bool = False,
+    asks: bool = False,
 ) -> Callable[[Function], Rule]:
     """Make a rule of the decorated function.
 
@@ -70,7 +76,7 @@ def rule(
         in_place: a name stands also for the form with an underscore; a rule that reads its input's old shape cannot
             serve that.
         spaces: where names are looked up: torch, its tensors, ``torch.nn.functional`` and ``torch.fft``.
-        takes_sizes, reads_shape, counts, makes_rows: see ``Rule``.
+        takes_sizes, reads_shape, counts, makes_rows, keeps_spread, asks: see ``Rule``.
     """
     found: list[Function | str] = []
     absent = []
@@ -91,7 +97,7 @@ def rule(
     def decorated(function: Function) -> Rule:
         function = function.function if isinstance(function, Rule) else function
         names = tuple(dict.fromkeys(found)), tuple(absent)
-        return Rule(function, *names, takes_sizes, reads_shape, counts, makes_rows)
+        return Rule(function, *names, takes_sizes, reads_shape, counts, makes_rows, keeps_spread, asks)
 
     return decorated
 

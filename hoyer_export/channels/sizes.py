@@ -100,6 +100,12 @@ class Size(int):
         if (times := self._ratio(other)) is not None:
             return times
         if isinstance(other, AttributeSize):
+            if isinstance(self, AxisSize) and self.is_whole and other.is_whole and int.__mod__(self, other) == 0:
+                width = int.__floordiv__(self, other)  # of a head, as long as heads go whole
+                other.origin.divided.append(self.origin.labels)
+                self.tracer.unite_runs(self.origin, width)
+                other.scaled(width, 1).tie(self.origin)
+                return width
             return self // other._fixed("//")
         if type(other) is int and other > 0 and self.times == 1 and int.__mod__(self, other) == 0:
             return self.scaled(1, self.over * other)
@@ -136,7 +142,7 @@ class AxisSize(Size):
     def tie(self, axis: AxisLabels) -> None:
         super().tie(axis)
         if gcd(self.times, self.over) > 1:  # c // 2 * 2 is c only as long as c is even
-            self.tracer.unite_blocks(self.origin, self.over)
+            self.tracer.keep_divisible(self.origin, self.over)
         self.tracer.union_find.tie(self.origin.labels, axis.labels, self.times, self.over)
 
     def fix(self, reason: str) -> None:
@@ -150,7 +156,7 @@ class AxisSize(Size):
         if isinstance(other, AttributeSize):
             return self % other._fixed("%")
         if type(other) is int and other > 0 and self.is_whole and int.__mod__(self, other) == 0:
-            self.tracer.union_find.keep_divisible(self.origin.labels, other)
+            self.tracer.keep_divisible(self.origin, other)
             return 0
         return self._fixed("%") % other
 

@@ -20,12 +20,15 @@ from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.grouping import channel_map
 from hoyer_export.channels.labels import Tracer
 from hoyer_export.channels.layer_sizes import layer_sizes
+from hoyer_export.channels.lending import lend, settle_loans
 from hoyer_export.channels.modes import RuleMode, watchdog
+from hoyer_export.channels.positions import returned
 from hoyer_export.channels.rule import Function, Rule
 from hoyer_export.channels.rules import Rules, rule_table
 from hoyer_export.channels.sizes import AttributeSize, WeightSize
 from hoyer_export.channels.union_find import Vector
 from hoyer_export.channels.wrappers import check_wrappers
+from hoyer_export.equal_modules import stand_in_
 from hoyer_export.errors import HoyerExportError, NetworkError, one_line
 from hoyer_export.random_state import kept_random_state
 from hoyer_export.tensors import hidden_in, tensors_in
@@ -41,7 +44,7 @@ def trace_channels(
     """Find which slices of which parameters live or die together.
 
     The model runs once, in eval mode and without gradients, on a copy; a second time in training mode if some of its
-    modules did not run. The copy has buffers of its own, but reads the model's own parameters: a forward that writes
+    modules took no part. The copy has buffers of its own, but reads the model's own parameters: a forward that writes
     into them does so here as anywhere.
 
     Args:
@@ -67,7 +70,7 @@ def trace_channels(
         raise NetworkError("example_inputs must hold a tensor, the first one with at least one example")
     table = rule_table(rules)
     with _uncollected(), _blamed_on(rules):
-        found = _trace(_copied(model), call, table, frozenset())
+        found = _trace(_copied(model), call, table, {})
         if found.better:  # the channels of some axis cannot go as the code cuts it, but perhaps another way
             again = _trace(_copied(model), call, table, found.better)
             found = max(found, again, key=lambda trace: sum(group.width for group in trace.channels.groups))
@@ -105,19 +108,21 @@ def _copied(model: nn.Module) -> nn.Module:
     plain = [parameter for parameter in model.parameters() if type(parameter) is nn.Parameter]
     memo: dict[int, Any] = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in plain}
     try:
-        return copy.deepcopy(model, memo).eval()
+        copied = copy.deepcopy(model, memo).eval()
     except Exception as error:
         raise NetworkError(
             f"the network cannot be copied ({one_line(error)}); detach or drop what it caches, or run it once under"
             " torch.no_grad()"
         ) from error
+    stand_in_(copied)
+    return copied
 
 
 class _Trace(NamedTuple):
-    """What one run found, and attributes that should rather be followed, as what was to shrink instead cannot."""
+    """What one run found, and attributes to follow (True) or to leave (False), as what was to shrink instead cannot."""
 
     channels: ChannelMap
-    better: frozenset[str]
+    better: dict[str, bool]
 
 
 def _of_another_type(network: nn.Module, call: Call) -> str:
@@ -131,14 +136,15 @@ def _of_another_type(network: nn.Module, call: Call) -> str:
 
 
 def _trace(
-    traced: nn.Module, call: Call, rules: Mapping[Function | str, Rule | None], preferred: frozenset[str]
+    traced: nn.Module, call: Call, rules: Mapping[Function | str, Rule | None], followed: Mapping[str, bool]
 ) -> _Trace:
     """Run a model with labels, once, or twice where some modules run only in training."""
     tracer = Tracer(traced, batch_size=call.batch_size)
 
     def watched(attribute: Attribute) -> int:
-        attribute.is_preferred = attribute.shown in preferred
-        return AttributeSize.make(tracer, attribute)
+        attribute.is_preferred = followed.get(attribute.shown, False)
+        attribute.is_fixed = not followed.get(attribute.shown, True)
+        return attribute.dense if attribute.is_fixed else AttributeSize.make(tracer, attribute)
 
     for module in traced.modules():
         stated = ((name, size) for name, size in layer_sizes(module) if vars(module).get(name) == int(size) > 1)
@@ -157,24 +163,22 @@ def _trace(
                 raise
             why = f"{one_line(error)}{_of_another_type(traced, call)}"
             raise NetworkError(f"the network fails on an input of shape {call.shapes}: {why}") from error
-        if any(
-            module not in ran and next(module.parameters(recurse=False), None) is not None
-            for module in traced.modules()
-        ):
+        left = (module for module in traced.modules() if module not in ran)
+        if any(not tracer.known_axes(x) for module in left for x in module.parameters(recurse=False)):
             _run_in_training(calls, traced, call)
+    settle_loans(tracer)
     for attribute in attributes:
         attribute.declare(tracer.union_find)
     components = tracer.union_find.solve()
     for attribute in attributes:
         follow_unread(attribute, seen, tracer.union_find, components)
-    better = {
-        attribute.shown
-        for attribute in attributes
-        if attribute.passed_over
-        and not attribute.is_fixed
-        and all((components.reason_of(labels) >= 0).all() for labels in attribute.passed_over)
-    }
-    return _Trace(channel_map(tracer, attributes, components, traced), frozenset(better) - preferred)
+    better = {}
+    for attribute in attributes:
+        passed_over = [] if attribute.is_fixed else attribute.passed_over
+        for axes, is_followed in ((attribute.divided, False), (passed_over, True)):
+            if axes and all((components.reason_of(labels) >= 0).all() for labels in axes):
+                better[attribute.shown] = is_followed
+    return _Trace(channel_map(tracer, attributes, components, traced), better)
 
 
 def _run(calls: RuleMode, traced: nn.Module, call: Call) -> None:
@@ -214,16 +218,19 @@ def _follow(
     """Keep the stack of running modules while ``module`` runs, and what it is given and returns where that is asked."""
 
     def look(value: Any, axes: list[Vector]) -> None:
-        axes += [side.labels for tensor in tensors_in(value) for side in tracer.known_axes(tensor).values()]
+        seen = (tensor for tensor in tensors_in(value) if not tracer.is_waiting(tensor))  # to look is no use of it
+        axes += [side.labels for tensor in seen for side in tracer.known_axes(tensor).values()]
 
-    def enter(module: nn.Module, args: Any) -> None:
+    def enter(module: nn.Module, args: Any) -> Any:
         ran.add(module)
         tracer.modules.append((name, module))
         if seen is not None:
             look(args, seen[0])
+        return lend(tracer, name, module, args)
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         tracer.modules.pop()
+        returned(tracer, name, output)
         if seen is not None:
             look(output, seen[1])
 

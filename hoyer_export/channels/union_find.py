@@ -76,6 +76,26 @@ class _Tie:
         counts = [np.bincount(of_label[labels], minlength=of_label.max() + 1) for labels in (self.source, self.axis)]
         return bool(np.array_equal(counts[0] * self.times, counts[1] * self.over))
 
+    def matched(self, of_label: Vector, depth: Vector) -> tuple[Vector, Vector] | None:
+        """Return labels to unite so that it holds: of components that take too many, and of those that take too few.
+
+        Only the lengths have to agree, so that any two may go together. Where some have been matched before (depth),
+        they go with those that have not: then all grow alike.
+        """
+        labels = np.concatenate([self.source, self.axis])
+        counts = [np.bincount(of_label[x], minlength=len(depth)) for x in (self.source, self.axis)]
+        excess = counts[0] * self.times - counts[1] * self.over
+        found, first = np.unique(of_label[labels], return_index=True)
+        order = np.argsort(first)
+        found, first = found[order], labels[first[order]]
+        more, less = (excess[found] > 0), (excess[found] < 0)
+        sides = []
+        for side, sign in ((more, 1), (less, -1)):
+            by = np.lexsort((sign * depth[found[side]], sign * excess[found[side]]))
+            sides.append((first[side][by], excess[found[side]][by]))
+        (one, too_many), (other, too_few) = sides
+        return (one, other) if np.array_equal(too_many, -too_few) else None
+
     def pairs(self) -> list[tuple[Vector, Vector]]:
         """The labels to unite so that it holds: c // g positions lose one where the source loses g, and so on."""
         runs = self.source.reshape(self.over, -1)
@@ -98,6 +118,18 @@ class _Whole:
         counts[of_label[NO_CHANNEL]] = 0
         return not bool((counts % self.parts).any())
 
+    def matched(self, of_label: Vector, depth: Vector) -> tuple[Vector, Vector] | None:
+        """Return labels to unite so that it holds, two and two of components that take an odd number.
+
+        What is fixed may be one of the two: then the other stays as well.
+        """
+        if self.parts != 2:
+            return None
+        found, first = np.unique(of_label[self.axis], return_index=True)
+        odd = np.sort(first[np.bincount(of_label[self.axis])[found] % 2 == 1])
+        labels = self.axis[odd[np.argsort(depth[of_label[self.axis[odd]]], kind="stable")]]
+        return labels[: len(odd) // 2], labels[len(odd) // 2 :]
+
     def pairs(self) -> list[tuple[Vector, Vector]]:
         """The labels to unite so that it holds: one position of each of ``parts`` equal blocks."""
         rows = self.axis.reshape(self.parts, -1)
@@ -118,14 +150,14 @@ class UnionFind:
         self.count = 1
         self.declared: list[Vector] = []
         self._pairs: list[tuple[Vector, Vector]] = [(np.zeros(1, np.int64), np.zeros(1, np.int64))]
-        self._ties: list[_Tie | _Whole] = []
+        self._ties: list[_Tie] = []
+        self._whole: list[_Whole] = []
         self._fixed: list[tuple[Vector, str]] = []
 
     def new(self, parameter: str, dim: int, size: int) -> Vector:
         """Return ``size`` fresh labels, int64 [size], for one dimension of ``parameter``."""
         self.slots.append(Slot(parameter, dim, self.count, size))
-        self.count += size
-        return np.arange(self.count - size, self.count)
+        return self.new_apart(size)
 
     def new_for_none(self, size: int) -> Vector:
         """Return one fresh label, ``size`` times, that is no parameter's."""
@@ -151,7 +183,8 @@ class UnionFind:
 
     def keep_divisible(self, axis: Vector, parts: int) -> None:
         """Declare that the length of ``axis`` must always be divisible by ``parts``."""
-        self._ties.append(_Whole(axis, parts))
+        self._whole.append(_Whole(axis, parts))
+        self.declared.append(axis)
 
     def fix(self, labels: Vector, reason: str) -> None:
         """Declare that ``labels`` cannot be removed, and why; the first reason of a channel is the one shown."""
@@ -164,8 +197,22 @@ class UnionFind:
         # Only lengths that would not agree anyway cost freedom. What is fixed stays, so it counts as one component.
         fixed = components.reason_of_component[components.of_label] >= 0
         of_label = np.where(fixed, components.of_label[NO_CHANNEL], components.of_label)
-        if broken := [tie for tie in self._ties if not tie.holds(of_label)]:
-            self._pairs += [pair for tie in broken for pair in tie.pairs()]
+        depth = np.zeros(len(components.reason_of_component), np.int64)
+        pairs: list[tuple[Vector, Vector]] = []
+        constraints: list[_Tie | _Whole] = [*self._ties, *self._whole]
+        for constraint in constraints:
+            if constraint.holds(of_label):
+                continue
+            if (matched := constraint.matched(of_label, depth)) is None:
+                pairs += constraint.pairs()
+                continue
+            pairs.append(matched)
+            one, other = of_label[matched[0]], of_label[matched[1]]
+            same = np.arange(len(depth))
+            same[one], depth[other] = other, np.maximum(depth[one], depth[other]) + 1
+            of_label = same[of_label]
+        if pairs:
+            self._pairs += pairs
             components = self._solve_pairs()
         return components
 

@@ -13,7 +13,9 @@ from hoyer_export.channels.channel_map import (
     ChannelGroup,
     ChannelMap,
     Contraction,
+    Lending,
     Member,
+    Shuffle,
     SizeAttribute,
     Unprunable,
 )
@@ -51,6 +53,10 @@ def read_channels(path: Path) -> ChannelMap:
             shapes={name: tuple(shape) for name, shape in found["shapes"].items()},
             buffers=frozenset(found["buffers"]),
             attributes=tuple(SizeAttribute(**entry | {"axis": _axis(entry["axis"])}) for entry in found["attributes"]),
+            shuffles=tuple(map(_shuffle, found.get("shuffles", ()))),  # an older file has none
+            lendings=tuple(
+                Lending(it["module"], tuple(it["layers"]), _axis(it["axis"])) for it in found.get("lendings", ())
+            ),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise FileError(
@@ -64,3 +70,9 @@ def _tensors(entry: dict[str, Any], key: str) -> dict[str, Any]:
 
 def _axis(entry: dict[str, Any]) -> Axis:
     return Axis(entry["fixed"], {name: torch.tensor(c, dtype=torch.int64) for name, c in entry["counts"].items()})
+
+
+def _shuffle(entry: dict[str, Any]) -> Shuffle:
+    owner = {name: torch.tensor(channels, dtype=torch.int64) for name, channels in entry["owner"].items()}
+    rows, columns = entry["shape"]
+    return Shuffle(**_tensors(entry, "order") | {"shape": (rows, columns), "owner": owner})

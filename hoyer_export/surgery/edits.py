@@ -5,6 +5,8 @@
 ``bias``       a layer without a bias gains one, in which a constant is folded
 ``shortcut``   a dead residual block becomes its own shortcut and activation
 ``gather``     a linear layer reads only those input features whose columns the plan keeps
+``order``      a module that shuffles channels puts those that are left in order
+``narrow``     an attention that takes the width of its heads from its input sees one that is as wide as they are
 ``refit``      weights were fitted anew after the cut: nothing to do, they are in the file
 =============  =====================================================================================================
 
@@ -15,12 +17,16 @@ is ever executed or imported.
 import copy
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
+from hoyer_export.channels.channel_map import ORDER
 from hoyer_export.errors import FileError
+from hoyer_export.narrowed import narrow_
 from hoyer_export.record import Record
 
 KeptIndices = Mapping[str, Mapping[int, Tensor]]
@@ -91,6 +97,30 @@ class GatherEdit(Record):
         return f"{self.module}.weight".lstrip(".")
 
 
+def _is_permutation(order: tuple[int, ...]) -> tuple[int, ...]:
+    if sorted(order) != list(range(len(order))):
+        raise ValueError("a place is named twice or left out")
+    return order
+
+
+class OrderEdit(Record):
+    """A module's output takes its channels along ``dim`` in another order: place i is where ``order[i]`` was."""
+
+    kind: Literal["order"] = "order"
+    module: str
+    dim: Annotated[int, Field(ge=0, lt=8)]
+    order: Annotated[tuple[Size, ...], Field(strict=False), AfterValidator(_is_permutation)]
+
+
+class NarrowEdit(Record):
+    """A module sees an input that is ``width`` channels wide; its linear ``layers`` get the true one."""
+
+    kind: Literal["narrow"] = "narrow"
+    module: str
+    layers: Annotated[tuple[str, ...], Field(strict=False), AfterValidator(_without_repeats)]
+    width: Annotated[int, Field(ge=1, lt=2**31)]
+
+
 class RefitEdit(Record):
     """Weights were refitted by least squares to the dense network's outputs on ``images`` calibration images."""
 
@@ -100,7 +130,10 @@ class RefitEdit(Record):
     weights: Annotated[tuple[str, ...], Field(strict=False)]
 
 
-Edit = Annotated[AttributeEdit | BiasEdit | ShortcutEdit | GatherEdit | RefitEdit, Field(discriminator="kind")]
+Edit = Annotated[
+    AttributeEdit | BiasEdit | ShortcutEdit | GatherEdit | OrderEdit | NarrowEdit | RefitEdit,
+    Field(discriminator="kind"),
+]
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _RELU = "relu"
 
@@ -116,6 +149,11 @@ class GatheredLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """Return [..., out_features] of [..., all input features]."""
         return super().forward(x.index_select(-1, self.index))
+
+
+def in_order(dim: int, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    """Put a module's output in order: a forward hook."""
+    return output.index_select(dim, module.get_buffer(ORDER))
 
 
 def check_edit(model: nn.Module, edit: Edit, kept: KeptIndices) -> None:
@@ -154,6 +192,9 @@ def check_edit(model: nn.Module, edit: Edit, kept: KeptIndices) -> None:
                 or not all(isinstance(module._modules.get(child), nn.Module) for child in edit.children)
             ):
                 raise FileError(f"the pruning plan reduces {edit.module!r} to {edit.children}, which it does not have")
+        case NarrowEdit():
+            if not all(type(module._modules.get(layer)) is nn.Linear for layer in edit.layers):
+                raise FileError(f"the pruning plan narrows the input of {edit.module!r}, which has no {edit.layers}")
         case GatherEdit():
             if type(module) is not nn.Linear or 1 not in kept.get(edit.weight, {}):
                 raise FileError(f"the pruning plan gathers the inputs of {edit.module}, which is no such linear layer")
@@ -182,6 +223,13 @@ def apply_edit_(model: nn.Module, edit: Edit, kept: KeptIndices) -> None:
             module.__class__ = GatheredLinear
             index = kept[edit.weight][1].to(module.get_parameter("weight").device)
             module.register_buffer("index", index, persistent=False)
+        case NarrowEdit():
+            narrow_(module, edit.width, edit.layers)
+        case OrderEdit():
+            if ORDER not in module._buffers:  # an earlier cut's hook stays
+                module.register_forward_hook(partial(in_order, edit.dim))
+            device = next(model.parameters()).device  # a shuffle has none of its own
+            module.register_buffer(ORDER, torch.tensor(edit.order, device=device), persistent=False)
 
 
 def size_in(module: nn.Module, attribute: str, index: int | None) -> Any:

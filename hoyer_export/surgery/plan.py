@@ -17,12 +17,22 @@ import torch
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
-from hoyer_export.channels.channel_map import ChannelMap, SizeAttribute, removed_channels
+from hoyer_export.channels.channel_map import Axis, ChannelMap, Shuffle, removed_channels
 from hoyer_export.channels.layer_sizes import held_by, layer_sizes
+from hoyer_export.equal_modules import stand_in_
 from hoyer_export.errors import CutRefused, FileError
 from hoyer_export.record import Record, first_complaint
 from hoyer_export.surgery.attachments import carry_attributes, check_attachments
-from hoyer_export.surgery.edits import AttributeEdit, BiasEdit, Edit, apply_edit_, check_edit, size_in
+from hoyer_export.surgery.edits import (
+    AttributeEdit,
+    BiasEdit,
+    Edit,
+    NarrowEdit,
+    OrderEdit,
+    apply_edit_,
+    check_edit,
+    size_in,
+)
 from hoyer_export.tensors import TensorRecord, named_tensors
 
 VERSION = 1
@@ -118,7 +128,9 @@ def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
         for dim, indices in dims.items() if name not in added else ():
             earlier = kept.setdefault(name, {}).get(dim)
             kept[name][dim] = indices if earlier is None else earlier[indices]
-    edits: list[Edit] = list(first.edits)
+    # These begin with what the code does itself, whatever was done to it before.
+    again = {(edit.kind, edit.module) for edit in second.edits if isinstance(edit, OrderEdit | NarrowEdit)}
+    edits: list[Edit] = [edit for edit in first.edits if (edit.kind, edit.module) not in again]
     sizes = {edit.place: (at, edit) for at, edit in enumerate(edits) if isinstance(edit, AttributeEdit)}
     for edit in second.edits:
         if isinstance(edit, AttributeEdit) and edit.place in sizes:
@@ -183,15 +195,37 @@ def make_plan(channels: ChannelMap, keep: Mapping[str, Tensor]) -> PruningPlan:
     edits = tuple(
         AttributeEdit(module=size.module, attribute=size.attribute, index=size.index, dense=size.dense, slim=slim)
         for size in channels.attributes
-        if (slim := _slim_size(size, keep)) != size.dense
+        if (slim := _size(size.axis, keep) * size.times) != size.dense
     )
-    return PruningPlan(kept, {name: channels.shapes[name] for name in kept}, edits)
+    orders = (edit for shuffle in channels.shuffles if (edit := _order_after(shuffle, keep)))
+    narrows = (
+        NarrowEdit(module=it.module, layers=it.layers, width=width)
+        for it in channels.lendings
+        if (width := _size(it.axis, keep)) != it.axis.size({})
+    )
+    return PruningPlan(kept, {name: channels.shapes[name] for name in kept}, (*edits, *orders, *narrows))
 
 
-def _slim_size(size: SizeAttribute, keep: Mapping[str, Tensor]) -> int:
-    counts = size.axis.counts.items()
-    positions = sum(int((count[keep[group]] if group in keep else count).sum()) for group, count in counts)
-    return (size.axis.fixed + positions) * size.times
+def _order_after(shuffle: Shuffle, keep: Mapping[str, Tensor]) -> OrderEdit | None:
+    """Return what puts the channels that stay in the order in which the dense network has them."""
+    width = len(shuffle.order)
+    stays = torch.ones(width, dtype=torch.bool)
+    for group, owner in shuffle.owner.items():
+        if group in keep:
+            stays &= torch.isin(owner, keep[group]) | (owner < 0)
+    if bool(stays.all()):
+        return None
+    left = stays.nonzero().flatten()
+    placed = left.reshape(shuffle.shape).T.flatten()  # where the code takes them
+    place_of = torch.empty(width, dtype=torch.int64)
+    place_of[placed] = torch.arange(len(placed))
+    order = place_of[shuffle.order[stays[shuffle.order]]]
+    return OrderEdit(module=shuffle.module, dim=shuffle.dim, order=tuple(order.tolist()))
+
+
+def _size(axis: Axis, keep: Mapping[str, Tensor]) -> int:
+    counts = axis.counts.items()
+    return axis.fixed + sum(int((count[keep[group]] if group in keep else count).sum()) for group, count in counts)
 
 
 def with_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
@@ -221,9 +255,11 @@ def with_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
 
 
 def _mend_and_edit_(slim: nn.Module, plan: PruningPlan) -> None:
-    """Make the attributes of the modules that hold slim tensors agree with them, then apply the plan's edits."""
+    """Make the modules that hold slim tensors follow and state their sizes, then apply the plan's edits."""
     tensors = named_tensors(slim)
     kept_of = {id(tensors[name]): dims for name, dims in plan.kept.items()}
+    resized = {edit.module for edit in plan.edits if isinstance(edit, AttributeEdit)}
+    stand_in_(slim, lambda name, module: name in resized or any(id(x) in kept_of for x in module.parameters()))
     for module in slim.modules():
         if any(id(size.tensor) in kept_of for _, size in layer_sizes(module)):
             _mend_attributes(module, kept_of.get(id(held_by(module, "weight")), {}))

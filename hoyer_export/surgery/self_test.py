@@ -158,6 +158,7 @@ def without_groups(channels: ChannelMap, reasons: Mapping[str, str]) -> ChannelM
         unprunable=(*channels.unprunable, *moved),
         contractions=tuple(replace(found, axes=tuple(map(fixed, found.axes))) for found in channels.contractions),
         attributes=tuple(replace(found, axis=fixed(found.axis)) for found in channels.attributes),
+        lendings=tuple(replace(found, axis=fixed(found.axis)) for found in channels.lendings),
     )
 
 

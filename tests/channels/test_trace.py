@@ -5,6 +5,7 @@ import re
 
 import networks
 import pytest
+import rule_networks
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -70,6 +71,11 @@ def test_halves_made_by_chunk_and_groups_of_a_convolution_stay_equal() -> None:
 
 def test_a_shuffle_ties_its_groups_only_because_the_code_divides_the_width() -> None:
     assert trace_channels(networks.shuffled(), IMAGE).group("a").width == 4
+
+
+def test_where_a_divisor_must_stay_what_it_leaves_of_the_width_shrinks() -> None:
+    model = rule_networks.NETWORKS["parts that are weighed against each other"]()
+    assert [group.width for group in trace_channels(model, torch.zeros(model.example_shape)).groups] == [4]
 
 
 def test_tied_weights_tie_what_they_compute() -> None:

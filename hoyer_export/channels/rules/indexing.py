@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hoyer_export.channels.channel_map import ORDER
 from hoyer_export.channels.labels import AxisLabels, TensorLabels, Tracer
+from hoyer_export.channels.positions import hand_on
 from hoyer_export.channels.rule import rule
 from hoyer_export.channels.rules.movement import inhabited, move
 from hoyer_export.channels.rules.pointwise import first_of, put, put_unknown, unite_operands
@@ -122,9 +124,13 @@ def narrow(tracer: Tracer, output: Tensor, input: Tensor, dim: int, start: Any, 
     move(tracer, output, input, lambda numbers: numbers.narrow(dim, plain(start), plain(length)))
 
 
-@rule("unbind index_select", in_place=False)
+@rule("unbind index_select", in_place=False, keeps_spread=True)
 def picked(tracer: Tracer, output: Any, input: Tensor, *arguments: Any, **options: Any) -> None:
-    """Positions of one axis by their numbers: channels along it must all stay."""
+    """Positions of one axis by their numbers: channels along it must all stay, but for an earlier cut's own order."""
+    index = arguments[-1] if arguments else None
+    if input in tracer.spreads and isinstance(index, Tensor) and tracer.name_of(index).endswith(ORDER):
+        hand_on(tracer, output, input, lambda numbers: numbers.index_select(*arguments))
+        return
     tracer.axes(input)
     tracer.fix(input, LITERAL, dims=[options.get("dim", arguments[0] if arguments else 0)])
     move(tracer, output, input, lambda numbers: tracer.operation(numbers, *arguments, **options))

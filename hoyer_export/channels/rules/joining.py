@@ -50,11 +50,12 @@ def _common_rest(sides: list[AxisLabels]) -> float | None:
 
 @rule("chunk tensor_split", in_place=False)
 def chunk(tracer: Tracer, output: Any, input: Tensor, chunks: Any, dim: int = 0) -> None:
-    """Equal parts stay equal: position j is united across the parts."""
+    """Equal parts stay equal, whichever of their channels go."""
     axes = tracer.axes(input)
     if (dim := dim % input.ndim) in axes:
         if type(chunks) is int and len(output) == chunks and len(axes[dim]) % chunks == 0:
-            tracer.unite_blocks(axes[dim], chunks)
+            for part in axes[dim].labels.reshape(chunks, -1)[: chunks - 1]:
+                tracer.union_find.tie(axes[dim].labels, part, 1, chunks)
         else:
             tracer.fix(axes[dim], "cut into uneven parts")
     _put_parts(tracer, output, input, dim)
@@ -66,7 +67,8 @@ def split(tracer: Tracer, output: Any, tensor: Tensor, split_size: Any, dim: int
     axes = tracer.axes(tensor)
     if (dim := dim % tensor.ndim) in axes and isinstance(split_size, Size):
         if len(axes[dim]) % len(output) == 0 and len({part.shape[dim] for part in output}) == 1:
-            split_size.tie(tracer.unite_blocks(axes[dim], len(output)))
+            for part in range(0, len(axes[dim]), output[0].shape[dim]):
+                split_size.tie(axes[dim][part : part + output[0].shape[dim]])
         else:
             tracer.fix(axes[dim], "cut into uneven parts")
     elif dim in axes:

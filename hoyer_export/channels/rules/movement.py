@@ -9,20 +9,19 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from hoyer_export.channels.labels import AxisLabels, TensorLabels, Tracer
+from hoyer_export.channels.positions import hand_on, numbered, positions
 from hoyer_export.channels.rule import rule
-from hoyer_export.channels.union_find import Vector
 from hoyer_export.tensors import tensors_in
 
 
 @rule(
     "permute transpose swapaxes swapdims movedim moveaxis t T mT unsqueeze flatten ravel flip fliplr flipud"
     " atleast_1d atleast_2d atleast_3d rot90 adjoint",
-    in_place=False,
-)
+    in_place=False, keeps_spread=True,
+)  # fmt: skip
 def moved(tracer: Tracer, output: Any, input: Tensor, *arguments: Any, **options: Any) -> None:
     """Whole channels are moved, whatever the width."""
     move(tracer, output, input, lambda numbers: tracer.operation(inhabited(numbers), *arguments, **options))
@@ -40,6 +39,8 @@ def squeeze(tracer: Tracer, output: Tensor, input: Tensor, dim: Any = None) -> N
 
 def move(tracer: Tracer, output: Any, input: Tensor, operation: Callable[[Tensor], Any]) -> None:
     """Put labels on the results of an operation that only moves the positions of ``input`` about."""
+    if isinstance(output, Tensor) and hand_on(tracer, output, input, operation):
+        return
     results = list(tensors_in(output))
     placed: list[TensorLabels] = [{} for _ in results]
     for axis, side in tracer.axes(input).items():
@@ -57,27 +58,9 @@ def move(tracer: Tracer, output: Any, input: Tensor, operation: Callable[[Tensor
         tracer.put(result, axes)
 
 
-def numbered(tensor: Tensor, axis: int) -> Tensor:
-    """Return int64 of the shape of ``tensor`` that holds every position's index along ``axis``."""
-    shape = [1] * tensor.ndim
-    shape[axis] = tensor.shape[axis]
-    return torch.arange(tensor.shape[axis]).view(shape).expand(tensor.shape)
-
-
 def inhabited(numbers: Tensor) -> Tensor:
     """Return numbers with two positions along an axis without any (no boxes found), so that one sees where axes go."""
     return numbers.as_strided([size or 2 for size in numbers.shape], numbers.stride())
-
-
-def positions(numbers: Tensor) -> dict[int, Vector]:
-    """Return, for each axis along which the numbers change, the numbers along it."""
-    placed: dict[int, Vector] = {}
-    for axis, (size, stride) in enumerate(zip(numbers.shape, numbers.stride(), strict=True)):
-        if size > 1 and stride != 0:
-            first = numbers.narrow(axis, 0, 1)
-            if not torch.equal(numbers, first.expand_as(numbers)):
-                placed[axis] = numbers[tuple(slice(None) if a == axis else 0 for a in range(numbers.ndim))].numpy()
-    return placed
 
 
 def place(tracer: Tracer, axes: TensorLabels, axis: int, side: AxisLabels) -> None:

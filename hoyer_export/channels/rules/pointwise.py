@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hoyer_export.channels.labels import AxisLabels, TensorLabels, Tracer
+from hoyer_export.channels.positions import hand_on
 from hoyer_export.channels.rule import Function, rule
 from hoyer_export.tensors import tensors_in
 
@@ -70,10 +71,12 @@ def elementwise_with_poles(tracer: Tracer, output: Any, *arguments: Any, **optio
 
 @rule(
     "bfloat16 bool clone contiguous cpu cuda detach double float half int long requires_grad_ to type type_as",
-    reads_shape=True,
-)
+    reads_shape=True, keeps_spread=True,
+)  # fmt: skip
 def same(tracer: Tracer, output: Tensor, input: Tensor, *_: Any, **__: Any) -> None:
     """The same numbers, of another type or in another place."""
+    if hand_on(tracer, output, input, lambda numbers: numbers):
+        return
     tracer.note_view(output, input)  # detach() and to() may share memory
     tracer.put(output, tracer.axes(input))
 

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hoyer_export.channels.labels import TensorLabels, Tracer
+from hoyer_export.channels.positions import Spread, numbered, spread
 from hoyer_export.channels.rule import rule
 from hoyer_export.tensors import tensors_in
 
@@ -102,8 +103,12 @@ def windows(tracer: Tracer, output: Tensor, input: Tensor, dimension: int, size:
 
 @rule("channel_shuffle native_channel_shuffle")
 def channel_shuffle(tracer: Tracer, output: Tensor, input: Tensor, groups: int) -> None:
-    """Interleaves ``groups`` blocks of channels: position j is united across the blocks."""
+    """Interleaves ``groups`` blocks of channels."""
     axes = dict(tracer.axes(input))
+    if list(axes) == [1]:
+        tracer.keep_divisible(axes[1], groups)
+        spread(tracer, output, Spread(axes[1], (groups, -1), tracer.operation(numbered(input, 1), groups), True))
+        return
     if 1 in axes:
         axes[1] = tracer.unite_blocks(axes[1], groups).repeated(groups)
     tracer.put(output, axes)

@@ -204,27 +204,14 @@ def attention(
 
 @rule("multi_head_attention_forward", counts=True)
 def multi_head_attention(tracer: Tracer, output: Any, query: Tensor, *arguments: Any, **options: Any) -> None:
-    """``nn.MultiheadAttention``: only what keys and values are made from can go, where they have widths of their own.
-
-    All other sizes are checked against each other in too many places to cut any of them.
-    """
+    """A class derived from ``nn.MultiheadAttention``: its sizes are checked in too many places to cut any of them."""
+    for tensor in (query, *tensors_in((arguments, options))):
+        tracer.fix(tensor, "nn.MultiheadAttention")
     key, value, embed = arguments[:3]
-    readers = {name: options.get(f"{name}_proj_weight") for name in "qkv"}
-    of_their_own = [(x, w) for x, w in ((key, readers["k"]), (value, readers["v"])) if w is not None]
-    tracer.fix(query, "nn.MultiheadAttention")
-    for tensor in tensors_in((arguments, options)):
-        own = any(tensor is x for pair in of_their_own for x in pair)
-        tracer.fix(tensor, "nn.MultiheadAttention", dims=range(tensor.ndim - own))
-    for x, weight in of_their_own:
-        inputs, slices = tracer.axis(x, -1), tracer.axis(weight, 1)
-        tracer.unite(inputs, slices)
-        fix_unless_silent(tracer, inputs, slices)
-        tracer.reads(slices)
     out_weight = next(x for x in tensors_in((arguments[5:], options)) if x.shape == (query.shape[-1], embed))
     length, source = query.shape[0], key.shape[0]  # [L, N, E], whatever batch_first says
-    for rows, x, name in ((length, query, "q"), (source, key, "k"), (source, value, "v")):
-        weight = readers[name]
-        tracer.contraction("attention", rows * embed, x if weight is None else weight, tracer.axis(x, -1))
+    for rows, x in ((length, query), (source, key), (source, value)):
+        tracer.contraction("attention", rows * embed, x, x.shape[-1])
     tracer.contraction("attention", 2 * length * source, query, embed)
     tracer.contraction("attention", length * embed, out_weight, embed)
 

@@ -1,11 +1,12 @@
 """Reductions over axes: along other axes they leave the channels alone, along the channels they may count them."""
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hoyer_export.channels.labels import TensorLabels, Tracer
+from hoyer_export.channels.labels import AxisLabels, TensorLabels, Tracer
 from hoyer_export.channels.rule import rule
 from hoyer_export.channels.rules.pointwise import elementwise, put_unknown
 from hoyer_export.tensors import tensors_in
@@ -99,6 +100,7 @@ def _reduce(
     dims = range(input.ndim) if dim is None or dim == () else [dim] if isinstance(dim, int) else list(dim)
     reduced = {axis % input.ndim for axis in dims}
     left: TensorLabels = {}
+    counted: list[AxisLabels] = []
     for axis, side in tracer.axes(input).items():
         if axis not in reduced:
             position = axis if keepdim else axis - sum(gone < axis for gone in reduced)
@@ -106,6 +108,13 @@ def _reduce(
         elif zero_vanishes and side.zero:
             tracer.sums(side)
         else:
-            tracer.fix(side, reason)
+            counted.append(side)
     for result in tensors_in(output):
         tracer.put(result, left)
+        if counted:
+            tracer.once_used(result, partial(_fix_all, tracer, counted, reason))
+
+
+def _fix_all(tracer: Tracer, sides: list[AxisLabels], reason: str, result: Tensor) -> None:
+    for side in sides:
+        tracer.fix(side, reason)

@@ -6,8 +6,9 @@ import numpy as np
 from torch import Tensor
 
 from hoyer_export.channels.labels import AxisLabels, TensorLabels, Tracer
+from hoyer_export.channels.positions import Spread, hand_on, numbered, positions, spread
 from hoyer_export.channels.rule import rule
-from hoyer_export.channels.rules.movement import numbered, place, positions
+from hoyer_export.channels.rules.movement import place
 from hoyer_export.channels.sizes import AttributeSize, AxisSize, Size, plain, sourced_shape
 
 
@@ -16,10 +17,12 @@ def lengths_in(arguments: Any) -> list[Any]:
     return list(arguments[0] if len(arguments) == 1 and isinstance(arguments[0], tuple | list) else arguments)
 
 
-@rule("reshape view", in_place=False, takes_sizes=True)
+@rule("reshape view", in_place=False, takes_sizes=True, keeps_spread=True)
 def reshape(tracer: Tracer, output: Tensor, input: Tensor, *shape: Any, **options: Any) -> None:
     """``view`` and ``reshape``."""
     wanted = lengths_in(shape or tuple(options.values()))
+    if _joined(tracer, output, input, wanted):
+        return
     if all(isinstance(length, int) for length in wanted):
         _reshape(tracer, output, input, wanted)
     else:
@@ -51,6 +54,8 @@ def _reshape(tracer: Tracer, output: Tensor, input: Tensor, wanted: list[int]) -
             tracer.fix(side, "reshaped to a literal size" if not free else "reshaped so that two lengths could shrink")
             continue
         new = free[0]
+        if _split(tracer, output, input, side, numbers, wanted, new):
+            return
         # Where the channels lie along other new axes too, what can go are whole slices along the free one.
         rows = numbers[tuple(slice(None) if a in placed else slice(1) for a in range(numbers.ndim))]
         order = rows.movedim(new, 0).reshape(-1).numpy()
@@ -60,6 +65,42 @@ def _reshape(tracer: Tracer, output: Tensor, input: Tensor, wanted: list[int]) -
             length.tie(axes[new])
     tracer.note_view(output, input)
     tracer.put(output, axes)
+
+
+def _split(
+    tracer: Tracer, output: Tensor, input: Tensor, side: AxisLabels, numbers: Tensor, wanted: list[int], new: int
+) -> bool:
+    """Let the channels of the only labelled axis, split into a number and what follows their width, keep apart."""
+    length = wanted[new]
+    split = [axis for axis, size in enumerate(output.shape) if axis in positions(numbers)]
+    other = sum(split) - new
+    if len(tracer.axes(input)) > 1 or len(split) != 2 or isinstance(length, AttributeSize):
+        return False
+    if isinstance(wanted[other], Size) or output.shape[new] * output.shape[other] != len(side):
+        return False
+    times = output.shape[other]
+    if isinstance(length, AxisSize):
+        tracer.untied.pop(id(length), None)
+        (length * times).tie(side)
+    else:
+        tracer.keep_divisible(side, times)
+    tracer.note_view(output, input)
+    spread(tracer, output, Spread(side, (times, -1) if other < new else (-1, times), numbers))
+    return True
+
+
+def _joined(tracer: Tracer, output: Tensor, input: Tensor, wanted: list[Any]) -> bool:
+    """Follow the end of a shuffle, if this is one, whose length follows the width."""
+    if (found := tracer.spreads.get(input)) is not None:
+        placed = list(positions(found.numbers.reshape(output.shape)))
+        length = wanted[placed[0]] if len(placed) == 1 else None
+        follows = isinstance(length, AxisSize) or (type(length) is int and length == -1)
+        if follows and hand_on(tracer, output, input, lambda numbers: numbers.reshape(output.shape)):
+            if isinstance(length, AxisSize):
+                length.tie(found.side)
+            return True
+        tracer.use(input)
+    return False
 
 
 def _free(wanted: list[int], placed: list[int], side: AxisLabels) -> list[int]:

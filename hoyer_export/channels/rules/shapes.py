@@ -11,13 +11,13 @@ from hoyer_export.channels.rules.reshaping import axis_of_length
 from hoyer_export.channels.sizes import AxisSize, Size, sourced_shape
 
 
-@rule("shape", spaces=(Tensor,))
+@rule("shape", spaces=(Tensor,), asks=True)
 def shape(tracer: Tracer, output: torch.Size, input: Tensor) -> torch.Size:
     """``x.shape``."""
     return torch.Size(sourced_shape(tracer, input))
 
 
-@rule("size")
+@rule("size", asks=True)
 def size(tracer: Tracer, output: torch.Size | int, input: Tensor, dim: int | None = None) -> torch.Size | int:
     """``x.size()`` and ``x.size(1)``."""
     sizes = sourced_shape(tracer, input)
@@ -46,8 +46,8 @@ def length(tracer: Tracer, output: int, input: Tensor) -> int:
     "dim is_floating_point is_complex is_contiguous get_device stride element_size ndimension dtype device layout ndim"
     " is_cuda is_cpu is_meta is_sparse is_quantized requires_grad is_mkldnn is_mps is_xla is_xpu is_leaf grad_fn"
     " is_nested",
-    in_place=False,
-)
+    in_place=False, keeps_spread=True, asks=True,
+)  # fmt: skip
 def nothing(tracer: Tracer, output: object, *_: object, **__: object) -> None:
     """The type, device or number of axes: the same before and after a cut."""
 
