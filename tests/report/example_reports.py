@@ -343,6 +343,18 @@ def three_artifacts() -> Report:
     return Report.model_validate_json(json.dumps(found))
 
 
+def every_artifact() -> Report:
+    """Return a report of a run that ships every file there is; one is not measured."""
+    found = example_json()
+    for name in ("slim-fp16", "slim-int8", "slim-preprocess", "slim-pt2"):
+        found["export"]["artifacts"].append(example_file(name, 161290, 20133632, 201118).model_dump(mode="json"))
+        found["verify"]["artifacts"].append(example_verification(name, 90.9, 90.88).model_dump(mode="json"))
+        if name != "slim-pt2":
+            latency = example_latency(name, 1.45, 0, Speedup(median=2.9, ci95=(2.87, 2.94)))
+            found["bench"]["artifacts"].append(latency.model_dump(mode="json"))
+    return Report.model_validate_json(json.dumps(found))
+
+
 def without_macs() -> Report:
     """Return a report of a network without anything that is counted: no MACs, no parameters."""
     nothing = {f"export.artifacts.{index}.{key}": 0 for index in (0, 1) for key in ("macs", "flops", "params")}

@@ -37,13 +37,17 @@ def page(name: str) -> str:
     return render_page(report, example_reports.example_metrics(4, 3, 2))
 
 
-@pytest.mark.parametrize("name", ["with_times", "three_artifacts", "many_groups", "hostile", "without_data"])
+@pytest.mark.parametrize(
+    "name", ["with_times", "three_artifacts", "every_artifact", "many_groups", "hostile", "without_data"]
+)
 def test_nothing_reaches_beyond_the_window(tab: Browser, name: str) -> None:
     for width, media in (*((it, "screen") for it in WIDTHS), (A4, "print")):
         tab.show(page(name), width, media=media)
         tab.run(EVERYTHING_OPEN)
         assert tab.run(BEYOND) == []
         assert tab.run("document.documentElement.scrollWidth") == width
+        if media == "print":  # nobody scrolls paper
+            assert tab.run("[...document.querySelectorAll('.scroll')].every(it => it.scrollWidth <= it.clientWidth)")
 
 
 def test_what_reaches_beyond_the_window_would_be_noticed(tab: Browser) -> None:
@@ -51,7 +55,7 @@ def test_what_reaches_beyond_the_window_would_be_noticed(tab: Browser) -> None:
     assert len(tab.run(BEYOND)) == 1
 
 
-@pytest.mark.parametrize("name", ["with_times", "failed"])
+@pytest.mark.parametrize("name", ["with_times", "every_artifact", "failed"])
 def test_nothing_shuts_anybody_out(tab: Browser, name: str) -> None:
     if not AXE.exists():
         pytest.skip("axe-core is not installed: npm ci --prefix tests/browser")

@@ -111,7 +111,7 @@ def test_a_card_has_a_column_for_every_artifact() -> None:
     card = render_card(example_reports.three_artifacts())
     assert "| | dense | slim | slim-int8 | slim against dense |\n|---|--:|--:|--:|--:|\n" in card
     assert "| test accuracy, 10,000 images | 91.73 % | 91.30 % | 90.90 % | -0.43 points |" in card
-    assert "| ONNX file, bytes | 1,104,218 | 659,884 | 201,118 | 59.8 % |" in card
+    assert "| file, bytes | 1,104,218 | 659,884 | 201,118 | 59.8 % |" in card
     assert "| speed-up (95 % interval) |  | 2.21× (2.19–2.24) | 2.90× (2.87–2.94) |  |" in card
     assert "1 of 115 steps did not pass, do not ship this file; slim-int8.onnx, top-1 (3, tolerance 0)" in card
     assert "; it is left as slim-int8.onnx.rejected." in card
