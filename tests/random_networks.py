@@ -376,6 +376,7 @@ def shuffle(d: Draft, x: str) -> None:
 
 def half_unit(d: Draft, x: str) -> None:
     """A unit of ShuffleNet, perhaps twice."""
+    assert d.width(x) > 1
     unit = f"HalfUnit({d.width(x)})"
     first = d.value(f"{d.layer('unit', unit)}({x})", IMAGE)
     if d.one_of(False, True):
