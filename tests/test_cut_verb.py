@@ -19,7 +19,7 @@ from hoyer_export.deploy.macs import count_macs
 from hoyer_export.deploy.verify import verify_onnx
 from hoyer_export.metric import evaluate
 from hoyer_export.networks import build_network
-from hoyer_export.run import artifacts, ship
+from hoyer_export.run import exporting, ship
 from hoyer_export.run import cut as cutting
 from hoyer_export.store.slim_file import load_slim
 
@@ -380,7 +380,7 @@ def test_a_missed_budget_and_a_failed_verification_exit_3_and_keep_the_files(
         real = ship.count_macs
         monkeypatch.setattr(ship, "count_macs", lambda path, **sizes: real(path.with_name("dense.onnx"), **sizes))
     else:
-        weights = artifacts.export_onnx
+        weights = exporting.export_onnx
 
         def other_weights(model: nn.Module, *arguments: object, **options: object) -> object:
             with torch.no_grad():
@@ -390,7 +390,7 @@ def test_a_missed_budget_and_a_failed_verification_exit_3_and_keep_the_files(
                 model.fc2.bias -= 0.1
             return record
 
-        monkeypatch.setattr(artifacts, "export_onnx", other_weights)
+        monkeypatch.setattr(exporting, "export_onnx", other_weights)
     code, out, _ = call("cut", "--network", "lenet5", *QUICK, "--macs", "0.3", "--out", "cut")
     assert code == 3
     assert ("Budget missed" in out) == (broken == "budget")
