@@ -19,8 +19,8 @@ from hoyer_export.deploy.macs import count_macs
 from hoyer_export.deploy.verify import verify_onnx
 from hoyer_export.metric import evaluate
 from hoyer_export.networks import build_network
-from hoyer_export.run import exporting, ship
 from hoyer_export.run import cut as cutting
+from hoyer_export.run import exporting, ship
 from hoyer_export.store.slim_file import load_slim
 
 NETWORK = """

@@ -56,6 +56,7 @@ def channel_scores(
     elif method == "dead":
         scores = {name: fires.double() for name, fires in firing_channels(model, channels, inputs).items()}
     elif method in BY_FUNCTION:
+        inputs = list(as_batches(model, inputs))  # gone through several times
         scores, missing = function_scores(channels, model, inputs)
         if method == "sensitivity":
             factors = sensitivities(channels, model, inputs)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from hoyer_export.call import Call
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.cost import dense_macs
+from hoyer_export.errors import NetworkError
 from hoyer_export.select.function import function_scores
 from hoyer_export.select.loss import output_change
 from hoyer_export.surgery.cut import cut
@@ -33,6 +34,8 @@ _WIDTHS = (0.875, 0.75, 0.5, 0.25)
 """Shares of a group's width at which it is measured."""
 _IMAGES = 512
 """How many are looked at, at most: half of them to fit, half to measure."""
+_MOST = 1e3
+"""A change of the outputs beyond which it is no matter how large it is; NaN counts as this."""
 _MACS = 2e11
 """What all images together may cost the dense network, but for the first 16."""
 
@@ -53,7 +56,11 @@ def sensitivities(
     """
     batches = list(as_batches(model, inputs))
     fitted, measured = _halves(batches, int(min(_IMAGES, max(16, _MACS / max(dense_macs(channels), 1)))))
-    targets, loss = DenseOutputs(model, fitted, seed=seed), output_change(model, measured)
+    targets = DenseOutputs(model, fitted, seed=seed)
+    try:
+        loss = output_change(model, measured)
+    except NetworkError as error:
+        raise NetworkError(f"sensitivity looks at how far outputs move: {error}, or choose by function") from error
     energies, _ = function_scores(channels, model, batches, power=0)
     factors = {}
     for group in channels.groups:
@@ -67,7 +74,8 @@ def sensitivities(
             zero_(zeroed, channels, keep)
             slim = cut(zeroed, channels, keep, targets.example)
             refit_(slim, targets, readers_only=True)
-            losses.append(loss(slim.model) ** 2)
+            lost = loss(slim.model)
+            losses.append(min(lost, _MOST) ** 2 if lost == lost else _MOST**2)
             brought.append(float(energy[order[width:last]].sum()))
             last = width
         factors[group.name] = _spread(order, widths, losses, brought)
@@ -87,13 +95,16 @@ def _spread(order: Tensor, widths: list[int], losses: list[float], brought: list
 
 
 def _halves(batches: list[Call], images: int) -> tuple[list[Call], list[Call]]:
-    """Return the first half of each batch and the last, until there are so many images; the same where it holds one."""
-    fitted, measured = [], []
-    for batch in batches:
+    """Return the first half of each batch and the last, until there are so many images; batches of one in turn."""
+    fitted: list[Call] = []
+    measured: list[Call] = []
+    for number, batch in enumerate(batches):
         count = min(batch.batch_size, images)
-        if count:
+        if batch.batch_size == count == 1:
+            (fitted, measured)[number % 2].append(batch)
+        elif count:
             half = max(1, count // 2)
             fitted.append(batch.rows(slice(0, half)))
             measured.append(batch.rows(slice(count - half, count)))
         images -= count
-    return fitted, measured
+    return fitted or measured, measured or fitted

@@ -66,3 +66,25 @@ def test_any_batches_and_narrow_groups() -> None:
     channels = hx.trace_channels(thin, IMAGES[:2])
     keep = hx.select_channels(channels, thin, macs=0.6, align=1, method="sensitivity", inputs=IMAGES).keep
     assert [len(kept) for kept in keep.values()] == [1]
+
+
+def test_outputs_that_are_masked_do_not_hide_what_others_lose() -> None:
+    model, plain = two_branches(), two_branches()
+    mask = torch.tensor([True, False, False, False, False])
+    model.wiring = lambda n, x: plain.wiring(n, x).masked_fill(mask, -torch.inf)
+    channels = hx.trace_channels(plain, IMAGES[:2])
+    factors = sensitivities(channels, model, IMAGES)
+    assert all(bool(it.isfinite().all()) for it in factors.values())
+    assert factors["a"].max() > 50 * factors["b"].max()
+
+
+def test_batches_may_come_from_a_generator_and_outputs_must_be_of_images() -> None:
+    model = two_branches()
+    channels = hx.trace_channels(model, IMAGES[:2])
+    asked = {"macs": 0.6, "align": 1, "method": "sensitivity"}
+    one = hx.select_channels(channels, model, **asked, inputs=(it for it in IMAGES.split(16)))
+    assert one == hx.select_channels(channels, model, **asked, inputs=IMAGES.split(16))
+    scalar = two_branches()
+    scalar.wiring = lambda n, x: two_branches().wiring(n, x).sum()
+    with pytest.raises(hx.NetworkError, match="or choose by function"):
+        sensitivities(channels, scalar, IMAGES)

@@ -91,3 +91,53 @@ def test_the_last_layer_of_a_block_makes_up_for_what_the_stream_lacks(monkeypatc
             monkeypatch.setattr(_Refitting, "_lacking", lambda *arguments: None)
         lost[made_up] = float((stream(hx.refit_(slim(), dense, IMAGES).slim.model) - stream(dense)).norm())
     assert lost[True] < 0.8 * lost[False]
+
+
+class ImageByImage(nn.Module):
+    """Runs as many operations as there are images before its layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network("plus")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(torch.stack([image * 1 for image in x]))
+
+
+def test_how_many_operations_run_may_hang_on_the_batch() -> None:
+    dense = ImageByImage().eval()
+    channels = hx.trace_channels(network("plus"), IMAGES[:2])
+    keep = {"a": torch.arange(8)}
+    zeroed = network("plus")
+    hx.zero_(zeroed, channels, keep)
+    slim = hx.cut(zeroed, channels, keep, IMAGES[:2])
+    expected = hx.refit_(hx.SlimModel(copy.deepcopy(slim.model), slim.plan), dense.net, IMAGES.split(24)).slim.model
+    wrapped = ImageByImage().eval()
+    traced = hx.trace_channels(wrapped, IMAGES[:2])
+    hx.zero_(wrapped, traced, {"net.a": keep["a"]})
+    found = hx.refit_(hx.cut(wrapped, traced, {"net.a": keep["a"]}, IMAGES[:2]), dense, IMAGES.split(24)).slim.model
+    assert torch.allclose(found(IMAGES), expected(IMAGES), atol=1e-5)
+
+
+def test_a_batch_norm_of_another_axis_and_a_layer_that_runs_again_are_left_alone() -> None:
+    tokens = networks.Net(
+        lambda n, x: n.fc((x + n.bn(n.b(F.relu(n.a(x))))).mean(1)),
+        a=nn.Linear(6, 12), b=nn.Linear(12, 6, bias=False), bn=nn.BatchNorm1d(4), fc=nn.Linear(6, 3),
+    ).eval()  # fmt: skip
+    x = torch.randn(32, 4, 6, generator=torch.Generator().manual_seed(0))
+    channels = hx.trace_channels(tokens, x[:2])
+    keep = {"a": torch.arange(8)}
+    zeroed = copy.deepcopy(tokens)
+    hx.zero_(zeroed, channels, keep)
+    assert hx.refit_(hx.cut(zeroed, channels, keep, x[:2]), tokens, x).refitted == ("b.weight", "fc.weight")
+    assert not DenseOutputs(tokens, x)._sums
+    again = networks.Net(
+        lambda n, x: n.fc(twice(n, n.stem(x)).mean((2, 3))),
+        stem=networks.conv(3, 8), a=networks.conv(8, 8), fc=nn.Linear(8, 5),
+    ).eval()  # fmt: skip
+    assert not DenseOutputs(again, IMAGES)._sums
+
+
+def twice(n: networks.Net, x: Tensor) -> Tensor:
+    x = F.relu(x + n.a(x))
+    return F.relu(x + n.a(x))

@@ -107,7 +107,7 @@ class DenseOutputs:
         self._found: dict[tuple[Key, int], _Sample] = {}
         self.tensors = named_tensors(self._network)
         scout = _Scout(self._network, self.example)
-        self.calls, self._sums = scout.calls, scout.sums.found
+        self.calls, self._sums = scout.calls, scout.sums
 
     @property
     def example(self) -> Call:
@@ -142,10 +142,12 @@ class DenseOutputs:
             made = Made()
 
             def after(key: Key, call: LayerCall, output: Tensor, number: int = number, made: Made = made) -> None:
-                made.note(output)
+                made.layer(output)
                 if key in wanted:
                     beside = made.get(self._sums[key].number) if key in self._sums else None
-                    spread = None if beside is None else call.spread(beside)
+                    spread = None
+                    if beside is not None and beside.shape == output.shape:
+                        spread = call.spread(beside)
                     self._found[key, number] = self._sample(call.spread(output), spread, number, keys.index(key))
                     if key == list(wanted)[-1]:
                         raise FarEnough
@@ -190,12 +192,15 @@ class _Scout:
         self._users: dict[str, set[str]] = {}  # weight → running means that its outputs go to, "" for anything else
         self._sources: dict[str, set[str]] = {}  # running mean → weights
         self._biases: dict[str, set[str]] = {}
-        self.sums = Sums()
+        self._sums = Sums()
+        self._along_the_end: set[str] = set()  # weights whose outputs have their channels on the last of many axes
         watch = Watch(network, after=self._after, other=self._other)
         self.names = watch.names
         for outputs in run_each(network, [example], watch):
             self._use(tensors_in(outputs), "")
-            self.sums.use(outputs)
+            self._sums.use(outputs)
+        self.sums = self._sums.found()
+        del self._sums  # it holds what the network made
 
     def _use(self, tensors: Iterable[Tensor], by: str) -> None:
         for tensor in tensors:
@@ -210,19 +215,22 @@ class _Scout:
         self._is_changed |= self._follow and name in self._cut
         self._use([call.input], "")
         self._made[output] = name
-        self.sums.layer(key, call.input, output)
+        if call.weight.ndim == 2 and output.ndim > 2:
+            self._along_the_end.add(name)
+        self._sums.layer(key, call, output)
         if call.bias is not None:
             self._biases.setdefault(self.names.get(id(call.bias), ""), set()).add(name)
 
     def _other(self, func: Any, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
-        self.sums.other(func, args, kwargs, output)
+        self._sums.other(func, args, kwargs, output)
         if not any(True for _ in tensors_in(output)):
             return  # asking for a shape uses nothing
         tensors = list(tensors_in((args, kwargs)))
         named = {self.names[id(tensor)] for tensor in tensors if id(tensor) in self.names}
         self.otherwise |= named
         self._is_changed |= self._follow and not named.isdisjoint(self._cut)
-        mean = (args[1:2] or (kwargs.get("running_mean"),))[0] if func is F.batch_norm else None
+        of_channels = func is F.batch_norm and self._made.get(tensors[0]) not in self._along_the_end
+        mean = (args[1:2] or (kwargs.get("running_mean"),))[0] if of_channels else None
         behind = self.names.get(id(mean), "")
         self._use(tensors, behind)
         if behind:
@@ -316,11 +324,14 @@ class _Refitting:
 
     def _lacking(self, stop: Stop, sample: _Sample, rows: Tensor) -> Tensor | None:
         """Return what a layer has to give for what its outputs are added to, [N, P, O]."""
-        sum_ = self.scout.sums.found.get(stop.key)
+        sum_ = self.scout.sums.get(stop.key)
         beside = None if sum_ is None else stop.made.get(sum_.number)
         if sum_ is None or beside is None or sample.beside is None:
             return None
-        there = at_places(stop.call.spread(beside), sample.places).transpose(1, 2)
+        beside = stop.call.spread(beside)
+        if tuple(beside.shape) != (len(sample.places), len(rows), *sample.shape):
+            return None
+        there = at_places(beside, sample.places).transpose(1, 2)
         return sum_.through(sample.beside.index_select(2, rows) - there)
 
     def _solve(self, fit: LeastSquares, name: str, call: LayerCall, shift: str | None) -> None:

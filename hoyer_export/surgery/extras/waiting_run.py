@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from hoyer_export.call import Call
 from hoyer_export.channels.reading import Key, LayerCall, Watch
 from hoyer_export.surgery.extras.calibration import watch_each
+from hoyer_export.surgery.extras.sums import next_number
 from hoyer_export.tensors import named_tensors, tensors_in
 
 
@@ -36,6 +37,11 @@ class Made:
         for tensor in tensors_in(output):
             self._refs[self.count] = ref(tensor)
             self.count += 1
+
+    def layer(self, output: Tensor) -> None:
+        """Count what a layer returned, from which on numbers begin anew."""
+        self.count = next_number(self.count)
+        self.note(output)
 
     def get(self, number: int) -> Tensor | None:
         """Return a tensor by its number; None where the network has let go of it."""
@@ -81,7 +87,7 @@ def stops(network: nn.Module, batch: Call) -> Iterator[Stop]:
         watch = Watch(
             twin,
             before=wait,
-            after=lambda key, call, output: made.note(output),
+            after=lambda key, call, output: made.layer(output),
             other=lambda *called: made.note(called[-1]),
         )
         try:
