@@ -34,7 +34,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_every_layer_has_its_time_and_macs_and_the_rest_its_operator(file: Path) -> None:
-    found = explained(LATENCY, file, Bench(min_seconds=0.1, batch_size=2))
+    found = explained(LATENCY, file, Bench(min_seconds=0.1, batch_size=2), None)
     layers = {node.layer: node for node in found.nodes if node.layer}
     assert {name: node.macs for name, node in layers.items()} == {"stem": 2 * 36 * 64 * 9, "fc": 2 * 288 * 5}
     assert "Sin" in {node.op for node in found.nodes if not node.layer}
@@ -45,4 +45,4 @@ def test_every_layer_has_its_time_and_macs_and_the_rest_its_operator(file: Path)
 
 def test_a_file_that_cannot_be_explained_keeps_its_latency(tmp_path: Path) -> None:
     (tmp_path / "slim.onnx").write_bytes(b"no network")
-    assert explained(LATENCY, tmp_path / "slim.onnx", Bench(min_seconds=0.1)) == LATENCY
+    assert explained(LATENCY, tmp_path / "slim.onnx", Bench(min_seconds=0.1), None) == LATENCY

@@ -97,7 +97,7 @@ class Hidden(nn.Module):  # a product in a function that tracing does not know
         self.w = nn.Parameter(torch.randn(8, 8))
 
     def forward(self, x):
-        return self.fc(torch.tensordot(self.b(self.a(x).relu()).flatten(2).mT, self.w, 1).mean(1))
+        return self.fc(torch.inner(self.b(self.a(x).relu()).flatten(2).mT, self.w).mean(1))
 """
 RECIPE = """
 [network]
@@ -165,8 +165,8 @@ def test_fused_attention_and_equal_weights_can_be_exported(home: Path, network: 
 
 def test_a_count_that_differs_or_is_not_whole_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found, record = loaded(home, "Twins"), MacsRecord(9_999, 19_998, 1, 1, (), 1, {})
-    monkeypatch.setattr(inputs, "export_onnx", lambda *them, **options: None)
-    monkeypatch.setattr(inputs, "count_macs", lambda path: record)
+    monkeypatch.setattr(inputs, "export_as_asked", lambda *them, **options: None)
+    monkeypatch.setattr(inputs, "count_macs", lambda path, **sizes: record)
     with pytest.raises(NetworkError, match=r"has 9,999 MACs, but .* were traced"):
         check_export(found)
     record = replace(record, uncounted={"DeformConv": 2})
@@ -203,7 +203,9 @@ CUT = ("--input", "1x8x8", "--macs", "0.7", "--align", "4", "--allow-import", "j
 
 
 def test_what_is_not_finite_or_not_counted_is_said_and_is_no_success(call, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(ship, "count_macs", lambda path: replace(count_macs(path), uncounted={"Loop": 1}))
+    monkeypatch.setattr(
+        ship, "count_macs", lambda path, **sizes: replace(count_macs(path, **sizes), uncounted={"Loop": 1})
+    )
     code, out, err = call("cut", "--network", "judged_nets:Divides", *CUT, "--out", str(tmp_path / "cut"))
     assert (code, err.count("Traceback")) == (3, 0)
     said = " ".join(out.split())

@@ -80,8 +80,8 @@ def test_every_signal_that_asks_to_stop_has_its_exit_code_and_its_line(
     name: str, code: int, call, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, number = tmp_path / "out", getattr(signal, name)
-    if name != "SIGINT":  # which Python takes for itself; the others may be ignored where the tests run under nohup
-        signal.signal(number, signal.SIG_DFL)
+    # As a terminal leaves them; in the background, or under nohup, they may be ignored.
+    signal.signal(number, signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
     before = signal.getsignal(number)
 
     def stopped(*arguments: object, **options: object) -> None:
