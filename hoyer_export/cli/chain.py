@@ -220,7 +220,8 @@ def cut(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="group-hs (unless set), magnitude (torch-pruning's scores), function (with --refit) or dead.",
+            help="group-hs (unless set), magnitude (torch-pruning's scores), function (with --refit), sensitivity or"
+            " dead.",
             autocompletion=arguments.methods,
             show_default=False,
         ),
