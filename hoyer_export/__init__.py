@@ -44,9 +44,10 @@ if TYPE_CHECKING:
     from hoyer_export.store.widths_file import build_slim
     from hoyer_export.surgery.cut import cut
     from hoyer_export.surgery.extras.dead_blocks import remove_dead_blocks
+    from hoyer_export.surgery.extras.dense_outputs import DenseOutputs
     from hoyer_export.surgery.extras.folding import Folding, fold_constants
     from hoyer_export.surgery.extras.gather import gather_inputs
-    from hoyer_export.surgery.extras.refit import DenseOutputs, Refit, refit_
+    from hoyer_export.surgery.extras.refit import Refit, refit_
     from hoyer_export.surgery.optimizer_state import slice_optimizer
     from hoyer_export.surgery.self_test import SelfTest, Verdict, self_test
     from hoyer_export.surgery.step import SlimModel
@@ -100,7 +101,8 @@ _HOME = {
         "surgery.extras.dead_blocks": "remove_dead_blocks",
         "surgery.extras.folding": "Folding fold_constants",
         "surgery.extras.gather": "gather_inputs",
-        "surgery.extras.refit": "DenseOutputs Refit refit_",
+        "surgery.extras.dense_outputs": "DenseOutputs",
+        "surgery.extras.refit": "Refit refit_",
         "surgery.optimizer_state": "slice_optimizer",
         "surgery.self_test": "SelfTest Verdict self_test",
         "surgery.step": "SlimModel",

@@ -12,9 +12,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from hoyer_export.errors import FileError, one_line
+from hoyer_export.placeholder import refuse_placeholder
 from hoyer_export.record import Record
 from hoyer_export.run_folder import write_whole
-from hoyer_export.stand_in import refuse_stand_in
 
 METADATA_KEY = "hoyer_export"
 """Of a slim file, see ``store/slim_file.py``."""
@@ -65,7 +65,7 @@ def damaged(path: Path, kind: str, reason: str, advice: str) -> FileError:
 
 
 def _read(path: Path, key: str, kind: str, advice: str, *, tensors: bool) -> tuple[str, dict[str, Tensor]]:
-    refuse_stand_in(path)
+    refuse_placeholder(path)
     try:
         with safe_open(path, framework="pt") as file:
             about = (file.metadata() or {})[key]

@@ -21,7 +21,7 @@ import torch
 from safetensors import safe_open
 
 from hoyer_export.errors import FileError
-from hoyer_export.stand_in import refuse_stand_in
+from hoyer_export.placeholder import refuse_placeholder
 from hoyer_export.tensors_file import METADATA_KEY
 
 _SAVE = "save torch.save(model.state_dict(), FILE) where it comes from"
@@ -54,7 +54,7 @@ def read_file(path: Path) -> FileContent:
         raise FileError(f"{path}: expected a file of weights (.safetensors, .pt, .pth), found {found}")
     if path.suffix == ".onnx":
         raise FileError(f"{path} is an ONNX file, whose weights have other names and are folded; {_EXPECTED}")
-    refuse_stand_in(path)
+    refuse_placeholder(path)
     try:
         return _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
     except FileError:

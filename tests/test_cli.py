@@ -16,8 +16,9 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from hoyer_export import choices, console, networks
+from hoyer_export import choices, networks
 from hoyer_export.cli import arguments
+from hoyer_export.console import runs
 from hoyer_export.data import load
 from hoyer_export.deploy import macs as macs_module
 from hoyer_export.deploy.export import export_onnx
@@ -186,7 +187,7 @@ def test_a_network_of_many_groups_fits_on_a_screen_the_heaviest_first(call) -> N
 def test_long_names_of_groups_stay_on_one_line_of_a_terminal(call, width: int, params: bool) -> None:
     name, records = "features.denseblock4.denselayer32.conv1", io.StringIO()
     group = GroupCost(name, 1_024, 2_345_678_901, 0.234, 123_456_789, 1_024)
-    console._print_groups(Console(file=records, width=width), SimpleNamespace(groups=[group]), everything=False)
+    runs._print_groups(Console(file=records, width=width), SimpleNamespace(groups=[group]), everything=False)
     printed = records.getvalue()
     assert name in printed
     assert "2.35 G" in printed

@@ -15,7 +15,7 @@ from torchvision.models.swin_transformer import (
 )
 
 import hoyer_export as hx
-from hoyer_export.equal_modules import Attention, stand_in_
+from hoyer_export.modules.equal import Attention, stand_in_
 from hoyer_export.surgery.plan import PruningPlan, with_plan
 
 SCORES = torch.Generator().manual_seed(0)

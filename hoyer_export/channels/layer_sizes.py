@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from hoyer_export.equal_modules import Attention
+from hoyer_export.modules.equal import Attention
 
 # Layer → attribute → the tensor whose dimension it is the length of, or the first of them that there is.
 _SIZES: tuple[tuple[type[nn.Module], dict[str, tuple[tuple[str, ...], int]]], ...] = (

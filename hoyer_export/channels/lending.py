@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hoyer_export.channels.labels import AxisLabels, Tracer
 from hoyer_export.channels.sizes import AttributeSize, plain
-from hoyer_export.narrowed import narrowing_of
+from hoyer_export.modules.narrowed import narrowing_of
 
 
 @dataclass(eq=False)

@@ -28,8 +28,8 @@ from hoyer_export.channels.rules import Rules, rule_table
 from hoyer_export.channels.sizes import AttributeSize, WeightSize
 from hoyer_export.channels.union_find import Vector
 from hoyer_export.channels.wrappers import check_wrappers
-from hoyer_export.equal_modules import stand_in_
 from hoyer_export.errors import HoyerExportError, NetworkError, one_line
+from hoyer_export.modules.equal import stand_in_
 from hoyer_export.random_state import kept_random_state
 from hoyer_export.tensors import hidden_in, tensors_in
 

@@ -57,7 +57,7 @@ def run(
     resume = resume or redo_from is not None
     check_free(out, resume=resume)
     loading("torch")
-    from hoyer_export.console import print_report
+    from hoyer_export.console.runs import print_report
     from hoyer_export.live import progress
     from hoyer_export.run.chain import run_recipe
 
@@ -128,7 +128,7 @@ def init(
         | {"dense": start, "cut": {"macs": macs}}
     )
     loading("torch")
-    from hoyer_export.console import print_proposal
+    from hoyer_export.console.runs import print_proposal
     from hoyer_export.run.proposing import propose_recipe
 
     found = propose_recipe(asked, out, overwrite=overwrite, allow_import=allow_import)
@@ -189,7 +189,7 @@ def inspect(
             | {"cut": wanted | {"align": multiple}}
         )
     loading("torch")
-    from hoyer_export.console import print_inspection
+    from hoyer_export.console.runs import print_inspection
     from hoyer_export.run.inspecting import inspect_recipe
 
     found = inspect_recipe(resolved, prove=prove, second_opinion=cross_check, allow_import=allow_import)
@@ -322,7 +322,7 @@ def cut(
     )
     check_free(out, resume=False)
     loading("torch")
-    from hoyer_export.console import print_report
+    from hoyer_export.console.runs import print_report
     from hoyer_export.live import progress
     from hoyer_export.run.chain import cut_network
 
@@ -350,7 +350,7 @@ def ship(
     """Export, verify, measure and report a slim network that your own loop has fine-tuned."""
     table = data_table(context, data, data_root, mean, std)
     loading("torch")
-    from hoyer_export.console import print_report
+    from hoyer_export.console.runs import print_report
     from hoyer_export.live import progress
     from hoyer_export.run.chain import ship_weights
 
@@ -366,7 +366,7 @@ def ship(
 def export(run_dir: RunDir, allow_import: AllowImport = [], as_json: Json = False) -> None:  # noqa: B006
     """Write dense.onnx and slim.onnx again from a run's weights."""
     loading("torch")
-    from hoyer_export.console import print_exports
+    from hoyer_export.console.runs import print_exports
     from hoyer_export.live import progress
     from hoyer_export.run.chain import export_run
 
@@ -414,7 +414,7 @@ def verify(
         arguments.refuse(context, {"classes", "weights_key", "network"}, "only together with the weights of --network")
     shapes = arguments.shapes(shape)
     loading("torch")
-    from hoyer_export.console import print_verification
+    from hoyer_export.console.runs import print_verification
     from hoyer_export.live import progress
     from hoyer_export.run.chain import verify_run
     from hoyer_export.run.verifying import verify_file
@@ -451,7 +451,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write report.json, report.html, card.md and the headline's pictures again from a run's records."""
-    from hoyer_export.console import print_report
+    from hoyer_export.console.runs import print_report
     from hoyer_export.report.hub import write_hub_folder
     from hoyer_export.run.reporting import report_run
 

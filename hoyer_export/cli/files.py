@@ -68,7 +68,7 @@ def check(
         "max_latency": max_latency, "max_accuracy_drop": max_accuracy_drop
     })  # fmt: skip
     loading("torch")
-    from hoyer_export.console import print_gate
+    from hoyer_export.console.runs import print_gate
     from hoyer_export.report import junit as xml
     from hoyer_export.run.gate import check_file
     from hoyer_export.run_folder import write_whole
@@ -100,7 +100,7 @@ def macs(
 ) -> None:
     """Count MACs, FLOPs, params and bytes of an ONNX file, node by node, the heaviest first."""
     shapes = arguments.shapes(shape)
-    from hoyer_export.console import print_macs
+    from hoyer_export.console.files import print_macs
     from hoyer_export.deploy.macs import count_macs
 
     found = count_macs(file, shapes=shapes)
@@ -113,7 +113,7 @@ def info(
     as_json: Json = False,
 ) -> None:
     """Print what an ONNX file says of itself: metadata, inputs, outputs, opset, producer, parameters, bytes."""
-    from hoyer_export.console import print_info
+    from hoyer_export.console.files import print_info
     from hoyer_export.deploy.info import file_info
 
     found = file_info(file)
@@ -134,7 +134,7 @@ def explain(
 ) -> None:
     """Say in plain words why an ONNX file is not as fast as its MACs promise, and where its time goes."""
     shapes = arguments.shapes(shape)
-    from hoyer_export.console import print_explanation
+    from hoyer_export.console.files import print_explanation
     from hoyer_export.deploy.explain import explain
 
     found = explain(file, shapes=shapes, batch_size=batch_size, threads=threads, min_seconds=min_seconds)
@@ -157,7 +157,7 @@ def bench(
 ) -> None:
     """Measure the latency of ONNX files, interleaved: every file in every --runtime."""
     shapes = arguments.shapes(shape)
-    from hoyer_export.console import print_benchmark
+    from hoyer_export.console.files import print_benchmark
     from hoyer_export.deploy.benchmark import benchmark
 
     found = benchmark(

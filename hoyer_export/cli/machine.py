@@ -31,7 +31,7 @@ def time_table(
         | {"cut": {"threshold": "natural"}, "bench": {"runtime": runtime, "threads": threads, "batch_size": batch_size}}
     )
     loading("torch")
-    from hoyer_export.console import print_times
+    from hoyer_export.console.files import print_times
     from hoyer_export.live import progress
     from hoyer_export.run.timing import recipe_times
 

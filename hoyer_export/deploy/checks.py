@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from hoyer_export.deploy.departure import Departure
-from hoyer_export.deploy.sensitivity import LEAST, Judged
+from hoyer_export.deploy.rounding import LEAST, Judged
 
 RELATIVE_TOLERANCE = LEAST
 RELATIVE_CHANGE = "relative change of the outputs"

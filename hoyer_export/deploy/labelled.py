@@ -11,7 +11,7 @@ from torch import nn
 
 from hoyer_export.call import Call, ExampleInputs
 from hoyer_export.deploy.export import as_float32
-from hoyer_export.deploy.sensitivity import Judged, Outputs, Sensitivity, torch_outputs
+from hoyer_export.deploy.rounding import Judged, Outputs, Rounding, torch_outputs
 from hoyer_export.errors import DataError
 from hoyer_export.metric import Metric, Tally
 from hoyer_export.tensors import tensors_in
@@ -33,7 +33,7 @@ class Agreement:
 
 
 def measured(
-    run: Run, torchs: Sensitivity, network: nn.Module, labelled: Labelled, metric: Metric, tolerance: float
+    run: Run, torchs: Rounding, network: nn.Module, labelled: Labelled, metric: Metric, tolerance: float
 ) -> tuple[Agreement, list[list[Judged]]]:
     """Read a metric through the runtime and through torch, and compare the outputs that it is made of."""
     through_torch, through_runtime, judged = Tally(metric), Tally(metric), []

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_tensor, uses_external_data
 
 from hoyer_export.errors import FileError
-from hoyer_export.stand_in import refuse_stand_in
+from hoyer_export.placeholder import refuse_placeholder
 
 MAX_BYTES = 2**31 - 1
 """Of a protobuf message, hence of a file with its weights in it."""
@@ -23,7 +23,7 @@ def read_onnx(path: str | Path) -> onnx.ModelProto:
         FileError: there is no such file, or it is not a whole and valid ONNX file.
     """
     path = Path(path)
-    refuse_stand_in(path)
+    refuse_placeholder(path)
     try:
         model = onnx.load_model_from_string(path.read_bytes())
         if missing := [name for name in sorted(side_files(model)) if not (path.parent / name).is_file()]:
@@ -31,7 +31,7 @@ def read_onnx(path: str | Path) -> onnx.ModelProto:
                 f"{path} keeps weights in {', '.join(missing)}, missing there; put what belongs to it beside it"
             )
         for name in side_files(model):
-            refuse_stand_in(path.parent / name)
+            refuse_placeholder(path.parent / name)
         # By name, not in memory: this is how the checker finds weights in side files, and files above 2 GB.
         onnx.checker.check_model(str(path) if _has_shapes(model) else _with_shapes(model))
     except OSError as error:

@@ -13,7 +13,7 @@
     weights              where all of that passes: the tensors of the file are those that the exporter writes for
                          the network, to 1e-5 of their largest value
 
-The tolerance is 1e-5 · max(1, max |torch|), or more where torch itself rounds more (sensitivity.py). Outputs are
+The tolerance is 1e-5 · max(1, max |torch|), or more where torch itself rounds more (rounding.py). Outputs are
 float32, their differences are taken in float64. An output that is not a number fails.
 """
 
@@ -40,9 +40,9 @@ from hoyer_export.deploy.file_weights import FileWeights
 from hoyer_export.deploy.interface import check_interface, is_batched, larger, sizes_of
 from hoyer_export.deploy.labelled import Agreement, Labelled, Run, agreement_on, measured
 from hoyer_export.deploy.onnx_file import read_onnx, subnormals, tensors_of
+from hoyer_export.deploy.rounding import MOST, Expected, Judged, Outputs, Rounding, max_error
 from hoyer_export.deploy.runtime import DEFAULT, as_runtime
 from hoyer_export.deploy.runtime.protocol import Arrays, RunFailed, Runtime, Session
-from hoyer_export.deploy.sensitivity import MOST, Expected, Judged, Outputs, Sensitivity, max_error
 from hoyer_export.environment import usable_threads
 from hoyer_export.errors import DataError, VerificationFailed
 from hoyer_export.metric import ACCURACY, Metric, as_metric
@@ -88,7 +88,7 @@ def verify_onnx(
     names = check_interface(file, path, network, real)
     cases = input_cases(real, max(2, *batches))
     two = cases["real"].rows(slice(2))
-    torchs = Sensitivity(network)
+    torchs = Rounding(network)
     with_rows = [is_batched(value) for value in file.graph.output]
     expected = _expected(torchs, cases, batches, all(with_rows))
     if any(len(sizes_of(value)) > 2 and isinstance(sizes_of(value)[2], str) for value in file.graph.input):
@@ -126,7 +126,7 @@ def verify_onnx(
 
 
 def _expected(
-    torchs: Sensitivity, cases: dict[str, Call], batches: Sequence[int], with_rows: bool
+    torchs: Rounding, cases: dict[str, Call], batches: Sequence[int], with_rows: bool
 ) -> dict[tuple[str, int], Expected]:
     """Return what torch gives for every kind of input and batch.
 
@@ -149,7 +149,7 @@ def _expected(
 
 def _judged_rows(
     runs: Mapping[Optimization, Run],
-    torchs: Sensitivity,
+    torchs: Rounding,
     cases: dict[str, Call],
     expected: dict[tuple[str, int], Expected],
     found: Mapping[tuple[str, int, Optimization], Outputs],

@@ -24,9 +24,9 @@ from hoyer_export.deploy.export import as_float32, inference_copy
 from hoyer_export.deploy.interface import check_interface
 from hoyer_export.deploy.labelled import Agreement, Labelled, agreement_on, measured
 from hoyer_export.deploy.onnx_file import read_onnx
+from hoyer_export.deploy.rounding import Outputs, Rounding, torch_outputs
 from hoyer_export.deploy.runtime import DEFAULT, as_runtime
 from hoyer_export.deploy.runtime.protocol import Runtime
-from hoyer_export.deploy.sensitivity import Outputs, Sensitivity, torch_outputs
 from hoyer_export.deploy.verify import runtime_outputs
 from hoyer_export.environment import usable_threads
 from hoyer_export.metric import ACCURACY, Metric
@@ -74,7 +74,7 @@ def verify_coarse(
     if labelled is not None and metric is ACCURACY:
         found = agreement_on(run, network, labelled, math.inf)
     elif labelled is not None:
-        found, _ = measured(run, Sensitivity(network), network, labelled, metric, math.inf)
+        found, _ = measured(run, Rounding(network), network, labelled, metric, math.inf)
     of_file = found.onnx_accuracy, None, found.class_images, found.onnx_class_correct
     return VerifyRecord(all(it.passed for it in checks), tuple(checks), (), *of_file)
 

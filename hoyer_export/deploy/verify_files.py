@@ -25,9 +25,9 @@ from hoyer_export.deploy.file_weights import differing_weights
 from hoyer_export.deploy.input_sizes import Shapes, check_names, fixed_batch, input_sizes
 from hoyer_export.deploy.interface import signature
 from hoyer_export.deploy.onnx_file import fed_inputs, read_onnx
+from hoyer_export.deploy.rounding import LEAST, MARGIN, MOST, Floats, Judged, max_error
 from hoyer_export.deploy.runtime import DEFAULT, as_runtime
 from hoyer_export.deploy.runtime.protocol import Arrays, RunFailed, Runtime, Session
-from hoyer_export.deploy.sensitivity import LEAST, MARGIN, MOST, Floats, Judged, max_error
 from hoyer_export.environment import usable_threads
 from hoyer_export.errors import FileError, VerificationFailed
 

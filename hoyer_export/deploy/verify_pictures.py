@@ -31,9 +31,9 @@ from hoyer_export.deploy.interface import signature, sizes_of
 from hoyer_export.deploy.labelled import Agreement, Labelled, agreement_on
 from hoyer_export.deploy.onnx_file import read_onnx
 from hoyer_export.deploy.pictures import IMAGES, PREPARED, resizes
+from hoyer_export.deploy.rounding import Rounding
 from hoyer_export.deploy.runtime import DEFAULT, as_runtime
 from hoyer_export.deploy.runtime.protocol import Runtime
-from hoyer_export.deploy.sensitivity import Sensitivity
 from hoyer_export.deploy.verify import runtime_outputs
 from hoyer_export.environment import usable_threads
 from hoyer_export.errors import VerificationFailed
@@ -110,7 +110,7 @@ def verify_pictures(
     """
     file, network = read_onnx(path), inference_copy(model)
     _check_interface(file, path, how)
-    runner, torchs = as_runtime(runtime), Sensitivity(network)
+    runner, torchs = as_runtime(runtime), Rounding(network)
     runs = [
         partial(runtime_outputs, path, runner.load(path, usable_threads(), optimise), [IMAGES])
         for optimise in (False, True)

@@ -16,7 +16,7 @@ from hoyer_export.call import Call, ExampleInputs
 from hoyer_export.deploy.checks import RELATIVE_TOLERANCE, VerifyRecord, check, closest
 from hoyer_export.deploy.export import as_float32, inference_copy
 from hoyer_export.deploy.labelled import Agreement, Labelled, agreement_on, measured
-from hoyer_export.deploy.sensitivity import Outputs, Sensitivity, torch_outputs
+from hoyer_export.deploy.rounding import Outputs, Rounding, torch_outputs
 from hoyer_export.deploy.verify import input_cases
 from hoyer_export.metric import ACCURACY, Metric
 
@@ -46,7 +46,7 @@ def verify_program(
         return torch_outputs(program, call)
 
     real, network = as_float32(Call.of(model, inputs)), inference_copy(model)
-    torchs = Sensitivity(network)
+    torchs = Rounding(network)
     judged = []
     for call in input_cases(real, max(2, *batches)).values():
         for batch in batches:

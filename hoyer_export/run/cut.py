@@ -41,9 +41,10 @@ from hoyer_export.store.slim_file import save_slim
 from hoyer_export.surgery.cut import cut
 from hoyer_export.surgery.decisions import TOLERANCE
 from hoyer_export.surgery.extras.dead_blocks import remove_dead_blocks
+from hoyer_export.surgery.extras.dense_outputs import DenseOutputs
 from hoyer_export.surgery.extras.folding import Folding, fold_constants
 from hoyer_export.surgery.extras.gather import gather_inputs
-from hoyer_export.surgery.extras.refit import DenseOutputs, Refit, refit_
+from hoyer_export.surgery.extras.refit import Refit, refit_
 from hoyer_export.surgery.plan import PruningPlan, compose
 from hoyer_export.surgery.proof import prove_equal
 from hoyer_export.surgery.self_test import without_groups

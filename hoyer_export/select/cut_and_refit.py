@@ -30,7 +30,8 @@ from hoyer_export.select.loss import Loss
 from hoyer_export.select.sensitivity import sensitivities
 from hoyer_export.surgery.cut import cut
 from hoyer_export.surgery.extras.calibration import CalibrationInputs
-from hoyer_export.surgery.extras.refit import DenseOutputs, Refit, refit_
+from hoyer_export.surgery.extras.dense_outputs import DenseOutputs
+from hoyer_export.surgery.extras.refit import Refit, refit_
 from hoyer_export.surgery.plan import PruningPlan
 from hoyer_export.surgery.step import SlimModel
 from hoyer_export.surgery.zero import zero_

@@ -27,7 +27,8 @@ from hoyer_export.select.function import function_scores
 from hoyer_export.select.loss import output_change
 from hoyer_export.surgery.cut import cut
 from hoyer_export.surgery.extras.calibration import CalibrationInputs, as_batches
-from hoyer_export.surgery.extras.refit import DenseOutputs, refit_
+from hoyer_export.surgery.extras.dense_outputs import DenseOutputs
+from hoyer_export.surgery.extras.refit import refit_
 from hoyer_export.surgery.zero import zero_
 
 _WIDTHS = (0.875, 0.75, 0.5, 0.25)

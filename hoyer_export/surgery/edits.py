@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from hoyer_export.channels.channel_map import ORDER
 from hoyer_export.errors import FileError
-from hoyer_export.narrowed import narrow_
+from hoyer_export.modules.narrowed import narrow_
 from hoyer_export.record import Record
 
 KeptIndices = Mapping[str, Mapping[int, Tensor]]

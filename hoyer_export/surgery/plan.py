@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from hoyer_export.channels.channel_map import Axis, ChannelMap, Shuffle, removed_channels
 from hoyer_export.channels.layer_sizes import held_by, layer_sizes
-from hoyer_export.equal_modules import stand_in_
 from hoyer_export.errors import CutRefused, FileError
+from hoyer_export.modules.equal import stand_in_
 from hoyer_export.record import Record, first_complaint
 from hoyer_export.surgery.attachments import carry_attributes, check_attachments
 from hoyer_export.surgery.edits import (

@@ -35,7 +35,7 @@ from hoyer_export.select.align import aligned_keep
 from hoyer_export.select.choose import meet
 from hoyer_export.select.function import function_scores
 from hoyer_export.select.sensitivity import sensitivities
-from hoyer_export.surgery.extras.refit import DenseOutputs
+from hoyer_export.surgery.extras.dense_outputs import DenseOutputs
 
 SHARES = (0.85, 0.7, 0.6, 0.5)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -8,8 +8,8 @@ from onnx import TensorProto, helper
 from test_macs import write, zeros
 from torch import nn
 
-from hoyer_export import console
-from hoyer_export.console import print_benchmark, print_macs
+from hoyer_export.console import terminal
+from hoyer_export.console.files import print_benchmark, print_macs
 from hoyer_export.deploy import benchmark as module
 from hoyer_export.deploy.benchmark import BenchmarkRecord, LatencyRecord, Speedup, benchmark, noise, paired_speedup
 from hoyer_export.deploy.export import export_onnx
@@ -248,7 +248,7 @@ def test_more_threads_than_processors_are_measured_with_a_warning(files, monkeyp
 
 @pytest.mark.parametrize("columns", [80, 140])
 def test_tables_fit_their_terminal(monkeypatch, capsys, columns):
-    monkeypatch.setattr(console, "PLAIN_WIDTH", columns)
+    monkeypatch.setattr(terminal, "PLAIN_WIDTH", columns)
     one = LatencyRecord("runs/2026/first/slim.onnx", 1234.5, 1234.5, 1234.5, 1234.5, 12345, 1234.5, 123.4, ())
     print_benchmark(
         BenchmarkRecord((one, one), (Speedup(12.34, (12.3, 12.4)),), 4, 8, "too noisy to say: " + "so " * 50)

@@ -9,9 +9,9 @@ from torch import nn
 from torchvision.models import get_model
 
 from hoyer_export.call import Call
-from hoyer_export.deploy import checks, file_weights, sensitivity
+from hoyer_export.deploy import checks, file_weights, rounding
 from hoyer_export.deploy.export import export_onnx
-from hoyer_export.deploy.sensitivity import MOST, Judged
+from hoyer_export.deploy.rounding import MOST, Judged
 from hoyer_export.deploy.verify import verify_onnx
 from hoyer_export.deploy.weight_sizes import contraction_weights
 from hoyer_export.errors import DataError, NetworkError, VerificationFailed
@@ -358,7 +358,7 @@ def constant_features():
 
 @pytest.mark.parametrize("most", [MOST, 2e-5])
 def test_a_norm_of_constant_images_condemns_no_right_file_and_passes_no_wrong_one(tmp_path, monkeypatch, most):
-    monkeypatch.setattr(sensitivity, "MOST", most)  # beyond it torch leaves the output open
+    monkeypatch.setattr(rounding, "MOST", most)  # beyond it torch leaves the output open
     torch.manual_seed(0)
     model, images = constant_features(), torch.randn(4, 2, 48, 48)
     sha256 = export_onnx(model, images, tmp_path / "f.onnx").sha256

@@ -8,7 +8,8 @@ import example_reports
 import pytest
 from test_report_page import Page, row
 
-from hoyer_export.console import print_benchmark, print_report
+from hoyer_export.console.files import print_benchmark
+from hoyer_export.console.runs import print_report
 from hoyer_export.deploy.benchmark import BenchmarkRecord, LatencyRecord, Speedup
 from hoyer_export.report.card import render_card
 from hoyer_export.report.page import render_page

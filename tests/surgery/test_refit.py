@@ -14,8 +14,10 @@ from torch.nn import functional as F
 import hoyer_export as hx
 import hoyer_export.surgery.extras.refit as refit_module
 from hoyer_export.call import Call
+from hoyer_export.surgery.extras import dense_outputs
+from hoyer_export.surgery.extras.dense_outputs import DenseOutputs
 from hoyer_export.surgery.extras.least_squares import LeastSquares
-from hoyer_export.surgery.extras.refit import DenseOutputs, Refit, refit_
+from hoyer_export.surgery.extras.refit import Refit, refit_
 from hoyer_export.surgery.extras.waiting_run import Stop, stops
 
 IMAGES = torch.randn(48, 3, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -387,7 +389,9 @@ def test_batches_go_side_by_side_and_give_what_one_batch_gives(monkeypatch: pyte
     monkeypatch.setattr(refit_module, "stops", counted)
     whole, parts = refitted([images]), list(images.split(20))
     for setting, made in [("_HELD", 3), ("_WAITING_BYTES", 6), ("_WAITING_RUNS", 5)]:
-        monkeypatch.setattr(refit_module, setting, 1)  # outputs of one layer at a time; no room; room for one run
+        monkeypatch.setattr(
+            dense_outputs if setting == "_HELD" else refit_module, setting, 1
+        )  # outputs of one layer at a time; no room; room for one run
         for name, tensor in refitted(parts).items():
             torch.testing.assert_close(tensor, whole[name], rtol=1e-6, atol=1e-8)
         assert len(runs) == made, setting

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import hoyer_export as hx
-from hoyer_export.surgery.extras.refit import DenseOutputs, _Refitting
+from hoyer_export.surgery.extras.dense_outputs import DenseOutputs
+from hoyer_export.surgery.extras.refit import _Refitting
 from hoyer_export.surgery.extras.sums import Sum
 
 IMAGES = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))

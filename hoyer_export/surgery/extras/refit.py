@@ -12,37 +12,29 @@ where there is no room for all that wait, some end and begin anew, most of them 
 activations are large and runs up to them short.
 """
 
-import copy
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from math import ceil, inf, prod
-from typing import Any
+from math import ceil, inf
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.weak import WeakIdKeyDictionary
 
-from hoyer_export.call import Call
-from hoyer_export.channels.reading import Key, LayerCall, Watch
+from hoyer_export.channels.reading import Key, LayerCall
 from hoyer_export.errors import HoyerExportError
 from hoyer_export.modes import kept_modes
-from hoyer_export.random_state import seeded_generator
 from hoyer_export.surgery.edits import RefitEdit
-from hoyer_export.surgery.extras.calibration import CalibrationInputs, as_batches, run_each, watch_each
+from hoyer_export.surgery.extras.calibration import CalibrationInputs
+from hoyer_export.surgery.extras.dense_outputs import DenseOutputs, Sample
 from hoyer_export.surgery.extras.layer_matrix import at_places, kept_rows, matrix, patches, set_matrix_
 from hoyer_export.surgery.extras.least_squares import LeastSquares
-from hoyer_export.surgery.extras.sums import Sums
-from hoyer_export.surgery.extras.waiting_run import FarEnough, Made, Stop, stops
+from hoyer_export.surgery.extras.scout import Scout
+from hoyer_export.surgery.extras.waiting_run import Stop, stops
 from hoyer_export.surgery.plan import kept_slices
 from hoyer_export.surgery.step import SlimModel
-from hoyer_export.tensors import TensorRecord, named_tensors, tensors_in
+from hoyer_export.tensors import TensorRecord, named_tensors
 
 _CHUNK = 2**24
 """Numbers of patches that are made at once."""
-_HELD = 2**28
-"""Numbers of dense outputs that are held, of as many layers as that are; the dense network runs again for the next."""
 _WAITING_BYTES = 3 * 2**30
 """What runs may hold that wait for a layer to be refitted; the others begin anew. A ResNet-50 holds 5.2 MB an image."""
 _WAITING_RUNS = 64
@@ -69,190 +61,13 @@ class Refit(TensorRecord):
     wanted: int
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """What a layer gives on a batch: at flat ``places`` [N, P] of its outputs' ``shape``, [N, P, O].
-
-    ``beside``: likewise, what the outputs are added to; None where they are not.
-    """
-
-    places: Tensor
-    outputs: Tensor
-    shape: tuple[int, ...]
-    beside: Tensor | None
-
-
-class DenseOutputs:
-    """What the layers of the dense network give at random places, to which any slim network may be refitted.
-
-    Args:
-        dense: the network before the cut.
-        inputs: calibration images, a batch or several.
-        positions: places an image and layer; all of them where there are no more.
-        seed: of the places.
-
-    Raises:
-        HoyerExportError: ``positions`` or ``seed`` is out of range.
-        DataError: there is no batch, or one holds something else than finite numbers.
-        NetworkError: the network does not run on a batch.
-    """
-
-    def __init__(self, dense: nn.Module, inputs: CalibrationInputs, positions: int = 16, seed: int = 0) -> None:
-        for name, value, least in (("positions", positions, 1), ("seed", seed, 0)):
-            if not isinstance(value, int) or value < least:
-                raise HoyerExportError(f"{name} must be a whole number of at least {least}, got {value!r}")
-        self._network = copy.deepcopy(dense).eval()
-        self.batches = [batch.map(Tensor.cpu) for batch in as_batches(dense, inputs)]
-        self._positions, self._seed = positions, seed
-        self._found: dict[tuple[Key, int], _Sample] = {}
-        self.tensors = named_tensors(self._network)
-        scout = _Scout(self._network, self.example)
-        self.calls, self._sums = scout.calls, scout.sums
-
-    @property
-    def example(self) -> Call:
-        """The first two images, as the network's arguments."""
-        return self.batches[0].rows(slice(2))
-
-    @property
-    def images(self) -> int:
-        """How many there are."""
-        return sum(batch.batch_size for batch in self.batches)
-
-    def at(self, key: Key, batch: int) -> _Sample | None:
-        """Return the sample of a layer on a batch; None where it does not run there."""
-        if (key, batch) not in self._found:
-            self._look_from(key)
-        return self._found.get((key, batch))
-
-    def _look_from(self, first: Key) -> None:
-        """Hold the outputs of a layer, and of those after it for which there is room."""
-        keys = list(self.calls)
-        wanted: dict[Key, None] = {}
-        held = 0
-        for key in keys[keys.index(first) :]:
-            rows, outputs, *shape = self.calls[key]
-            numbers = rows * self.images // self.example.batch_size * min(prod(shape), self._positions) * outputs
-            held += numbers * (1 + (key in self._sums))
-            if wanted and held > _HELD:
-                break
-            wanted[key] = None
-        self._found.clear()
-        for number, batch in enumerate(self.batches):
-            made = Made()
-
-            def after(key: Key, call: LayerCall, output: Tensor, number: int = number, made: Made = made) -> None:
-                made.layer(output)
-                if key in wanted:
-                    beside = made.get(self._sums[key].number) if key in self._sums else None
-                    spread = None
-                    if beside is not None and beside.shape == output.shape:
-                        spread = call.spread(beside)
-                    self._found[key, number] = self._sample(call.spread(output), spread, number, keys.index(key))
-                    if key == list(wanted)[-1]:
-                        raise FarEnough
-
-            def other(*called: Any, made: Made = made) -> None:
-                made.note(called[-1])
-
-            with suppress(FarEnough):
-                watch_each(self._network, [batch], Watch(self._network, after=after, other=other))
-
-    def _sample(self, output: Tensor, beside: Tensor | None, *seed: int) -> _Sample:
-        shape = tuple(output.shape[2:])
-        size = prod(shape)
-        if size <= self._positions:
-            places = torch.arange(size).expand(len(output), size)
-        else:
-            generator = seeded_generator(self._seed, *seed, 1)  # a 0 at the end would say nothing
-            places = torch.randint(size, (len(output), self._positions), generator=generator)
-        places = places.to(output.device)
-        there = None if beside is None else at_places(beside, places).transpose(1, 2)
-        return _Sample(places, at_places(output, places).transpose(1, 2), shape, there)
-
-
-class _Scout:
-    """Runs a network once, and finds its layers, what they are used for, and what is behind them.
-
-    Args:
-        network: as it is to run.
-        example: its arguments.
-        cut: names of tensors of which a part is gone.
-        follow: whether what comes after them is changed, too.
-    """
-
-    def __init__(
-        self, network: nn.Module, example: Call, cut: Mapping[str, Collection[int]] | None = None, follow: bool = True
-    ) -> None:
-        self.calls: dict[Key, tuple[int, ...]] = {}  # in the order in which they run → [N, O, *S] of their outputs
-        self.changed: set[str] = set()  # weights that may read something else than before the cut
-        self.otherwise: set[str] = set()  # tensors that are used in another way, too
-        self._cut, self._follow, self._is_changed = cut or {}, follow, False
-        self._made: Any = WeakIdKeyDictionary()
-        self._users: dict[str, set[str]] = {}  # weight → running means that its outputs go to, "" for anything else
-        self._sources: dict[str, set[str]] = {}  # running mean → weights
-        self._biases: dict[str, set[str]] = {}
-        self._sums = Sums()
-        self._along_the_end: set[str] = set()  # weights whose outputs have their channels on the last of many axes
-        watch = Watch(network, after=self._after, other=self._other)
-        self.names = watch.names
-        for outputs in run_each(network, [example], watch):
-            self._use(tensors_in(outputs), "")
-            self._sums.use(outputs)
-        self.sums = self._sums.found()
-        del self._sums  # it holds what the network made
-
-    def _use(self, tensors: Iterable[Tensor], by: str) -> None:
-        for tensor in tensors:
-            if source := self._made.get(tensor):
-                self._users.setdefault(source, set()).add(by)
-
-    def _after(self, key: Key, call: LayerCall, output: Tensor) -> None:
-        name = key[0]
-        self.calls[key] = tuple(call.spread(output).shape)
-        if self._is_changed or call.reading_dim in self._cut.get(name, ()):
-            self.changed.add(name)
-        self._is_changed |= self._follow and name in self._cut
-        self._use([call.input], "")
-        self._made[output] = name
-        if call.weight.ndim == 2 and output.ndim > 2:
-            self._along_the_end.add(name)
-        self._sums.layer(key, call, output)
-        if call.bias is not None:
-            self._biases.setdefault(self.names.get(id(call.bias), ""), set()).add(name)
-
-    def _other(self, func: Any, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
-        self._sums.other(func, args, kwargs, output)
-        if not any(True for _ in tensors_in(output)):
-            return  # asking for a shape uses nothing
-        tensors = list(tensors_in((args, kwargs)))
-        named = {self.names[id(tensor)] for tensor in tensors if id(tensor) in self.names}
-        self.otherwise |= named
-        self._is_changed |= self._follow and not named.isdisjoint(self._cut)
-        of_channels = func is F.batch_norm and self._made.get(tensors[0]) not in self._along_the_end
-        mean = (args[1:2] or (kwargs.get("running_mean"),))[0] if of_channels else None
-        behind = self.names.get(id(mean), "")
-        self._use(tensors, behind)
-        if behind:
-            self._sources.setdefault(behind, set()).add(self._made.get(tensors[0], ""))
-
-    def shift_of(self, name: str, call: LayerCall) -> str | None:
-        """Return what takes up a constant: the layer's own bias, or the mean of the batch norm behind it alone."""
-        bias = self.names.get(id(call.bias), "")
-        if call.bias is not None:
-            return bias if bias and bias not in self.otherwise and self._biases[bias] == {name} else None
-        users = self._users.get(name, set())
-        (mean,) = users if len(users) == 1 else ("",)
-        return mean if mean and self._sources[mean] == {name} else None
-
-
 class _Refitting:
     """Refits every layer just before it runs, on all batches side by side."""
 
     def __init__(self, slim: SlimModel, targets: DenseOutputs, ridge: float, follow: bool) -> None:
         self.plan, self.targets, self.ridge = slim.plan, targets, ridge
         self.tensors = named_tensors(slim.model)
-        self.scout = _Scout(slim.model, targets.example, slim.plan.kept, follow)
+        self.scout = Scout(slim.model, targets.example, slim.plan.kept, follow)
         self.refitted: dict[str, None] = {}
         self.left = dict(self._unfit())
         self.wanted = 0
@@ -322,7 +137,7 @@ class _Refitting:
                 y = y - call.bias.view(call.groups, -1)
             fit.add(patches(call, x[part], places[part], sample.shape), y)
 
-    def _lacking(self, stop: Stop, sample: _Sample, rows: Tensor) -> Tensor | None:
+    def _lacking(self, stop: Stop, sample: Sample, rows: Tensor) -> Tensor | None:
         """Return what a layer has to give for what its outputs are added to, [N, P, O]."""
         sum_ = self.scout.sums.get(stop.key)
         beside = None if sum_ is None else stop.made.get(sum_.number)

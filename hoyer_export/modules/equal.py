@@ -100,9 +100,9 @@ class Attention(nn.MultiheadAttention):
 def _stand_in_for(module: nn.Module) -> type[nn.Module] | None:
     kind = type(module)
     if kind.__module__ == "torchvision.models.swin_transformer":
-        from hoyer_export import equal_modules_of_torchvision  # torchvision takes a second to import
+        from hoyer_export.modules import equal_of_torchvision  # torchvision takes a second to import
 
-        return equal_modules_of_torchvision.STAND_INS.get(kind)
+        return equal_of_torchvision.STAND_INS.get(kind)
     return Attention if kind is nn.MultiheadAttention else None
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hoyer_export.call import Call
-from hoyer_export.deploy.sensitivity import LEAST, MOST, Sensitivity, float64_copy
+from hoyer_export.deploy.rounding import LEAST, MOST, Rounding, float64_copy
 
 
 def standardised() -> nn.Module:
@@ -22,7 +22,7 @@ def standardised() -> nn.Module:
 
 def allowed(network: nn.Module, images: torch.Tensor, error: float):
     """Return how an error of every output is judged, in units of the outputs' scale."""
-    torchs = Sensitivity(network)
+    torchs = Rounding(network)
     expected = torchs.expected(Call((images,)))
     [scale], [output] = expected.scales, expected.outputs
     return torchs.judge([output + error * scale], [output], expected)[0]
@@ -54,7 +54,7 @@ def test_an_output_of_torch_that_is_not_finite_allows_nothing_more() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.mean((2, 3)) / x.amax((1, 2, 3))[:, None]
 
-    torchs = Sensitivity(Divides())
+    torchs = Rounding(Divides())
     expected = torchs.expected(Call((torch.zeros(1, 3, 4, 4),)))
     [judged] = torchs.judge(expected.outputs, expected.outputs, expected)
     assert np.isnan(expected.outputs[0]).all()

@@ -1,4 +1,4 @@
-"""The stand-ins of torchvision's Swin transformers (``equal_modules.py``): imported only where a network holds one.
+"""The stand-ins of torchvision's Swin transformers (``modules/equal.py``): imported only where a network holds one.
 
 Attention within windows, softmax(q kᵀ / √D + bias + mask) v, or with the cosine of q and k on a learnt scale (V2).
 torchvision takes the width of a head, D, from that of the input; here it stays what it is.

@@ -8,7 +8,7 @@ _POINTER = b"version https://git-lfs.github.com/spec/"
 _PAGE = (b"<!doctype", b"<html", b"<?xml", b"<!--")  # a lone "<" may begin the sizes of a right file
 
 
-def refuse_stand_in(path: Path) -> None:
+def refuse_placeholder(path: Path) -> None:
     """Refuse a file that only stands for another; whatever else is wrong with it is for its reader to say.
 
     Raises:

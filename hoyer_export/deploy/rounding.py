@@ -95,7 +95,7 @@ class Judged:
     is_open: bool
 
 
-class Sensitivity:
+class Rounding:
     """How certain torch is of a network's outputs; looked at only where a difference asks for it.
 
     Args:

@@ -1,0 +1,1 @@
+"""The answer of every verb as people see it."""
