@@ -227,8 +227,10 @@ def test_dead_channels_go_first_where_that_is_asked(call, dense: nn.Module, home
             *SMALL, "--weights", "w.pth", "--macs", "0.8", "--align", "1", "--data", "digits", *flags, "--out", out
         )
         assert code == 0, err
-    kept = {out: set(json.loads((home / out / "widths.json").read_text())["0"]) for out in ("with", "without")}
-    assert not kept["with"] & set(DEAD)
+    refit = ("--refit", "--macs", "0.9", "--step", "0.1", "--align", "1", "--data", "digits", "--calibration", "64")
+    assert call(*SMALL, "--weights", "w.pth", *refit, "--dead-first", "--out", "steps")[0] == 0
+    kept = {out: set(json.loads((home / out / "widths.json").read_text())["0"]) for out in ("with", "without", "steps")}
+    assert not (kept["with"] | kept["steps"]) & set(DEAD)
     assert kept["without"] & set(DEAD)
 
 

@@ -285,12 +285,8 @@ def cut_in_steps(job: Job, network: nn.Module, start: SlimModel, channels: Chann
         lost = points(-(point.loss or 0.0)) if measured == "accuracy" else f"outputs change by {point.loss:.4f}"
         job.progress.note(f"{share(point.macs / dense)} of the MACs: {lost}{'' if point.within else ', too much'}")
 
-    model = start.model
-    if table.dead_first:  # then their energy is 0
-        model = copy.deepcopy(model)
-        zero_(model, channels, select_channels(channels, model, method="dead", inputs=images).keep)
-    found = cut_and_refit(
-        model,
+    found = cut_and_refit(  # what is dead brings nothing to any reader, so it goes first without being asked
+        start.model,
         DenseOutputs(start.model, images, seed=job.recipe.seed),
         macs=_shares(job, start, channels).get("macs"),
         loss=loss,
