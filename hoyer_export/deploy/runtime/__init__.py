@@ -29,6 +29,4 @@ def as_runtime(runtime: Runtime | str) -> Runtime:
     elif isinstance(runtime, Runtime) and not isinstance(runtime, type):
         return runtime
     names = ", ".join((*RUNTIMES, f"{DEFAULT}:PROVIDER"))
-    raise HoyerExportError(
-        f"expected a runtime that is one of {names}, or an object with `name`, `load` and `explain`, got {runtime!r}"
-    )
+    raise HoyerExportError(f"expected a runtime that is one of {names}, or a Runtime of your own, got {runtime!r}")
