@@ -32,10 +32,11 @@ from hoyer_export.run.timing import TIMED_WITH, job_latency
 from hoyer_export.run_folder import RunFolder, write_whole
 from hoyer_export.select.align import Keep
 from hoyer_export.select.budget import COSTS, Budget
-from hoyer_export.select.choose import Selection, select_channels
+from hoyer_export.select.choose import Selection, choose_by, select_channels
 from hoyer_export.select.cut_and_refit import Point, cut_and_refit
 from hoyer_export.select.latency import Latency
 from hoyer_export.select.loss import accuracy_drop, output_change
+from hoyer_export.select.scores import channel_scores
 from hoyer_export.sparsify.penalties import alive_channels
 from hoyer_export.store.slim_file import save_slim
 from hoyer_export.surgery.cut import cut
@@ -196,17 +197,12 @@ def _cut_to_budget(job: Job, network: nn.Module, start: SlimModel, channels: Cha
         scored = copy.deepcopy(scored)
         zero_(scored, channels, select_channels(channels, scored, method="dead", inputs=images).keep)
     latency = job_latency(job) if table.by_time or table.of_time else None
+    inputs = images if method in ("dead", *BY_FUNCTION) else [job.example]
+    scores = channel_scores(channels, scored, method, inputs)
+    align = latency if table.by_time and latency is not None else table.alignment
 
     def carried_out(budget: Budget | None) -> _Cut:
-        chosen = select_channels(
-            channels,
-            scored,
-            budget=budget,
-            threshold=table.threshold,
-            align=latency if table.by_time else table.alignment,
-            method=method,
-            inputs=images if method in ("dead", *BY_FUNCTION) else [job.example],
-        )
+        chosen = choose_by(scores, channels, budget=budget, threshold=table.threshold, align=align)
         return _carried_out(job, start, channels, chosen)
 
     if latency is not None and table.of_time:

@@ -20,7 +20,7 @@ from hoyer_export.select.budget import MACS, PARAMS, Budget
 from hoyer_export.select.function import channel_prices
 from hoyer_export.select.knapsack import Knapsack, energy
 from hoyer_export.select.latency import Latency
-from hoyer_export.select.scores import channel_scores
+from hoyer_export.select.scores import Scores, channel_scores
 from hoyer_export.surgery.extras.calibration import CalibrationInputs
 from hoyer_export.tensors import TensorRecord
 
@@ -107,7 +107,8 @@ def select_channels(
     """
     given = {"macs": macs, "params": params, "threshold": threshold, "budget": budget}
     _check_request(method, [name for name, value in given.items() if value is not None])
-    limit = 1.0 if threshold is None else _number(threshold, method)
+    if threshold is not None:
+        _number(threshold, method)
     if not isinstance(budget, Budget | None):
         raise HoyerExportError(f"budget must be a Budget, e.g. Budget(MACS, 0.5), got {budget!r:.60}")
     if macs is not None:
@@ -115,24 +116,37 @@ def select_channels(
     elif params is not None:
         budget = Budget(PARAMS, params)
     widths = _widths(align, budget, method)
-    scores, warning = channel_scores(channels, model, method, inputs)
-    if isinstance(widths, Latency) and budget is not None:
-        keep = unaligned = keep_within(channels, scores, widths, budget, method)
-        limit = min((float(scores[name][kept].min()) for name, kept in keep.items()), default=0.0)
+    scores = channel_scores(channels, model, method, inputs)
+    return choose_by(scores, channels, budget=budget, threshold=threshold, align=widths)
+
+
+def choose_by(
+    scores: Scores,
+    channels: ChannelMap,
+    *,
+    budget: Budget | None,
+    threshold: float | str | None,
+    align: int | Latency,
+) -> Selection:
+    """Choose by scores that are there already; otherwise as ``select_channels``."""
+    method, of = scores.method, scores.of
+    limit = 1.0 if threshold is None else _number(threshold, method)
+    if isinstance(align, Latency) and budget is not None:
+        keep = unaligned = keep_within(channels, of, align, budget, method)
+        limit = min((float(of[name][kept].min()) for name, kept in keep.items()), default=0.0)
     else:
-        multiple = _multiple(widths)
         if budget is not None:
-            limit = meet(channels, scores, multiple, budget)
-        keep, unaligned = (aligned_keep(channels, scores, limit, it) for it in (multiple, 1))
+            limit = meet(channels, of, _multiple(align), budget)
+        keep, unaligned = (aligned_keep(channels, of, limit, it) for it in (_multiple(align), 1))
     return Selection(
         keep=keep,
         unaligned=unaligned,
         threshold=limit,
-        align=_multiple(widths),
+        align=_multiple(align),
         macs=macs_of_keep(channels, keep),
         dense_macs=dense_macs(channels),
         unaligned_macs=macs_of_keep(channels, unaligned),
-        warning=_warning(scores) if threshold == "natural" else warning,
+        warning=_warning(of) if threshold == "natural" else scores.warning,
     )
 
 

@@ -9,6 +9,7 @@ zero         0 if it is exactly zero or nothing reads it, else 1; the threshold 
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +26,22 @@ from hoyer_export.surgery.zero import live_channels
 from hoyer_export.tensors import named_tensors
 
 
-def channel_scores(
-    channels: ChannelMap, model: nn.Module, method: str, inputs: CalibrationInputs | None
-) -> tuple[dict[str, Tensor], str | None]:
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What channels are worth.
+
+    Args:
+        method: what they were scored by.
+        of: group name → float64 [width] on the CPU.
+        warning: what to be careful about, if anything.
+    """
+
+    method: str
+    of: Mapping[str, Tensor]
+    warning: str | None = None
+
+
+def channel_scores(channels: ChannelMap, model: nn.Module, method: str, inputs: CalibrationInputs | None) -> Scores:
     """Score every channel.
 
     Args:
@@ -35,9 +49,6 @@ def channel_scores(
         model: the network.
         method: above.
         inputs: one or more batches; ``group-hs`` and ``zero`` need none.
-
-    Returns:
-        Group name → float64 [width] on the CPU, and what to be careful about, if anything.
 
     Raises:
         HoyerExportError: the method lacks its inputs, torch-pruning cannot score this network, or its weights are not
@@ -72,7 +83,7 @@ def channel_scores(
     for name, score in scores.items():
         if not bool(score.isfinite().all()):
             raise HoyerExportError(f"the weights of channel group {name!r} are not finite: train the network again")
-    return scores, warning
+    return Scores(method, scores, warning)
 
 
 def _relative_norms(channels: ChannelMap, model: nn.Module) -> dict[str, Tensor]:

@@ -46,7 +46,7 @@ def test_a_cost_of_ones_own_is_a_budget_that_is_met_and_used(followed: dict[str,
         chosen = followed[name]
         assert blocked_ms(*widths(chosen)) <= limit
         assert all(width % 8 == 0 for width in widths(chosen))
-        scores, _ = channel_scores(followed["channels"], followed["model"], "group-hs", None)
+        scores = channel_scores(followed["channels"], followed["model"], "group-hs", None).of
         below = max(score for group in scores.values() for score in group.tolist() if score < chosen.threshold)
         looser = hx.select_channels(followed["channels"], followed["model"], threshold=below, align=8)
         assert blocked_ms(*widths(looser)) > limit
