@@ -1,6 +1,7 @@
 """Fixtures that many tests share."""
 
 import hashlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,12 +9,16 @@ from typing import Any
 
 import onnx
 import pytest
+import torch
 from torch import nn
 
 from hoyer_export import cli
 from hoyer_export.deploy import export
 
 Call = Callable[..., tuple[int, str, str]]
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores
+    torch.set_num_threads(1)
 
 
 @pytest.fixture
