@@ -79,3 +79,18 @@ def test_facts_travel_as_records() -> None:
     bags = {(file, it.name) for file, it in functions() if takes_a_bag(it)}
     assert {(file, name) for file, name in bags if file not in AS_WRITTEN} == set()
     assert AS_WRITTEN - {file for file, _ in bags} == set()
+
+
+def test_every_link_in_the_documentation_leads_somewhere() -> None:
+    root = Path(__file__).parents[1]
+    pages = [*root.glob("*.md"), *(root / "docs").glob("*.md")]
+    assert len(pages) > 15
+    for page in pages:
+        for link in re.findall(r"\]\((?!http)([^)\s]+)\)", page.read_text(encoding="utf-8")):
+            name, _, anchor = link.partition("#")
+            to = page.parent / name if name else page
+            assert to.exists(), f"{page.name}: {link}"
+            if anchor:
+                heads = re.findall(r"^#+ (.+)$", to.read_text(encoding="utf-8"), re.MULTILINE)
+                anchors = {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+                assert anchor in anchors, f"{page.name}: {link}"
