@@ -39,6 +39,10 @@ class CannotWrite(FileError):
     """A file that the disk, or whoever owns it, does not let us write; nothing of it was left."""
 
 
+class InUse(FileError):
+    """A folder in which another process writes now."""
+
+
 class CutRefused(HoyerExportError):
     """A cut that would change what the network computes."""
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from hoyer_export.errors import FileError, cannot_write
+from hoyer_export.errors import InUse, cannot_write
 
 LOCK = ".hoyer-export.lock"
 
@@ -29,7 +29,8 @@ def only_writer(folder: Path) -> Iterator[None]:
         folder: must exist.
 
     Raises:
-        FileError: somebody else writes there, or the folder cannot be written.
+        InUse: somebody else writes there.
+        FileError: the folder cannot be written.
     """
     path = folder / LOCK
     try:
@@ -57,7 +58,7 @@ def check_unused(folder: Path) -> None:
     """Refuse a folder that another process writes to now; nothing is made or changed.
 
     Raises:
-        FileError: somebody writes there.
+        InUse: somebody writes there.
     """
     try:
         descriptor = os.open(folder / LOCK, os.O_RDWR)
@@ -116,10 +117,8 @@ else:
     os.register_at_fork(after_in_child=_let_go)
 
 
-def _in_use(folder: Path) -> FileError:
+def _in_use(folder: Path) -> InUse:
     holder = ""
     with suppress(OSError, ValueError):
         holder = f" (process {int((folder / LOCK).read_text())})"
-    return FileError(
-        f"{folder} is in use by another hoyer-export{holder}; wait until it has ended, or give another folder"
-    )
+    return InUse(f"{folder} is in use by another hoyer-export{holder}; wait until it has ended, or give another folder")

@@ -4,15 +4,14 @@
         [--methods group-hs function magnitude] [--budgets 0.5 0.3 0.15] [--epochs 10 30] [--seeds 0 1 2]
         [--results results] [--runs build/compare] [--table] [--test]
 
-A method is one of ``METHODS`` below, and what else is set for it: ``group-hs,sparse.ramp=0.4,train.cut_at=0.4``. A
-finished run is ``RESULTS/HASH.json``, the hash that of the whole recipe and of the dense weights; it is never done
-again. A run that was broken goes on from its last epoch, and several processes may work on the same grid. The table
-shows validation accuracy, on which choices are made; ``--test`` the test accuracy, to be looked at once. Differences to
-the last method are paired by seed; the interval is Student's, 95 %.
+A method is one of ``METHODS`` in hoyer_export/run/grid.py, and what else is set for it:
+``group-hs,sparse.ramp=0.4,train.cut_at=0.4``. A finished run is ``RESULTS/HASH.json``, the hash that of the whole
+recipe and of the dense weights; it is never done again. A run that was broken goes on from its last epoch, and several
+processes may work on the same grid. The table shows validation accuracy, on which choices are made; ``--test`` the test
+accuracy, to be looked at once. Differences to the last method are paired by seed; the interval is Student's, 95 %.
 """
 
 import argparse
-import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -24,21 +23,13 @@ from scipy.stats import t as student
 
 from hoyer_export.environment import environment_record
 from hoyer_export.errors import HoyerExportError
-from hoyer_export.recipe.reading import dump_recipe, load_recipe
+from hoyer_export.recipe.reading import dump_recipe
 from hoyer_export.recipe.tables import Recipe
 from hoyer_export.report.metrics import read_metrics
 from hoyer_export.run.chain import run_recipe
+from hoyer_export.run.grid import grid, hash_of
 from hoyer_export.run.progress import Silent
 from hoyer_export.run_folder import write_whole
-
-METHODS = {
-    "group-hs": ["sparse.norms=function"],
-    "group-hs-weights": ["sparse.norms=weights"],
-    "function": ["train.cut_at=0", "cut.method=function", "cut.calibration=2048"],
-    "sensitivity": ["train.cut_at=0", "cut.method=sensitivity", "cut.calibration=2048"],
-    "magnitude": ["train.cut_at=0", "cut.method=magnitude"],
-}
-"""What is set in the recipe for a method; the ends of all are the same: epochs, schedule, distillation, alignment."""
 
 Result = dict[str, object]
 
@@ -57,43 +48,27 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="train nothing, print what there is")
     parser.add_argument("--test", action="store_true", help="test accuracy instead of validation accuracy")
     given = parser.parse_args()
-    for method in given.methods:
-        if method.partition(",")[0] not in METHODS:
-            parser.error(f"--methods {method}: expected one of {', '.join(METHODS)}")
     given.results.mkdir(parents=True, exist_ok=True)
     found: dict[tuple[int, float, str, int], Result] = {}
     # Seed by seed, so that the table is whole for the first ones early.
-    for seed, epochs, budget, method in product(given.seeds, given.epochs, given.budgets, given.methods):
-        name, *more = method.split(",")
-        cell = [f"seed={seed}", f"train.epochs={epochs}", f"cut.macs={budget}"]
-        recipe = load_recipe(given.recipe, [*given.set, *METHODS[name], *more, *cell])
-        key = hash_of(recipe)
-        file = given.results / f"{key}.json"
-        if not file.exists() and not given.table:
-            try:
-                result = run(recipe, given.runs / key) | {"method": method}
-            except HoyerExportError as error:
-                print(f"{method}, {budget:.0%} of the MACs, {epochs} epochs, seed {seed}: {error}", flush=True)
-                continue
-            write_whole(file, json.dumps(result, indent=1) + "\n")
-            shutil.rmtree(given.runs / key)
-            accuracy = result["validation_accuracy"]
-            print(f"{method}, {budget:.0%}, {epochs} epochs, seed {seed}: {accuracy:.2f} %", flush=True)
-        if file.exists():
-            found[epochs, budget, method, seed] = json.loads(file.read_text())
+    for seed, epochs in product(given.seeds, given.epochs):
+        common = [*given.set, f"train.epochs={epochs}"]
+        for cell in grid(given.recipe, common, methods=given.methods, budgets=given.budgets, seeds=[seed]):
+            key, method, budget = hash_of(cell.recipe), cell.method, cell.recipe.cut.macs
+            file = given.results / f"{key}.json"
+            if not file.exists() and not given.table:
+                try:
+                    result = run(cell.recipe, given.runs / key) | {"method": method}
+                except HoyerExportError as error:
+                    print(f"{method}, {budget:.0%} of the MACs, {epochs} epochs, seed {seed}: {error}", flush=True)
+                    continue
+                write_whole(file, json.dumps(result, indent=1) + "\n")
+                shutil.rmtree(given.runs / key)
+                accuracy = result["validation_accuracy"]
+                print(f"{method}, {budget:.0%}, {epochs} epochs, seed {seed}: {accuracy:.2f} %", flush=True)
+            if file.exists():
+                found[epochs, budget, method, seed] = json.loads(file.read_text())
     print_table(found, given.methods, given.seeds, "test_accuracy" if given.test else "validation_accuracy")
-
-
-def hash_of(recipe: Recipe) -> str:
-    """Return a name for all that a run hangs on: the recipe without paths, and the weights that it starts from.
-
-    What is as by default does not count, so that a new key leaves the names of finished runs as they are.
-    """
-    tables = recipe.model_dump(mode="json", exclude_defaults=True)
-    tables["data"].pop("root", None)
-    if recipe.dense.file is not None:
-        tables["dense"]["weights"] = hashlib.sha256(recipe.dense.file.read_bytes()).hexdigest()
-    return hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def run(recipe: Recipe, folder: Path) -> Result:

@@ -19,8 +19,9 @@ from hoyer_export.run.artifacts import artifacts_of
 from hoyer_export.run.cut import CUT, cut_weights
 from hoyer_export.run.inputs import CHECK, INPUTS
 from hoyer_export.run.job import Job
+from hoyer_export.run.log import read_log, write_log
 from hoyer_export.run.own import Own
-from hoyer_export.run.progress import Progress
+from hoyer_export.run.progress import Progress, Silent
 from hoyer_export.run.reporting import write_run_report
 from hoyer_export.run.ship import BENCH, EXPORT, VERIFY
 from hoyer_export.run.stage import Stage, do, do_all, drop, forget, has_files, is_done, record_of
@@ -80,9 +81,42 @@ def run_recipe(
     """
     if redo_from is not None and redo_from not in (names := [stage.name for stage in STAGES]):
         raise RecipeError(f"--redo-from {redo_from}: expected one of {', '.join(names)}")
-    with claimed(out, resume=resume or redo_from is not None) as begun:
-        folder = RunFolder(out)
-        job = Job(recipe, folder, progress, allow_import, own=own)
+    job = Job(recipe, RunFolder(out), progress, allow_import, own=own)
+    _go_on(job, STAGES, resume=resume or redo_from is not None, redo_from=redo_from)
+    return read_report(out)
+
+
+def train_dense(recipe: Recipe, out: Path, *, allow_import: Sequence[str] = (), progress: Progress) -> None:
+    """Do the chain as ``run_recipe`` does, with ``resume``, no further than the dense network is trained."""
+    _go_on(Job(recipe, RunFolder(out), progress, allow_import), STAGES[: STAGES.index(DENSE) + 1], resume=True)
+
+
+def begin_from(dense: Path, out: Path) -> None:
+    """Copy what ``train_dense`` found into a folder where no run has begun; one goes on from there to the same bits.
+
+    Args:
+        dense: the folder that ``train_dense`` made of a recipe in which all that its stages read is the same.
+        out: as for ``run_recipe``, with ``resume``.
+    """
+    source, folder = RunFolder(dense), RunFolder(out)
+    with claimed(out, resume=True):
+        if not folder.stages.exists():
+            for file in (source.recipe, source.channels, source.metrics, source.dense_weights):
+                write_whole(out / file.name, file.read_bytes())
+            log = read_log(source)
+            write_log(folder, {stage.name: log[stage.name] for stage in (INPUTS, DENSE)})
+
+
+def hangs_on(recipe: Recipe) -> dict[str, JsonValue]:
+    """Return what ``train_dense`` reads of a recipe: where that is the same, so is what it finds."""
+    job = Job(recipe, RunFolder(Path()), Silent())
+    return INPUTS.values(job) | DENSE.values(job)
+
+
+def _go_on(job: Job, stages: Sequence[Stage[Record]], *, resume: bool, redo_from: str | None = None) -> None:
+    """Do what is not done of the first ``stages``."""
+    folder, recipe, out, progress = job.folder, job.recipe, job.folder.path, job.progress
+    with claimed(out, resume=resume) as begun:
         before = {file: file.read_bytes() for file in _head(folder) if file.is_file()}
         if begun and is_done(INPUTS, folder):
             job.recipe = reopened(recipe, load_recipe(folder.recipe), record_of(INPUTS, folder).settled)
@@ -92,9 +126,9 @@ def run_recipe(
             for stage in (EXPORT, REPORT):  # what is shipped is made again where it is gone
                 if is_done(stage, folder) and not has_files(stage, job):
                     drop(STAGES[STAGES.index(stage) :], folder)
-            if all(is_done(stage, folder) for stage in STAGES):
+            if all(is_done(stage, folder) for stage in stages):
                 progress.note(f"{out} is finished; nothing to do")
-                return read_report(out)
+                return
             progress.headline(f"going on with {standing(folder, job.recipe)}")
         elif any(file.exists() for file in (folder.dense_weights, folder.slim_onnx, folder.report)):
             raise FileError(
@@ -103,9 +137,8 @@ def run_recipe(
             )
         with torch_threads(job.recipe.threads):
             _begin(job, before)
-            do_all(STAGES, job)
+            do_all(stages, job)
         _clear_checkpoints(folder, job.recipe)
-    return read_report(out)
 
 
 def cut_network(recipe: Recipe, out: Path, *, allow_import: Sequence[str] = (), progress: Progress) -> Report:
