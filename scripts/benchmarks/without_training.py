@@ -1,6 +1,7 @@
 """What a trained network keeps when it is cut without training: public CIFAR-10 ResNets, and relative output changes.
 
     python scripts/benchmarks/without_training.py cifar10 --data DATA --weights resnet20.safetensors [--seeds 0 1 2]
+        [--methods magnitude function sensitivity steps]
     python scripts/benchmarks/without_training.py imagenet [--network torchvision:resnet50 ...] [--images 64]
 
 ``cifar10``: weights that ``scripts/convert_cifar_resnet.py`` wrote, cut to shares of the MACs by group magnitude (as it
@@ -18,7 +19,8 @@ import argparse
 import copy
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -38,6 +40,7 @@ from hoyer_export.select.sensitivity import sensitivities
 from hoyer_export.surgery.extras.dense_outputs import DenseOutputs
 
 SHARES = (0.85, 0.7, 0.6, 0.5)
+METHODS = ("magnitude", "function", "sensitivity", "steps")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NETWORKS = "resnet18 resnet50 mobilenet_v2 efficientnet_b0 convnext_tiny vit_b_16 densenet121"
 
@@ -50,6 +53,7 @@ def main() -> None:
     cifar.add_argument("--weights", type=Path, nargs="+", required=True)
     cifar.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     cifar.add_argument("--images", type=int, default=2048)
+    cifar.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     imagenet = verbs.add_parser("imagenet")
     imagenet.add_argument("--network", nargs="+", default=[f"torchvision:{name}" for name in NETWORKS.split()])
     imagenet.add_argument("--images", type=int, default=64)
@@ -61,13 +65,20 @@ def main() -> None:
         test = list(data.test.batches(500))
         train = torch.cat([images for images, _ in data.train.batches(1000)])
         for weights in arguments.weights:
-            compare(weights, train, test, arguments.seeds, arguments.images)
+            compare(weights, train, test, arguments.seeds, arguments.images, arguments.methods)
     else:
         for name in arguments.network:
             change(name, arguments.images, arguments.macs)
 
 
-def compare(weights: Path, train: Tensor, test: list[tuple[Tensor, Tensor]], seeds: list[int], images: int) -> None:
+def compare(
+    weights: Path,
+    train: Tensor,
+    test: list[tuple[Tensor, Tensor]],
+    seeds: list[int],
+    images: int,
+    methods: Sequence[str],
+) -> None:
     """Print one line for each share and method: mean and deviation over the seeds."""
     with safe_open(weights, "pt") as file:
         name = file.metadata()["network"]
@@ -77,7 +88,7 @@ def compare(weights: Path, train: Tensor, test: list[tuple[Tensor, Tensor]], see
     for seed in seeds:
         chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:images]
         start = time.monotonic()
-        for key, model in cuts(dense, [train[chosen]], seed):
+        for key, model in cuts(dense, [train[chosen]], seed, methods):
             found.setdefault(key, []).append(accuracies(model, test))
             print(seed, *key, *(f"{value:.2f}" for value in found[key][-1]), f"{time.monotonic() - start:.0f} s")
     for (share, method), rows in found.items():
@@ -86,40 +97,39 @@ def compare(weights: Path, train: Tensor, test: list[tuple[Tensor, Tensor]], see
         print(f"| {name} | {share:.0%} | {method} |", " | ".join(cells), f"| n = {len(rows)} |")
 
 
-def cuts(dense: nn.Module, batches: list[Tensor], seed: int) -> Iterator[tuple[tuple[float, str], nn.Module]]:
+def cuts(
+    dense: nn.Module, batches: list[Tensor], seed: int, methods: Sequence[str]
+) -> Iterator[tuple[tuple[float, str], nn.Module]]:
     """Yield a network for every share and method."""
-    channels = hx.trace_channels(dense, batches[0][:2])
-    for share in SHARES:
-        for method in ("magnitude", "function"):
-            keep = hx.select_channels(channels, dense, macs=share, align=1, method=method, inputs=batches).keep
-            zeroed = copy.deepcopy(dense)
-            hx.zero_(zeroed, channels, keep)
-            slim = hx.cut(zeroed, channels, keep, batches[0][:2])
-            yield (share, method), slim.model
-            if method == "magnitude":
-                yield (
-                    (share, "magnitude, batch norms re-estimated"),
-                    reestimated(slim.model, list(batches[0].split(256))),
-                )
-            else:
-                hx.refit_(slim, dense, batches, seed=seed)
-                yield (share, "function, refitted"), slim.model
-    # Measured once for all shares.
-    energies, _ = function_scores(channels, dense, batches)
-    factors = sensitivities(channels, dense, batches, seed)
-    scores = {name: energy * factors[name] for name, energy in energies.items()}
-    targets = DenseOutputs(dense, batches, seed=seed)
-    for share in SHARES:
-        keep = aligned_keep(channels, scores, meet(channels, scores, 1, hx.Budget(hx.MACS, share)), 1)
+    channels, targets = hx.trace_channels(dense, batches[0][:2]), DenseOutputs(dense, batches, seed=seed)
+
+    def slim(keep: dict[str, Tensor]) -> hx.SlimModel:
         zeroed = copy.deepcopy(dense)
         hx.zero_(zeroed, channels, keep)
-        slim = hx.cut(zeroed, channels, keep, batches[0][:2])
-        yield (share, "sensitivity, refitted"), hx.refit_(slim, targets).slim.model
-    seen: list[nn.Module] = []
-    walked = hx.cut_and_refit(dense, targets, macs=SHARES[-1], loss=lambda m: seen.append(m) or 0.0, align=1)
-    for share in SHARES:
-        at = next(i for i, point in enumerate(walked.curve) if point.macs <= share * walked.curve[0].macs)
-        yield (share, "function, refitted in steps"), seen[at - 1]
+        return hx.cut(zeroed, channels, keep, batches[0][:2])
+
+    for share, method in product(SHARES, (it for it in ("magnitude", "function") if it in methods)):
+        keep = hx.select_channels(channels, dense, macs=share, align=1, method=method, inputs=batches).keep
+        found = slim(keep)
+        yield (share, method), found.model
+        if method == "magnitude":
+            again = reestimated(found.model, list(batches[0].split(256)))
+            yield (share, "magnitude, batch norms re-estimated"), again
+        else:
+            yield (share, "function, refitted"), hx.refit_(found, targets).slim.model
+    if "sensitivity" in methods:  # measured once for all shares
+        energies, _ = function_scores(channels, dense, batches)
+        factors = sensitivities(channels, dense, batches, seed)
+        scores = {name: energy * factors[name] for name, energy in energies.items()}
+        for share in SHARES:
+            keep = aligned_keep(channels, scores, meet(channels, scores, 1, hx.Budget(hx.MACS, share)), 1)
+            yield (share, "sensitivity, refitted"), hx.refit_(slim(keep), targets).slim.model
+    if "steps" in methods:
+        seen: list[nn.Module] = []
+        walked = hx.cut_and_refit(dense, targets, macs=SHARES[-1], loss=lambda m: seen.append(m) or 0.0, align=1)
+        for share in SHARES:
+            at = next(i for i, point in enumerate(walked.curve) if point.macs <= share * walked.curve[0].macs)
+            yield (share, "function, refitted in steps"), seen[at - 1]
 
 
 def reestimated(model: nn.Module, batches: list[Tensor]) -> nn.Module:
