@@ -22,6 +22,7 @@ from hoyer_export.recipe.keys import Key, keys_of, meaning_of, own_keys, table_c
 from hoyer_export.recipe.tables import Phase, Recipe
 from hoyer_export.report.report import Report
 from hoyer_export.report.stage_records import ExportsRecord, GateRecord, VerifiedRecord
+from hoyer_export.report.sweep import SweepRecord
 from hoyer_export.run.inspecting import Inspection
 from hoyer_export.run.proposing import Proposal
 from hoyer_export.run.timing import Times
@@ -38,6 +39,7 @@ PUBLISHED = {
     "explain": Explanation,
     "info": FileInfo,
     "time-table": Times,
+    "sweep": SweepRecord,
 }
 DIALECT = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
 

@@ -46,13 +46,8 @@ class WidthRow:
     ticks: tuple[float, ...]
 
 
-def render_page(report: Report, metrics: Sequence[EpochRecord]) -> str:
-    """Return report.html.
-
-    Args:
-        report: from ``dated`` or ``read_report``.
-        metrics: epochs in order; without any, the page says that the curves are absent.
-    """
+def templates() -> Environment:
+    """Return what renders the pages: everything escaped, numbers written as ``number_format`` has them."""
     environment = Environment(
         loader=PackageLoader("hoyer_export.report"),
         autoescape=True,
@@ -60,9 +55,21 @@ def render_page(report: Report, metrics: Sequence[EpochRecord]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= WRITTEN
+    return environment
+
+
+def render_page(report: Report, metrics: Sequence[EpochRecord]) -> str:
+    """Return report.html.
+
+    Args:
+        report: from ``dated`` or ``read_report``.
+        metrics: epochs in order; without any, the page says that the curves are absent.
+    """
+    environment = templates()
     times = time_by_layer(report)
     slowest, faster = in_view(times)
-    environment.filters |= WRITTEN | {
+    environment.filters |= {
         "breakable": breakable,
         "three_digits": three_digits,
         "blocked_words": blocked_words,

@@ -1,4 +1,4 @@
-"""Small plots as inline SVG: lines over epochs, and two latency distributions on one axis.
+"""Small plots as inline SVG: lines over epochs, latency distributions on one axis, points that open pages.
 
 Every plot says in words what it shows (``title``, ``desc``), takes its colours from the page's style sheet through
 classes, and escapes every text that it is given.
@@ -87,6 +87,71 @@ def log_ticks(low: float, high: float) -> tuple[float, ...]:
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [float(f"{factor * 10.0**power:.6g}") for power in powers for factor in factors]
     return tuple(tick for tick in ticks if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9))
+
+
+SHAPES = {
+    "circle": "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0",
+    "square": "M-3.6-3.6h7.2v7.2h-7.2z",
+    "diamond": "M0-5.2 5.2 0 0 5.2-5.2 0z",
+    "triangle": "M0-5 4.7 3.4h-9.4z",
+    "point": "M0 5 4.7-3.4h-9.4z",
+}
+"""Paths of the marks of a scatter plot, around the place that they stand for."""
+
+
+@dataclass(frozen=True)
+class Spot:
+    """One point of a scatter plot, which opens a page.
+
+    Args:
+        x, y: where.
+        words: what it is.
+        style: CSS classes of its colour.
+        shape: one of ``SHAPES``.
+        href: the page.
+    """
+
+    x: float
+    y: float
+    words: str
+    style: str
+    shape: str
+    href: str
+
+
+def scatter_plot(
+    *, name: str, title: str, unit: str, across: str, spots: Sequence[Spot], front: Sequence[tuple[float, float]]
+) -> Markup:
+    """Draw points that open pages, and a line of steps through the best of them; the horizontal axis begins at 0.
+
+    Args:
+        name: a word that is this plot's own on the page.
+        title: what is shown.
+        unit: of the vertical axis, which is in percent.
+        across: what the horizontal axis counts.
+        spots: at least one.
+        front: places of the best, from left to right.
+
+    Returns:
+        an ``<svg>`` element.
+    """
+    y = _value_axis([spot.y for spot in spots], 100.0, log=False)
+    x = Axis(0, 1.05 * max(100.0, *(spot.x for spot in spots)), LEFT, WIDTH - RIGHT)
+    parts: list[Markup] = []
+    for tick in y.ticks():
+        at = y.at(tick)
+        parts += [_line("grid", x.start, x.stop, at, at), _text("tick", x.start - 6, at + 4, f"{tick:g}", "end")]
+    parts += [*_x_axis(x, x.ticks(6), across, HEIGHT), _text("unit", 4, 13, unit)]
+    places = [(x.at(a), y.at(b)) for a, b in front]
+    corners = [corner for (_, up), (b, down) in pairwise(places) for corner in ((b, up), (b, down))]
+    parts.append(_tag("polyline", class_="front", points=" ".join(f"{a},{b}" for a, b in [*places[:1], *corners])))
+    for spot in spots:
+        mark = _tag("path", class_=f"spot {spot.style}", d=SHAPES[spot.shape])
+        moved = f"translate({x.at(spot.x)} {y.at(spot.y)})"
+        inside = _tag("title", spot.words) + _tag("circle", class_="aim", r=9) + mark
+        parts.append(_tag("a", inside, href=spot.href, aria_label=spot.words, transform=moved))
+    described = f"{len(spots)} points, {len(front)} of them on the front."
+    return _svg(name, title, described, HEIGHT, parts, role="group")
 
 
 def line_plot(
@@ -299,11 +364,11 @@ def _legend(series: Sequence[Series]) -> Iterator[Markup]:
         right -= 30
 
 
-def _svg(name: str, title: str, description: str, height: float, parts: Sequence[Markup]) -> Markup:
+def _svg(name: str, title: str, description: str, height: float, parts: Sequence[Markup], role: str = "img") -> Markup:
     words = _tag("title", title, id=f"{name}-title") + _tag("desc", description, id=f"{name}-desc")
     size, labelled = f"0 0 {WIDTH} {height}", f"{name}-title {name}-desc"
     inside = words + Markup("").join(parts)
-    return _tag("svg", inside, class_="plot", viewBox=size, role="img", aria_labelledby=labelled)
+    return _tag("svg", inside, class_="plot", viewBox=size, role=role, aria_labelledby=labelled)
 
 
 def _line(style: str, x1: float, x2: float, y1: float, y2: float) -> Markup:

@@ -79,7 +79,7 @@ def grid(
     for seed, budget, method in product(seeds, budgets, methods or ("",)):
         name, *more = method.split(",")
         if method and name not in METHODS:
-            raise RecipeError(f"--methods {name}: expected some of {', '.join(METHODS)}")
+            raise RecipeError(f"`methods` {name}: expected some of {', '.join(METHODS)}")
         settings = (*METHODS.get(name, ()), *more, f"seed={seed}", f"cut.{key}={budget:g}")
         recipe = load_recipe(path, [*overrides, *settings])
         yield Cell(
@@ -88,6 +88,17 @@ def grid(
             settings=settings,
             recipe=recipe,
         )
+
+
+def split_methods(text: str) -> tuple[str, ...]:
+    """Return the methods in e.g. ``group-hs,sparse.ramp=0.4,function``: what is set belongs to the one before it."""
+    found: list[str] = []
+    for part in filter(None, text.split(",")):
+        if "=" in part and found:
+            found[-1] += f",{part}"
+        else:
+            found.append(part)
+    return tuple(found)
 
 
 def method_of(recipe: Recipe) -> str:
@@ -102,7 +113,7 @@ def hash_of(recipe: Recipe, **more: JsonValue) -> str:
     """
     tables = recipe.model_dump(mode="json", exclude_defaults=True)
     tables.get("data", {}).pop("root", None)
-    if recipe.dense.file is not None:
+    if recipe.dense.file is not None and recipe.dense.file.is_file():
         tables["dense"]["weights"] = hashlib.sha256(recipe.dense.file.read_bytes()).hexdigest()
     return short_hash(tables | more)
 

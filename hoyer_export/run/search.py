@@ -1,0 +1,247 @@
+"""A search for recipes that are accurate and cheap: Optuna proposes trials, each a run of the sweep.
+
+The two objectives are validation accuracy and the share of the dense file's latency that is left (by paired runs, so
+that machines can be compared), or of its MACs where no latency is measured. Nothing is pruned early: Optuna has no
+pruner for two objectives. While a trial runs, a heartbeat is written to the study; where that stays out, the next
+worker fails the trial and does it again, in the same folder, from its last whole epoch.
+"""
+
+import re
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+from hoyer_export.errors import CannotWrite, FileError, HoyerExportError, RecipeError, one_line
+from hoyer_export.recipe.reading import load_recipe
+from hoyer_export.recipe.tables import Recipe
+from hoyer_export.report.sweep import SweepRecord
+from hoyer_export.run.grid import Cell, budget_key, hash_of, method_of
+from hoyer_export.run.sweep import Sweep, look
+
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+    from optuna.trial import FrozenTrial
+
+HEARTBEAT_SECONDS = 10
+"""Between two signs of life of a trial; a worker that gave none for three times as long counts as dead."""
+MOST_RETRIES = 3
+"""A trial whose worker dies more often than that is given up: it may be what kills them."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a key of the recipe may be: a number between two, or one of several choices."""
+
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    choices: tuple[str, ...] = ()
+
+    def suggested(self, trial: "Trial", key: str) -> str:
+        """Return what a trial takes, as TOML."""
+        if self.choices:
+            return str(trial.suggest_categorical(key, self.choices))
+        return repr(trial.suggest_float(key, self.low, self.high, log=self.log))
+
+
+def _read(text: str) -> tuple[str, Range]:
+    """Return a key and what it may be; a range over a factor of ten or more is logarithmic."""
+    key, _, may_be = text.partition("=")
+    low, colon, high = may_be.partition(":")
+    try:
+        if colon:
+            found = Range(float(low), float(high), log=float(low) > 0 and float(high) >= 10 * float(low))
+            fits = found.low < found.high < float("inf")
+        else:
+            found = Range(choices=tuple(dict.fromkeys(may_be.split(","))))
+            fits = len(found.choices) > 1 and all(found.choices)
+    except ValueError:
+        fits = False
+    if not key or not fits:
+        raise RecipeError(f"`search` {text}: expected KEY=LOW:HIGH or KEY=A,B,C, e.g. train.lr=0.01:0.1")
+    return key, found
+
+
+def usual_ranges(recipe: Recipe) -> dict[str, Range]:
+    """Return the keys that are searched beside the budget where nobody says which: within a factor of three."""
+    phase = "train" if recipe.train else "finetune"
+    found = {f"{phase}.lr": _around((recipe.train or recipe.finetune).lr)}
+    if recipe.train and recipe.sparse.epochs:
+        found["train.cut_at"] = Range(0.1, 0.6)
+    if recipe.sparse.epochs and recipe.sparse.strength:
+        found["sparse.strength"] = _around(recipe.sparse.strength)
+    return found
+
+
+def _around(value: float) -> Range:
+    return Range(value / 3, value * 3, log=True)
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is searched, and where it is kept.
+
+    Args:
+        path: of the recipe.
+        overrides: what is set in it for all trials.
+        budgets: the least and the largest share.
+        keys: each ``section.key=LOW:HIGH`` or ``section.key=A,B,C``; without any, ``usual_ranges``.
+        storage: URL of a database; None: ``sweep.db`` in the folder of the sweep.
+    """
+
+    path: Path
+    overrides: Sequence[str]
+    budgets: tuple[float, float]
+    keys: Sequence[str] = ()
+    storage: str | None = None
+
+
+class _Failed(Exception):
+    """A trial without values."""
+
+
+def search(sweep: Sweep, asked: Search, trials: int) -> SweepRecord:
+    """Do trials until there are so many, those of all workers on the same study together.
+
+    Workers share a study by the database, the name of the sweep's folder, the recipe and the ranges.
+
+    Raises:
+        HoyerExportError: Optuna is missing, the database cannot be used, or a range does not fit the recipe.
+        CannotWrite: the disk is full, say; the trial is taken up again by whoever comes next.
+    """
+    recipe, ranges = _checked(asked)
+    sweep.begin(recipe)
+    name = f"{sweep.out.resolve().name}-{hash_of(recipe, ranges={key: asdict(it) for key, it in ranges.items()})}"
+    with _database(asked.storage):
+        from optuna.exceptions import ExperimentalWarning
+
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        study = _study(asked.storage or f"sqlite:///{sweep.out.resolve() / 'sweep.db'}", name)
+        sweep.progress.headline(f"{trials} trials of {', '.join(ranges)}; study {name}")
+
+        def objective(trial: "Trial") -> tuple[float, float]:
+            return _tried(sweep, asked, ranges, study, trial)
+
+        while (left := _left(study, trials)) != "nothing":
+            if left == "others":
+                time.sleep(HEARTBEAT_SECONDS / 4)
+                continue
+            try:
+                study.optimize(objective, n_trials=1, catch=(_Failed,))
+            except ValueError as error:
+                if "Cannot tell" not in str(error):
+                    raise
+                sweep.progress.note("this process stood still for so long that its trial was given to another")
+    return look(sweep.out)
+
+
+def _checked(asked: Search) -> tuple[Recipe, dict[str, Range]]:
+    """Return the recipe and all that is searched; what cannot be is said before anything is trained."""
+    recipe = load_recipe(asked.path, asked.overrides)
+    if not recipe.trains:
+        raise RecipeError("a search goes by validation accuracy after training, and this recipe trains nothing")
+    given = dict(map(_read, asked.keys)) or usual_ranges(recipe)
+    ranges = {f"cut.{budget_key(recipe)}": Range(*asked.budgets), **given}
+    for end in (0, -1):
+        settings = (f"{key}={(it.choices or (it.low, it.high))[end]}" for key, it in ranges.items())
+        load_recipe(asked.path, [*asked.overrides, *settings])
+    return recipe, ranges
+
+
+def _tried(
+    sweep: Sweep, asked: Search, ranges: Mapping[str, Range], study: "Study", trial: "Trial"
+) -> tuple[float, float]:
+    """Do one trial, in the folder of the one that it retries, and return accuracy and cost."""
+    frozen = study.trials[trial.number]
+    settings = tuple(f"{key}={it.suggested(trial, key)}" for key, it in ranges.items())
+    try:
+        told = load_recipe(asked.path, [*asked.overrides, *settings])
+        cell = Cell(f"trial-{study.study_name[-6:]}-{_first(frozen):04}", f"{method_of(told)}, search", settings, told)
+        sweep.progress.headline(f"trial {_first(frozen)}: {' '.join(settings)}")
+        run = sweep.do(cell, wait=True)
+    except (KeyboardInterrupt, CannotWrite):
+        _retry(study, study.trials[trial.number])
+        raise
+    except HoyerExportError as error:  # values that do not go together
+        raise _Failed from error
+    slim = run.file("slim")
+    cost = None if slim is None else slim.latency_share if told.bench.min_seconds else slim.macs_share
+    if run.state != "done" or run.validation_accuracy is None or cost is None:
+        raise _Failed
+    return run.validation_accuracy, cost
+
+
+def _first(trial: "FrozenTrial") -> int:
+    """Return the number of a trial, or of the first one that it retries."""
+    number: int = trial.system_attrs.get("failed_trial", trial.number)
+    return number
+
+
+@contextmanager
+def _database(url: str | None) -> Iterator[None]:
+    """Say in one line, without the password of its URL, what is wrong with a database."""
+    try:
+        from optuna.exceptions import StorageInternalError
+        from sqlalchemy.exc import SQLAlchemyError
+    except ImportError:
+        raise RecipeError("a search needs Optuna; install it: pip install 'hoyer-export[sweep]'") from None
+    where, secret = "sweep.db", ""
+    if url is not None:
+        found = re.fullmatch(r"(?P<before>[^:/]+://[^:/@]*):(?P<secret>.*)@(?P<after>[^@]*)", url)
+        where, secret = (f"{found['before']}:***@{found['after']}", found["secret"]) if found else (url, "")
+    try:
+        with warnings.catch_warnings():
+            yield
+    except (SQLAlchemyError, StorageInternalError, ModuleNotFoundError, ImportError) as error:
+        why = one_line(getattr(error, "orig", None) or error)
+        for hidden in filter(None, (secret, unquote(secret))):
+            why = why.replace(hidden, "***")
+        way_out = "start it, or mend `storage`, e.g. postgresql://USER@HOST/DATABASE with PGPASSWORD set"
+        if isinstance(error, ImportError):
+            way_out = "for PostgreSQL: pip install 'hoyer-export[postgresql]'"
+        raise FileError(f"cannot use the database {where}: {why[:300]}; {way_out}") from None
+
+
+def _left(study: "Study", trials: int) -> str:
+    """Return what there is to do: ``nothing``, a ``trial``, or to wait for ``others``, who may die over theirs."""
+    from optuna.storages import fail_stale_trials
+    from optuna.trial import TrialState
+
+    fail_stale_trials(study)
+    latest = {_first(it): it.state for it in study.get_trials(deepcopy=False)}
+    if len(latest) < trials or TrialState.WAITING in latest.values():
+        return "trial"
+    return "others" if TrialState.RUNNING in latest.values() else "nothing"
+
+
+def _study(url: str, name: str) -> "Study":
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # what fails is told as that of any run
+    url = re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", url)
+    storage = optuna.storages.RDBStorage(
+        url.replace("{", "{{").replace("}", "}}"),  # Optuna takes it for a template
+        engine_kwargs={"pool_pre_ping": True},
+        heartbeat_interval=HEARTBEAT_SECONDS,
+        grace_period=3 * HEARTBEAT_SECONDS,
+        heartbeat_stale_trial_callback=lambda study, trial: _retry(study, trial, MOST_RETRIES),
+    )
+    return optuna.create_study(
+        study_name=name,
+        storage=storage,
+        sampler=optuna.samplers.TPESampler(constant_liar=True),  # workers must not all try the same
+        directions=["maximize", "minimize"],
+        load_if_exists=True,
+    )
+
+
+def _retry(study: "Study", trial: "FrozenTrial", most: int | None = None) -> None:
+    """Queue a trial whose worker is gone once more."""
+    from optuna.storages import RetryHeartbeatStaleTrialCallback
+
+    RetryHeartbeatStaleTrialCallback(max_retry=most)(study, trial)
