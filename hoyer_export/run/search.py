@@ -35,18 +35,26 @@ MOST_RETRIES = 3
 
 @dataclass(frozen=True)
 class Range:
-    """What a key of the recipe may be: a number between two, or one of several choices."""
+    """What a key of the recipe may be: a number between two, a whole one maybe, or one of several choices."""
 
     low: float = 0.0
     high: float = 0.0
     log: bool = False
+    whole: bool = False
     choices: tuple[str, ...] = ()
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        """The choices, or the two ends, as TOML."""
+        return self.choices or tuple(f"{end:.0f}" if self.whole else f"{end:g}" for end in (self.low, self.high))
 
     def suggested(self, trial: "Trial", key: str) -> str:
         """Return what a trial takes, as TOML."""
         if self.choices:
             return str(trial.suggest_categorical(key, self.choices))
-        return repr(trial.suggest_float(key, self.low, self.high, log=self.log))
+        if self.whole:
+            return str(trial.suggest_int(key, int(self.low), int(self.high), log=self.log))
+        return f"{trial.suggest_float(key, self.low, self.high, log=self.log):.4g}"  # people read it
 
 
 def _read(text: str) -> tuple[str, Range]:
@@ -55,7 +63,8 @@ def _read(text: str) -> tuple[str, Range]:
     low, colon, high = may_be.partition(":")
     try:
         if colon:
-            found = Range(float(low), float(high), log=float(low) > 0 and float(high) >= 10 * float(low))
+            whole = low.isdecimal() and high.isdecimal()
+            found = Range(float(low), float(high), 0 < 10 * float(low) <= float(high), whole)
             fits = found.low < found.high < float("inf")
         else:
             found = Range(choices=tuple(dict.fromkeys(may_be.split(","))))
@@ -71,8 +80,9 @@ def usual_ranges(recipe: Recipe) -> dict[str, Range]:
     """Return the keys that are searched beside the budget where nobody says which: within a factor of three."""
     phase = "train" if recipe.train else "finetune"
     found = {f"{phase}.lr": _around((recipe.train or recipe.finetune).lr)}
-    if recipe.train and recipe.sparse.epochs:
-        found["train.cut_at"] = Range(0.1, 0.6)
+    last = 1 - 1 / recipe.train.epochs if recipe.train and recipe.sparse.epochs else 0  # an epoch follows the cut
+    if last > 0.1:
+        found["train.cut_at"] = Range(0.1, min(0.6, last))
     if recipe.sparse.epochs and recipe.sparse.strength:
         found["sparse.strength"] = _around(recipe.sparse.strength)
     return found
@@ -148,7 +158,7 @@ def _checked(asked: Search) -> tuple[Recipe, dict[str, Range]]:
     given = dict(map(_read, asked.keys)) or usual_ranges(recipe)
     ranges = {f"cut.{budget_key(recipe)}": Range(*asked.budgets), **given}
     for end in (0, -1):
-        settings = (f"{key}={(it.choices or (it.low, it.high))[end]}" for key, it in ranges.items())
+        settings = (f"{key}={it.ends[end]}" for key, it in ranges.items())
         load_recipe(asked.path, [*asked.overrides, *settings])
     return recipe, ranges
 
