@@ -7,7 +7,7 @@ classes, and escapes every text that it is given.
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 
 from markupsafe import Markup
@@ -135,7 +135,7 @@ def scatter_plot(
     Returns:
         an ``<svg>`` element.
     """
-    y = _value_axis([spot.y for spot in spots], 100.0, log=False)
+    y = replace(_value_axis([spot.y for spot in spots], 100.0, log=False), stop=TOP)  # no phases stand above it
     x = Axis(0, 1.05 * max(100.0, *(spot.x for spot in spots)), LEFT, WIDTH - RIGHT)
     parts: list[Markup] = []
     for tick in y.ticks():

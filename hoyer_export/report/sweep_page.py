@@ -47,12 +47,12 @@ def spread(found: Spread, written: Callable[[float | None], str] = percent) -> s
     if found.mean is None or found.deviation is None:
         return written(found.mean)
     number, _, unit = written(found.mean).partition(" ")
-    return f"{number} ± {written(found.deviation).partition(' ')[0].lstrip('+-')} {unit}".rstrip()
+    return f"{number} ± {written(found.deviation).partition(' ')[0].lstrip('±+-')} {unit}".rstrip()
 
 
 def _looks(sweep: SweepRecord) -> Mapping[str, tuple[str, str]]:
     """Return method → colour and shape."""
-    methods = sorted({run.method for run in sweep.runs})
+    methods = sorted({run.method for run in sweep.runs}, key=lambda name: (not name.startswith("group-hs"), name))
     return dict(zip(methods, cycle(zip(COLOURS, SHAPES, strict=True)), strict=False))
 
 

@@ -10,7 +10,7 @@ import re
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -127,11 +127,11 @@ def search(sweep: Sweep, asked: Search, trials: int) -> SweepRecord:
     recipe, ranges = _checked(asked)
     sweep.begin(recipe)
     name = f"{sweep.out.resolve().name}-{hash_of(recipe, ranges={key: asdict(it) for key, it in ranges.items()})}"
-    with _database(asked.storage):
+    with _database(asked.storage), ExitStack() as stack:
         from optuna.exceptions import ExperimentalWarning
 
         warnings.simplefilter("ignore", ExperimentalWarning)
-        study = _study(asked.storage or f"sqlite:///{sweep.out.resolve() / 'sweep.db'}", name)
+        study = stack.enter_context(_study(asked.storage or f"sqlite:///{sweep.out.resolve() / 'sweep.db'}", name))
         sweep.progress.headline(f"{trials} trials of {', '.join(ranges)}; study {name}")
 
         def objective(trial: "Trial") -> tuple[float, float]:
@@ -229,7 +229,8 @@ def _left(study: "Study", trials: int) -> str:
     return "others" if TrialState.RUNNING in latest.values() else "nothing"
 
 
-def _study(url: str, name: str) -> "Study":
+@contextmanager
+def _study(url: str, name: str) -> Iterator["Study"]:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # what fails is told as that of any run
@@ -241,13 +242,16 @@ def _study(url: str, name: str) -> "Study":
         grace_period=3 * HEARTBEAT_SECONDS,
         heartbeat_stale_trial_callback=lambda study, trial: _retry(study, trial, MOST_RETRIES),
     )
-    return optuna.create_study(
-        study_name=name,
-        storage=storage,
-        sampler=optuna.samplers.TPESampler(constant_liar=True),  # workers must not all try the same
-        directions=["maximize", "minimize"],
-        load_if_exists=True,
-    )
+    try:
+        yield optuna.create_study(
+            study_name=name,
+            storage=storage,
+            sampler=optuna.samplers.TPESampler(constant_liar=True),  # workers must not all try the same
+            directions=["maximize", "minimize"],
+            load_if_exists=True,
+        )
+    finally:
+        storage.engine.dispose()
 
 
 def _retry(study: "Study", trial: "FrozenTrial", most: int | None = None) -> None:
