@@ -3,7 +3,6 @@ worker, with PostgreSQL too."""
 
 import json
 import os
-import pwd
 import re
 import shutil
 import signal
@@ -227,6 +226,12 @@ def test_a_method_takes_what_is_set_for_it_along() -> None:
     assert split_methods("") == ()
 
 
+def test_methods_share_a_schedule(tmp_path) -> None:
+    (tmp_path / "r.toml").write_text(RECIPE.replace("[train]\nepochs = 2\n", "").replace('norms = "function"\n', ""))
+    with pytest.raises(RecipeError, match=r"`methods` magnitude: the recipe needs a table \[train\]"):
+        list(grid(tmp_path / "r.toml", methods=["magnitude"], budgets=[0.5], seeds=[0]))
+
+
 def test_finished_comparisons_keep_their_names() -> None:
     home = Path(__file__).parents[1]
     made = {
@@ -298,7 +303,10 @@ def test_a_search_goes_on_with_the_trial_that_was_interrupted(here, tmp_path) ->
     found = search(Sweep(tmp_path / "s", heard, PACKAGE), asked(here), 2)
     assert found.count("done") == len(found.runs) == 2
     assert heard.trained() == ["fine-tune", "sparse", "fine-tune"]
-    assert [it.partition(":")[0] for it in heard.said if it.startswith("trial ")] == ["trial 0", "trial 1"]
+    assert [it.partition(":")[0] for it in heard.said if it.startswith("trial ")] == [
+        "trial 0",
+        "trial 2",
+    ]  # the second one retries the first
     trials = trials_of(f"sqlite:///{tmp_path / 's' / 'sweep.db'}")
     assert [it.state.name for it in trials] == ["FAIL", "COMPLETE", "COMPLETE"]
     assert all(it.params["train.epochs"] in (2, 3) and it.params["cut.align"] in ("1", "4") for it in trials)
@@ -336,6 +344,7 @@ def postgresql() -> Iterator[str]:
     """The URL of a database of a server that is started for these tests; it refuses to run as root."""
     pytest.importorskip("optuna")
     psycopg = pytest.importorskip("psycopg")
+    pwd = pytest.importorskip("pwd")
     found = [*Path("/usr/lib/postgresql").glob("*/bin/initdb"), *filter(None, [shutil.which("initdb")])]
     if not found:
         pytest.skip("no PostgreSQL here: apt-get install postgresql")

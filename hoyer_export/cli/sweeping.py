@@ -57,6 +57,8 @@ def sweep(
         record = look(folder)
         print_json(record.model_dump(mode="json")) if as_json else print_sweep(record)
         return
+    if target.is_dir():
+        raise typer.BadParameter(f"{target} is a folder; give a recipe, or --status to see how far it is")
     if out is None:
         raise typer.BadParameter("give the folder of the sweep", param_hint="--out")
     if trials is None:

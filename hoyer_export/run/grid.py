@@ -75,11 +75,14 @@ def grid(
     Raises:
         RecipeError: a method is unknown, or a recipe is wrong.
     """
-    key = budget_key(load_recipe(path, overrides))
+    common = load_recipe(path, overrides)
+    key = budget_key(common)
     for seed, budget, method in product(seeds, budgets, methods or ("",)):
         name, *more = method.split(",")
         if method and name not in METHODS:
             raise RecipeError(f"`methods` {name}: expected some of {', '.join(METHODS)}")
+        if common.train is None and any(it.startswith("train.") for it in METHODS.get(name, ())):
+            raise RecipeError(f"`methods` {name}: the recipe needs a table [train], the schedule that all share")
         settings = (*METHODS.get(name, ()), *more, f"seed={seed}", f"cut.{key}={budget:g}")
         recipe = load_recipe(path, [*overrides, *settings])
         yield Cell(

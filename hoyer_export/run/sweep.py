@@ -222,7 +222,8 @@ def look_at(out: Path, name: str) -> SweepRun:
     if begun:
         return run.model_copy(update={"state": "stopped", "at": _where(folder)})
     dense = RunFolder(out / "dense" / (run.dense or ""))
-    return run.model_copy(update={"at": _where(dense)}) if run.dense and dense.recipe.is_file() else run
+    waits_for_it = run.dense and dense.recipe.is_file() and not is_found(dense, "dense")
+    return run.model_copy(update={"at": _where(dense)}) if waits_for_it else run
 
 
 def _is_used(folder: Path) -> bool:
