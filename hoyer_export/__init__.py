@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         DataError,
         FileError,
         HoyerExportError,
+        InUse,
         NetworkError,
         RecipeError,
         TrainingError,
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BYTES", "MACS", "PARAMS", "BenchmarkRecord", "Budget", "Call", "CannotWrite", "ChannelGroup", "ChannelMap",
     "CutRefused", "DataError", "DenseOutputs", "Explanation", "ExportRecord", "FileError", "FileInfo", "Folding",
-    "FunctionHS", "GroupHS", "HoyerExportError", "Latency", "LoadedWeights", "MacsRecord", "Member", "Metric",
+    "FunctionHS", "GroupHS", "HoyerExportError", "InUse", "Latency", "LoadedWeights", "MacsRecord", "Member", "Metric",
     "NetworkError", "RecipeError", "Refit", "Selection", "SelfTest", "Shrunk", "SlimModel", "TrainingError",
     "Unprunable", "Verdict", "VerificationFailed", "VerifyRecord", "accuracy_drop", "benchmark", "build_slim",
     "count_macs", "cut", "cut_and_refit", "explain", "export_onnx", "file_info", "fold_constants", "gather_inputs",
@@ -81,7 +82,7 @@ _HOME = {
         "deploy.verify": "verify_onnx",
         "deploy.verify_files": "verify_files",
         "errors": (
-            "CannotWrite CutRefused DataError FileError HoyerExportError NetworkError RecipeError TrainingError"
+            "CannotWrite CutRefused DataError FileError HoyerExportError InUse NetworkError RecipeError TrainingError"
             " VerificationFailed"
         ),
         "in_python": "ship",

@@ -18,7 +18,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from test_run import NETWORK
 
-from hoyer_export.errors import HoyerExportError, RecipeError
+from hoyer_export.errors import RecipeError
 from hoyer_export.lock import only_writer
 from hoyer_export.recipe.reading import load_recipe
 from hoyer_export.report.files import read_report
@@ -27,7 +27,7 @@ from hoyer_export.report.sweep import Spread, SweepFile, SweepRun, front, means,
 from hoyer_export.run.chain import run_recipe
 from hoyer_export.run.grid import grid, hash_of, split_methods
 from hoyer_export.run.progress import Silent
-from hoyer_export.run.search import Search, search
+from hoyer_export.run.search import Search, search, usual_keys
 from hoyer_export.run.sweep import Sweep, do_grid, look
 
 RECIPE = """
@@ -326,11 +326,21 @@ def test_trials_that_fail_are_counted_and_named(here, tmp_path) -> None:
     assert [run.state for run in found.runs] == ["failed", "failed"]
 
 
+def test_what_is_searched_where_nobody_says_what(here) -> None:
+    recipe = load_recipe(here / "recipe.toml", ["train.epochs=10", "train.lr=0.06"])
+    assert usual_keys(recipe) == ("train.lr=0.02:0.18", "train.cut_at=0.1:0.6")
+    assert usual_keys(load_recipe(here / "recipe.toml"))[1] == "train.cut_at=0.1:0.5"
+    by_weights = load_recipe(here / "recipe.toml", ["sparse.norms=weights", "sparse.strength=3e-3"])
+    assert "sparse.strength=0.001:0.009" in usual_keys(by_weights)
+
+
 def test_a_search_needs_training(here) -> None:
     pytest.importorskip("optuna")
-    untrained = ("train.epochs=1", "dense.epochs=0", "dense.weights=random")
-    with pytest.raises(HoyerExportError):
-        search(Sweep(here / "never", Silent()), Search(here / "recipe.toml", untrained, (0.5, 0.4), ()), 1)
+    trained = RECIPE.replace("[train]\nepochs = 2\n", "").replace('norms = "function"', "epochs = 0")
+    untrained = trained.replace("epochs = 1\n", 'epochs = 0\nweights = "random"\n') + "[finetune]\nepochs = 0\n"
+    (here / "untrained.toml").write_text(untrained)
+    with pytest.raises(RecipeError, match="trains nothing"):
+        search(Sweep(here / "never", Silent()), Search(here / "untrained.toml", (), (0.2, 0.8)), 1)
     assert not (here / "never").exists()
     with pytest.raises(RecipeError, match="expected KEY=LOW:HIGH"):
         search(Sweep(here / "never", Silent()), Search(here / "recipe.toml", (), (0.2, 0.8), ("train.lr",)), 1)

@@ -10,8 +10,8 @@ import re
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
@@ -58,14 +58,14 @@ class Range:
 
 
 def _read(text: str) -> tuple[str, Range]:
-    """Return a key and what it may be; a range over a factor of ten or more is logarithmic."""
+    """Return a key and what it may be; a range over a factor of five or more is logarithmic."""
     key, _, may_be = text.partition("=")
     low, colon, high = may_be.partition(":")
     try:
         if colon:
             whole = low.isdecimal() and high.isdecimal()
-            found = Range(float(low), float(high), 0 < 10 * float(low) <= float(high), whole)
-            fits = found.low < found.high < float("inf")
+            found = Range(float(low), float(high), 0 < 5 * float(low) <= float(high), whole)
+            fits = found.low <= found.high < float("inf")
         else:
             found = Range(choices=tuple(dict.fromkeys(may_be.split(","))))
             fits = len(found.choices) > 1 and all(found.choices)
@@ -76,20 +76,16 @@ def _read(text: str) -> tuple[str, Range]:
     return key, found
 
 
-def usual_ranges(recipe: Recipe) -> dict[str, Range]:
-    """Return the keys that are searched beside the budget where nobody says which: within a factor of three."""
-    phase = "train" if recipe.train else "finetune"
-    found = {f"{phase}.lr": _around((recipe.train or recipe.finetune).lr)}
+def usual_keys(recipe: Recipe) -> tuple[str, ...]:
+    """Return what is searched beside the budget where nobody says what."""
+    strength = recipe.sparse.strength if recipe.sparse.epochs else None
+    rates = {
+        "train.lr" if recipe.train else "finetune.lr": (recipe.train or recipe.finetune).lr,
+        "sparse.strength": strength,
+    }
+    found = [f"{key}={rate / 3:.3g}:{rate * 3:.3g}" for key, rate in rates.items() if rate]
     last = 1 - 1 / recipe.train.epochs if recipe.train and recipe.sparse.epochs else 0  # an epoch follows the cut
-    if last > 0.1:
-        found["train.cut_at"] = Range(0.1, min(0.6, last))
-    if recipe.sparse.epochs and recipe.sparse.strength:
-        found["sparse.strength"] = _around(recipe.sparse.strength)
-    return found
-
-
-def _around(value: float) -> Range:
-    return Range(value / 3, value * 3, log=True)
+    return (*found, *([f"train.cut_at=0.1:{min(0.6, last):.3g}"] if last > 0.1 else []))
 
 
 @dataclass(frozen=True)
@@ -100,7 +96,7 @@ class Search:
         path: of the recipe.
         overrides: what is set in it for all trials.
         budgets: the least and the largest share.
-        keys: each ``section.key=LOW:HIGH`` or ``section.key=A,B,C``; without any, ``usual_ranges``.
+        keys: each ``section.key=LOW:HIGH`` or ``section.key=A,B,C``; without any, ``usual_keys``.
         storage: URL of a database; None: ``sweep.db`` in the folder of the sweep.
     """
 
@@ -126,12 +122,10 @@ def search(sweep: Sweep, asked: Search, trials: int) -> SweepRecord:
     """
     recipe, ranges = _checked(asked)
     sweep.begin(recipe)
-    name = f"{sweep.out.resolve().name}-{hash_of(recipe, ranges={key: asdict(it) for key, it in ranges.items()})}"
-    with _database(asked.storage), ExitStack() as stack:
-        from optuna.exceptions import ExperimentalWarning
-
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        study = stack.enter_context(_study(asked.storage or f"sqlite:///{sweep.out.resolve() / 'sweep.db'}", name))
+    out = sweep.out.resolve()
+    name = f"{out.name}-{hash_of(recipe, search={key: [*it.ends] for key, it in ranges.items()})}"
+    url = asked.storage or f"sqlite:///{out / 'sweep.db'}"
+    with _database(asked.storage), _study(url, name) as study:
         sweep.progress.headline(f"{trials} trials of {', '.join(ranges)}; study {name}")
 
         def objective(trial: "Trial") -> tuple[float, float]:
@@ -155,8 +149,9 @@ def _checked(asked: Search) -> tuple[Recipe, dict[str, Range]]:
     recipe = load_recipe(asked.path, asked.overrides)
     if not recipe.trains:
         raise RecipeError("a search goes by validation accuracy after training, and this recipe trains nothing")
-    given = dict(map(_read, asked.keys)) or usual_ranges(recipe)
-    ranges = {f"cut.{budget_key(recipe)}": Range(*asked.budgets), **given}
+    low, high = asked.budgets
+    budget = f"cut.{budget_key(recipe)}={low}:{high}"
+    ranges = dict(map(_read, (budget, *(asked.keys or usual_keys(recipe)))))
     for end in (0, -1):
         settings = (f"{key}={it.ends[end]}" for key, it in ranges.items())
         load_recipe(asked.path, [*asked.overrides, *settings])
@@ -196,7 +191,7 @@ def _first(trial: "FrozenTrial") -> int:
 def _database(url: str | None) -> Iterator[None]:
     """Say in one line, without the password of its URL, what is wrong with a database."""
     try:
-        from optuna.exceptions import StorageInternalError
+        from optuna.exceptions import ExperimentalWarning, StorageInternalError
         from sqlalchemy.exc import SQLAlchemyError
     except ImportError:
         raise RecipeError("a search needs Optuna; install it: pip install 'hoyer-export[sweep]'") from None
@@ -206,8 +201,9 @@ def _database(url: str | None) -> Iterator[None]:
         where, secret = (f"{found['before']}:***@{found['after']}", found["secret"]) if found else (url, "")
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
             yield
-    except (SQLAlchemyError, StorageInternalError, ModuleNotFoundError, ImportError) as error:
+    except (SQLAlchemyError, StorageInternalError, ImportError) as error:
         why = one_line(getattr(error, "orig", None) or error)
         for hidden in filter(None, (secret, unquote(secret))):
             why = why.replace(hidden, "***")
