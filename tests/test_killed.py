@@ -43,8 +43,8 @@ SAME = ("dense.onnx", "dense.safetensors", "sparse.safetensors", "slim.onnx", "s
 """Files that hang on no clock."""
 
 
-def start(recipe: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "hoyer_export", "run", str(recipe), "--out", str(out), *more]
+def start(recipe: Path, out: Path, *more: str, verb: str = "run") -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "hoyer_export", verb, str(recipe), "--out", str(out), *more]
     with open(recipe.with_name("said.txt"), "wb") as said:
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
 
@@ -82,3 +82,34 @@ def test_a_run_that_is_killed_fifty_times_ends_as_one_that_never_was(tmp_path: P
         assert epochs(done) == epochs(tmp_path / "whole")
         assert sorted(os.listdir(done)) == sorted(os.listdir(tmp_path / "whole"))
     assert len(seen) >= 4, seen  # in the middle of so many different stages
+
+
+def test_a_sweep_that_is_killed_fifty_times_ends_as_one_that_never_was(tmp_path: Path) -> None:
+    recipe, out, moments = tmp_path / "recipe.toml", tmp_path / "out", random.Random(1)
+    recipe.write_text(RECIPE)
+    budgets, kills = ("--budgets", "0.7,0.5"), 0
+    began = time.monotonic()
+    assert start(recipe, tmp_path / "whole", *budgets, verb="sweep").wait() == 0, (tmp_path / "said.txt").read_text()
+    seconds = time.monotonic() - began
+    while kills < KILLS:
+        running = start(recipe, out, *budgets, verb="sweep")
+        try:
+            running.wait(timeout=moments.uniform(0.05, 0.3) * seconds)
+            assert running.returncode == 0, (tmp_path / "said.txt").read_text()
+            out = out.with_name(out.name + "1")
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.wait()
+            kills += 1
+    assert start(recipe, out, *budgets, verb="sweep").wait() == 0, (tmp_path / "said.txt").read_text()
+    for done in tmp_path.glob("out*"):
+        assert sorted(os.listdir(done)) == sorted(os.listdir(tmp_path / "whole"))
+        for whole in (tmp_path / "whole" / "runs").iterdir():
+            found = done / "runs" / whole.name
+            if whole.is_file():
+                assert found.read_bytes() == whole.read_bytes()
+                continue
+            assert {name: (found / name).read_bytes() for name in SAME} == {
+                name: (whole / name).read_bytes() for name in SAME
+            }
+            assert epochs(found) == epochs(whole)

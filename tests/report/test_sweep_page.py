@@ -75,6 +75,18 @@ def test_means_state_and_failure_are_in_words() -> None:
     assert "<b>" not in page
 
 
+def test_what_nothing_was_measured_of_has_no_column() -> None:
+    whole = render_sweep(example())
+    files = (SweepFile(name="dense", accuracy=99.0, macs=10, macs_share=1.0),)
+    files += (SweepFile(name="slim", accuracy=98.0, macs=5, macs_share=0.5),)
+    page = render_sweep(
+        SweepRecord(network="n", data="d", runs=(finished("group-hs", 0.5, 0).model_copy(update={"files": files}),))
+    )
+    assert all(f">{name}</th>" in whole for name in ("int8, test", "latency, p50"))
+    assert not any(f">{name}</th>" in page for name in ("int8, test", "latency, p50"))
+    assert page.count("<figure>") == 1
+
+
 def test_a_sweep_without_a_finished_run_says_so() -> None:
     page = render_sweep(SweepRecord(network="net", data=None, runs=unfinished()))
     assert "No run is done yet" in page
