@@ -51,6 +51,7 @@ class SweepRun(Record):
         error: why a run failed, in one line; there are files all the same where only a budget was missed.
         validation_accuracy: of the slim network after its last epoch; what to choose by.
         files: dense, slim and slim-int8, as far as they are shipped.
+        noise: why the machine was too busy to measure latency.
     """
 
     name: str
@@ -64,6 +65,7 @@ class SweepRun(Record):
     error: str | None = None
     validation_accuracy: float | None = None
     files: tuple[SweepFile, ...] = ()
+    noise: str | None = None
 
     def file(self, name: str) -> SweepFile | None:
         """Return the file of that name, if there is one."""
@@ -99,6 +101,7 @@ def with_report(run: SweepRun, report: Report, validation_accuracy: float | None
             "at": None,
             "error": "; ".join(short) or None,
             "validation_accuracy": validation_accuracy,
+            "noise": report.bench.noise,
             "files": tuple(_file(it, report.dense) for it in shipped),
         }
     )

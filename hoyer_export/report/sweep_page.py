@@ -34,6 +34,7 @@ def render_sweep(sweep: SweepRecord) -> str:
         legend=_legend(every, looks),
         means=means(sweep.runs),
         written=WRITTEN,
+        noisy=[run.name for run in sweep.runs if run.noise is not None],
         has_int8=any(run.file("slim-int8") for run in sweep.runs),
         is_timed=any(file.latency_ms for run in sweep.runs for file in run.files),
     )

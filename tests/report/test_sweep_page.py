@@ -87,6 +87,13 @@ def test_what_nothing_was_measured_of_has_no_column() -> None:
     assert page.count("<figure>") == 1
 
 
+def test_latencies_of_a_busy_machine_are_not_passed_over() -> None:
+    busy = finished("group-hs", 0.5, 0).model_copy(update={"noise": "waited for a processor 64% of the time"})
+    told = "too busy to tell the latency of 1 of the runs: group-hs-macs-0.5-seed-0."
+    assert told in render_sweep(SweepRecord(network="n", data="d", runs=(busy, finished("group-hs", 0.5, 1))))
+    assert "too busy" not in render_sweep(example())
+
+
 def test_a_sweep_without_a_finished_run_says_so() -> None:
     page = render_sweep(SweepRecord(network="net", data=None, runs=unfinished()))
     assert "No run is done yet" in page
