@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from hoyer_export.errors import CannotWrite, FileError, HoyerExportError, RecipeError, one_line
+from hoyer_export.errors import FileError, HoyerExportError, RecipeError, one_line
 from hoyer_export.recipe.reading import load_recipe
 from hoyer_export.recipe.tables import Recipe
 from hoyer_export.report.sweep import SweepRecord
 from hoyer_export.run.grid import Cell, budget_key, hash_of, method_of
-from hoyer_export.run.sweep import Sweep, look
+from hoyer_export.run.sweep import OF_ALL, Sweep, look
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -118,14 +118,13 @@ def search(sweep: Sweep, asked: Search, trials: int) -> SweepRecord:
 
     Raises:
         HoyerExportError: Optuna is missing, the database cannot be used, or a range does not fit the recipe.
-        CannotWrite: the disk is full, say; the trial is taken up again by whoever comes next.
+        CannotWrite, DataError, NetworkError: as for ``Sweep.do``; whoever comes next takes the trial up again.
     """
     recipe, ranges = _checked(asked)
     sweep.begin(recipe)
     out = sweep.out.resolve()
     name = f"{out.name}-{hash_of(recipe, search={key: [*it.ends] for key, it in ranges.items()})}"
-    url = asked.storage or f"sqlite:///{out / 'sweep.db'}"
-    with _database(asked.storage), _study(url, name) as study:
+    with _database(asked.storage), _study(asked.storage or out / "sweep.db", name) as study:
         sweep.progress.headline(f"{trials} trials of {', '.join(ranges)}; study {name}")
 
         def objective(trial: "Trial") -> tuple[float, float]:
@@ -169,7 +168,7 @@ def _tried(
         cell = Cell(f"trial-{study.study_name[-6:]}-{_first(frozen):04}", f"{method_of(told)}, search", settings, told)
         sweep.progress.headline(f"trial {_first(frozen)}: {' '.join(settings)}")
         run = sweep.do(cell, wait=True)
-    except (KeyboardInterrupt, CannotWrite):
+    except (KeyboardInterrupt, *OF_ALL):
         _retry(study, study.trials[trial.number])
         raise
     except HoyerExportError as error:  # values that do not go together
@@ -195,22 +194,19 @@ def _database(url: str | None) -> Iterator[None]:
         from sqlalchemy.exc import SQLAlchemyError
     except ImportError:
         raise RecipeError("a search needs Optuna; install it: pip install 'hoyer-export[sweep]'") from None
-    where, secret = "sweep.db", ""
-    if url is not None:
-        found = re.fullmatch(r"(?P<before>[^:/]+://[^:/@]*):(?P<secret>.*)@(?P<after>[^@]*)", url)
-        where, secret = (f"{found['before']}:***@{found['after']}", found["secret"]) if found else (url, "")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             yield
     except (SQLAlchemyError, StorageInternalError, ImportError) as error:
-        why = one_line(getattr(error, "orig", None) or error)
-        for hidden in filter(None, (secret, unquote(secret))):
-            why = why.replace(hidden, "***")
         way_out = "start it, or mend `storage`, e.g. postgresql://USER@HOST/DATABASE with PGPASSWORD set"
         if isinstance(error, ImportError):
             way_out = "for PostgreSQL: pip install 'hoyer-export[postgresql]'"
-        raise FileError(f"cannot use the database {where}: {why[:300]}; {way_out}") from None
+        why = f"cannot use the database {url or 'sweep.db'}: {one_line(getattr(error, 'orig', None) or error)[:400]}"
+        for found in re.findall(r"://[^:/@]*:(.*)@|[?&]password=([^&]*)", url or ""):
+            for secret in filter(None, found):
+                why = why.replace(secret, "***").replace(unquote(secret), "***")
+        raise FileError(f"{why}; {way_out}") from None
 
 
 def _left(study: "Study", trials: int) -> str:
@@ -226,10 +222,13 @@ def _left(study: "Study", trials: int) -> str:
 
 
 @contextmanager
-def _study(url: str, name: str) -> Iterator["Study"]:
+def _study(where: str | Path, name: str) -> Iterator["Study"]:
+    """Yield the study in the database of a URL, or in a file, which SQLAlchemy quotes as its version reads it."""
     import optuna
+    from sqlalchemy.engine import URL
 
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # what fails is told as that of any run
+    url = where if isinstance(where, str) else URL.create("sqlite", database=str(where)).render_as_string()
     url = re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", url)
     storage = optuna.storages.RDBStorage(
         url.replace("{", "{{").replace("}", "}}"),  # Optuna takes it for a template

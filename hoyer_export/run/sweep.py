@@ -11,8 +11,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from hoyer_export.errors import CannotWrite, FileError, HoyerExportError, InUse, RecipeError, cannot_write
-from hoyer_export.lock import LOCK, check_unused, only_writer
+from hoyer_export.errors import (
+    CannotWrite,
+    DataError,
+    FileError,
+    HoyerExportError,
+    InUse,
+    NetworkError,
+    RecipeError,
+    cannot_write,
+)
+from hoyer_export.lock import check_unused, only_writer
 from hoyer_export.recipe.reading import dump_recipe, load_recipe
 from hoyer_export.recipe.tables import Recipe
 from hoyer_export.record import read_record
@@ -29,6 +38,10 @@ from hoyer_export.run_folder import RunFolder, write_whole
 
 POLL_SECONDS = 0.3
 """Between two looks at what another process is doing."""
+
+
+OF_ALL = (CannotWrite, DataError, NetworkError)
+"""What is wrong with the disk, the data or the network, is so for every run."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +89,7 @@ class Sweep:
                     f"`out` {self.out} holds a sweep of another recipe (its sweep.toml); give another folder"
                 )
             return
-        if others := sorted(it.name for it in self.out.iterdir() if it.name not in (LOCK, "runs")):
+        if others := sorted(it.name for it in self.out.iterdir() if it.name != "runs" and it.name[0] != "."):
             raise FileError(
                 f"`out` {self.out} holds other files ({others[0]}, ...); give a folder that is absent or empty"
             )
@@ -105,7 +118,7 @@ class Sweep:
             wait: for a process that is at it already, instead of leaving it to that.
 
         Raises:
-            CannotWrite: the disk is full, or whatever else keeps all runs from being written.
+            CannotWrite, DataError, NetworkError: what would keep every run from being done.
         """
         folder = self.folder(cell.name)
         self.plan(cell)
@@ -119,7 +132,7 @@ class Sweep:
                 ),
                 wait,
             )
-        except CannotWrite:
+        except OF_ALL:
             raise
         except InUse:
             self.progress.note(f"{cell.name}: another process is at it")
@@ -175,7 +188,7 @@ def do_grid(sweep: Sweep, cells: Iterable[Cell]) -> SweepRecord:
     """Do what is missing of a grid, in its order.
 
     Raises:
-        CannotWrite: the disk is full, say; what was done stays.
+        CannotWrite, DataError, NetworkError: nothing more can be done; what was done stays.
     """
     cells = tuple(cells)
     for cell in cells:
