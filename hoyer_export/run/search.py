@@ -202,11 +202,11 @@ def _database(url: str | None) -> Iterator[None]:
         way_out = "start it, or mend `storage`, e.g. postgresql://USER@HOST/DATABASE with PGPASSWORD set"
         if isinstance(error, ImportError):
             way_out = "for PostgreSQL: pip install 'hoyer-export[postgresql]'"
-        why = f"cannot use the database {url or 'sweep.db'}: {one_line(getattr(error, 'orig', None) or error)[:400]}"
+        why = f"cannot use the database {url or 'sweep.db'}: {one_line(getattr(error, 'orig', None) or error)}"
         for found in re.findall(r"://[^:/@]*:(.*)@|[?&]password=([^&]*)", url or ""):
             for secret in filter(None, found):
                 why = why.replace(secret, "***").replace(unquote(secret), "***")
-        raise FileError(f"{why}; {way_out}") from None
+        raise FileError(f"{why[:500]}; {way_out}") from None
 
 
 def _left(study: "Study", trials: int) -> str:
