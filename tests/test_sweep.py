@@ -267,8 +267,9 @@ def test_finished_comparisons_keep_their_names() -> None:
         (["--out", "o", "--trials", "1", "--set", "network.name=lenet9"], 1, "lenet9"),
         (["--status"], 1, "holds no sweep"),
         (["--out", "o", "--trials", "1", "--storage", "nonsense"], 1, "cannot use the database nonsense"),
-        (["--out", "o", "--trials", "1", "--storage", "oracle://h/d?password=hidpw"], 1, "oracle://h/d?password=***:"),
-        (["--out", "o", "--trials", "1", "--storage", "oracle://u:hid%40den@h/d"], 1, "database oracle://u:***@h/d"),
+        (["--out", "o", "--trials", "1", "--storage", "db://h/d?password=hidpw"], 1, "database db://h/d?password=***:"),
+        (["--out", "o", "--trials", "1", "--storage", "db://u:hid%40den@h/d"], 1, "database db://u:***@h/d:"),
+        (["--out", "o", "--trials", "1", "--storage", "mysql://u:hid%40den@h/d"], 1, "that database needs it"),
     ],
 )
 def test_bad_input_is_one_line(here, call, monkeypatch, tmp_path, arguments: Sequence[str], code: int, said: str):

@@ -198,10 +198,8 @@ def _database(url: str | None) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             yield
-    except (SQLAlchemyError, StorageInternalError, ImportError) as error:
+    except (SQLAlchemyError, StorageInternalError) as error:
         way_out = "start it, or mend `storage`, e.g. postgresql://USER@HOST/DATABASE with PGPASSWORD set"
-        if isinstance(error, ImportError):
-            way_out = "for PostgreSQL: pip install 'hoyer-export[postgresql]'"
         why = f"cannot use the database {url or 'sweep.db'}: {one_line(getattr(error, 'orig', None) or error)}"
         for found in re.findall(r"://[^:/@]*:(.*)@|[?&]password=([^&]*)", url or ""):
             for secret in filter(None, found):
@@ -230,13 +228,19 @@ def _study(where: str | Path, name: str) -> Iterator["Study"]:
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # what fails is told as that of any run
     url = where if isinstance(where, str) else URL.create("sqlite", database=str(where)).render_as_string()
     url = re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", url)
-    storage = optuna.storages.RDBStorage(
-        url.replace("{", "{{").replace("}", "}}"),  # Optuna takes it for a template
-        engine_kwargs={"pool_pre_ping": True},
-        heartbeat_interval=HEARTBEAT_SECONDS,
-        grace_period=3 * HEARTBEAT_SECONDS,
-        heartbeat_stale_trial_callback=lambda study, trial: _retry(study, trial, MOST_RETRIES),
-    )
+    try:
+        storage = optuna.storages.RDBStorage(
+            url.replace("{", "{{").replace("}", "}}"),  # Optuna takes it for a template
+            engine_kwargs={"pool_pre_ping": True},
+            heartbeat_interval=HEARTBEAT_SECONDS,
+            grace_period=3 * HEARTBEAT_SECONDS,
+            heartbeat_stale_trial_callback=lambda study, trial: _retry(study, trial, MOST_RETRIES),
+        )
+    except ImportError as error:
+        driver = one_line(error.__cause__ or error)
+        raise FileError(
+            f"{driver}; that database needs it; for PostgreSQL: pip install 'hoyer-export[postgresql]'"
+        ) from None
     try:
         yield optuna.create_study(
             study_name=name,
