@@ -103,6 +103,9 @@ class Data(_Table):
     names, sorted. Those names in another order put the outputs in that order; other names rename them."""
     skip_unreadable: bool = False
     """Whether image files that cannot be read are left out, and named; else they are all named, and nothing is done."""
+    fast_decode: bool = False
+    """Whether the random crops of image files are made fast: a JPEG is decoded no larger than the crop needs, and bytes
+    are resized. Pixels differ by a rounding, of shrunken JPEGs a little more; validation and test are as ever."""
     class_weights: Deviations | None = None
     """One number a class, that its images count in the cross-entropy; unset: all alike."""
     workers: Annotated[int, Field(ge=0)] = 0
