@@ -139,6 +139,9 @@ class Phase(_Table):
     """The share of a label that is spread over all classes."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the forward pass in training; ``bfloat16``: autocast, the weights stay float32."""
+    compile: bool = False
+    """Whether ``torch.compile`` makes the kernels of training: needs a C++ compiler, and a minute or two a phase before
+    the first step. It seldom pays on a CPU; ``scripts/benchmarks/loop.py --compile`` measures it."""
 
     @model_validator(mode="after")
     def _warm_before_the_end(self) -> "Phase":

@@ -144,6 +144,7 @@ def _settings(job: Job, table: Phase, phase: PhaseName) -> TrainSettings:
         distill_weight=recipe.distill.weight if distills else 0.0,
         temperature=recipe.distill.temperature,
         precision=table.precision,
+        compile=table.compile,
         seed=recipe.seed,
     )
 

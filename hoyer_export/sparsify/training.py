@@ -133,6 +133,8 @@ def train(
         DataError: another number of batches than ``settings`` say, or a target beyond the network's outputs.
     """
     same: dict[str, Setting] = asdict(settings)
+    if not settings.compile:
+        del same["compile"]  # checkpoints from before there was such a key go on
     if settings.class_weights is not None:
         same["class_weights"] = str(settings.class_weights)
     if regulariser is not None:
