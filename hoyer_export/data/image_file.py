@@ -37,7 +37,8 @@ def read_image(path: Path | str, needed: Callable[[int, int], float] | None = No
         with Image.open(path) as image:
             if needed is not None:
                 factor = needed(*_upright_size(image))
-                image.draft(None, tuple(ceil(side / max(1.0, factor)) for side in image.size))
+                width, height = (ceil(side / max(1.0, factor)) for side in image.size)
+                image.draft(None, (width, height))
             return _read(image)
     except Exception as error:  # each image format fails in its own way
         raise _unreadable(path, error) from error

@@ -107,7 +107,8 @@ def _pixels(path: str, how: Preprocessing, augmentation: Augmentation | None) ->
         pixels = F.pil_to_tensor(window(squared(read_image(path), how)))
     if augmentation is not None and augmentation.flip and torch.rand(1) < 0.5:
         pixels = pixels.flip(-1)
-    return pixels.expand(3, -1, -1)
+    coloured: Tensor = pixels.expand(3, -1, -1)
+    return coloured
 
 
 def _fast_crop(path: str, how: Preprocessing, scale: float) -> Tensor:

@@ -142,6 +142,8 @@ class Phase(_Table):
     compile: bool = False
     """Whether ``torch.compile`` makes the kernels of training: needs a C++ compiler, and a minute or two a phase before
     the first step. It seldom pays on a CPU; ``scripts/benchmarks/loop.py --compile`` measures it."""
+    sync_batch_norm: bool = False
+    """Where several GPUs train together: whether batch norms take mean and variance of the images of all."""
 
     @model_validator(mode="after")
     def _warm_before_the_end(self) -> "Phase":

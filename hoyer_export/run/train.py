@@ -7,6 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from hoyer_export import parallel
+from hoyer_export.data.own_batches import shared_rows
+from hoyer_export.data.splits import batch_indices
 from hoyer_export.errors import FileError
 from hoyer_export.metric import ACCURACY
 from hoyer_export.metric import evaluate as measured
@@ -145,6 +148,7 @@ def _settings(job: Job, table: Phase, phase: PhaseName) -> TrainSettings:
         temperature=recipe.distill.temperature,
         precision=table.precision,
         compile=table.compile,
+        sync_batch_norm=table.sync_batch_norm,
         seed=recipe.seed,
     )
 
@@ -164,7 +168,10 @@ def _train(
     earlier = [line for line in read_metrics(job.folder.path) if PHASES.index(line.phase) < PHASES.index(phase)]
 
     def batches(epoch: int) -> Iterable[tuple[Tensor, Tensor]]:
-        return data.train.batches(table.batch_size, epoch=first + epoch, device=device, shuffle=True, augment=True)
+        made = data.train.batches(
+            table.batch_size, epoch=first + epoch, device=device, shuffle=True, augment=True, shared=True
+        )
+        return shared_rows(made) if data.own else made
 
     def on_epochs(history: tuple[EpochRecord, ...] = ()) -> None:
         # The whole history of the phase: lines of epochs after the checkpoint go with the rest.
@@ -175,7 +182,15 @@ def _train(
         job.progress.epoch(history[-1], table.epochs)
 
     def evaluate(network: nn.Module) -> float:
-        return measured(network, data.validation.batches(EVALUATION_BATCH, device=device), job.metric)
+        # A mean over the images can be shared; of another metric each process sees all of them.
+        if parallel.size() == 1 or data.own or job.metric is not ACCURACY:
+            return measured(network, data.validation.batches(EVALUATION_BATCH, device=device), job.metric)
+        sizes = [len(batch) for batch in batch_indices(len(data.validation), EVALUATION_BATCH, None)]
+        images = sum(sizes[parallel.rank() :: parallel.size()])
+        batches = data.validation.batches(EVALUATION_BATCH, device=device, shared=True)
+        right = measured(network, batches) * images if images else 0.0
+        both = parallel.summed(torch.tensor([right, images], dtype=torch.float64))
+        return float(both[0] / both[1])
 
     settings = _settings(job, table, phase)
     job.folder.checkpoint.mkdir(exist_ok=True)

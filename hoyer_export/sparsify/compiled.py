@@ -28,7 +28,7 @@ def compiled(*networks: nn.Module) -> Iterator[None]:
 
     own = [(network, vars(network).get("forward")) for network in networks]
     for network in networks:
-        network.forward = _unless_watched(network.forward)  # type: ignore[method-assign]
+        network.forward = _unless_watched(network.forward)
     try:
         yield
     except TorchDynamoException as error:

@@ -38,6 +38,7 @@ class TrainSettings:
         temperature: T of ``epoch.task_loss``.
         precision: "float32", or "bfloat16" autocast of the forward pass.
         compile: whether ``torch.compile`` makes its kernels.
+        sync_batch_norm: whether batch norms see the images of all processes that train together.
         seed: of what is random inside the model.
 
     Raises:
@@ -60,6 +61,7 @@ class TrainSettings:
     temperature: float = 4.0
     precision: PrecisionName = "float32"
     compile: bool = False
+    sync_batch_norm: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
