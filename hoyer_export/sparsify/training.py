@@ -238,7 +238,9 @@ def _fabric(device: torch.device, precision: PrecisionName, *, together: bool = 
         torch.cuda.init()  # type: ignore[no-untyped-call]  # so that its generator has a state to be kept
     mixed = MixedPrecision("bf16-mixed", device.type) if precision == "bfloat16" else Precision()
     if together and parallel.size() > 1:
-        here = int(os.environ["LOCAL_WORLD_SIZE"])
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", parallel.size()))
+        if parallel.size() % here:
+            raise TrainingError(f"expected as many processes on every machine, got {parallel.size()} with {here} here")
         if device.type == "cuda" and torch.cuda.device_count() < here:
             raise TrainingError(
                 f"{here} processes train on this machine, and torch sees {torch.cuda.device_count()} GPUs; start one a"
