@@ -136,19 +136,9 @@ def train(
         FileError: the checkpoint is damaged, of another training, or cannot be written.
         DataError: another number of batches than ``settings`` say, or a target beyond the network's outputs.
     """
-    same: dict[str, Setting] = asdict(settings)
-    for key in ("compile", "sync_batch_norm"):  # checkpoints from before there were such keys go on
-        if not same[key]:
-            del same[key]
-    if settings.class_weights is not None:
-        same["class_weights"] = str(settings.class_weights)
-    if regulariser is not None:
-        if not isinstance(regulariser, Regulariser):
-            got = type(regulariser).__name__
-            raise TrainingError(f"expected a regulariser, got a {got}: docs/adding-a-regulariser.md says what one has")
-        same["regulariser"] = type(regulariser).__name__
-        same |= {f"regulariser.{key}": value for key, value in regulariser.settings.items()}
-        channels = regulariser.channels if channels is None else channels
+    same = _same(settings, regulariser)
+    if regulariser is not None and channels is None:
+        channels = regulariser.channels
     if (teacher is None) != (settings.distill_weight == 0):
         raise TrainingError(
             f"expected a teacher if and only if distill_weight is above 0, it is {settings.distill_weight}"
@@ -200,6 +190,23 @@ def train(
                 save_checkpoint(checkpoint, state, settings=same, history=history)
             hooks.on_epoch(history)
     return TrainingRecord(history, state)
+
+
+def _same(settings: TrainSettings, regulariser: Regulariser | None) -> dict[str, Setting]:
+    """Return what must be the same for a training to go on; TrainingError where the regulariser is none."""
+    same: dict[str, Setting] = asdict(settings)
+    for key in ("compile", "sync_batch_norm"):  # checkpoints from before there were such keys go on
+        if not same[key]:
+            del same[key]
+    if settings.class_weights is not None:
+        same["class_weights"] = str(settings.class_weights)
+    if regulariser is not None:
+        if not isinstance(regulariser, Regulariser):
+            got = type(regulariser).__name__
+            raise TrainingError(f"expected a regulariser, got a {got}: docs/adding-a-regulariser.md says what one has")
+        same["regulariser"] = type(regulariser).__name__
+        same |= {f"regulariser.{key}": value for key, value in regulariser.settings.items()}
+    return same
 
 
 def _norms(state: TrainState) -> dict[str, Tensor] | None:
