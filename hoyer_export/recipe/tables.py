@@ -477,6 +477,9 @@ class Recipe(_Table):
     machine with the same versions, and a small network trains faster on a shared machine."""
     device: Literal["cpu", "cuda"] | None = None
     """Where training runs; unset: on a GPU if torch sees one."""
+    track: Annotated[tuple[Literal["tensorboard", "wandb"], ...], Field(strict=False)] = ()
+    """Where the numbers of every epoch go beside metrics.jsonl: ``tensorboard`` (into the run's folder), ``wandb``;
+    each an extra, ``pip install 'hoyer-export[tensorboard]'``."""
     network: Network
     data: Data | None = None
     dense: Dense = Dense()

@@ -20,6 +20,7 @@ from hoyer_export.report.stage_records import PhaseRecord
 from hoyer_export.run.cut import cut_weights, write_slim
 from hoyer_export.run.job import Job
 from hoyer_export.run.stage import Stage
+from hoyer_export.run.tracking import track, trackers
 from hoyer_export.run_folder import RunFolder, write_whole
 from hoyer_export.select.budget import COSTS, Budget
 from hoyer_export.sparsify.checkpoint import load_momenta
@@ -180,6 +181,7 @@ def _train(
     def on_epoch(history: tuple[EpochRecord, ...]) -> None:
         on_epochs(history)
         job.progress.epoch(history[-1], table.epochs)
+        track(tracking, history[-1], first + history[-1].epoch)
 
     def evaluate(network: nn.Module) -> float:
         # A mean over the images can be shared; of another metric each process sees all of them.
@@ -194,25 +196,26 @@ def _train(
 
     settings = _settings(job, table, phase)
     job.folder.checkpoint.mkdir(exist_ok=True)
-    record = train(
-        model,
-        batches,
-        settings,
-        device=device,
-        channels_last=True,
-        regulariser=regulariser,
-        channels=None if phase == "finetune" else job.channels,
-        teacher=job.dense() if settings.distill_weight else None,
-        hooks=Hooks(
-            optimizer=optimizer,
-            loss=job.loss,
-            evaluate=evaluate,
-            metric=None if job.metric is ACCURACY else job.metric.name,
-            on_epoch=on_epoch,
-            progress=job.progress.step,
-        ),
-        checkpoint=phase_checkpoint(job.folder, phase),
-    )
+    with trackers(recipe.track, job.folder) as tracking:
+        record = train(
+            model,
+            batches,
+            settings,
+            device=device,
+            channels_last=True,
+            regulariser=regulariser,
+            channels=None if phase == "finetune" else job.channels,
+            teacher=job.dense() if settings.distill_weight else None,
+            hooks=Hooks(
+                optimizer=optimizer,
+                loss=job.loss,
+                evaluate=evaluate,
+                metric=None if job.metric is ACCURACY else job.metric.name,
+                on_epoch=on_epoch,
+                progress=job.progress.step,
+            ),
+            checkpoint=phase_checkpoint(job.folder, phase),
+        )
     # What comes next must not depend on whether the weights come from here or from a file.
     model.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return record.seconds
