@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 
 from lightning_fabric.loggers.logger import Logger
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
@@ -48,7 +49,12 @@ def track(trackers: Sequence[Logger], epoch: EpochRecord, step: int) -> None:
 def _made(name: str, folder: RunFolder) -> Logger:
     if name == "tensorboard":
         return TensorBoardLogger(folder.path, name="tensorboard", version="")
+    import wandb
     from lightning.pytorch.loggers import WandbLogger
 
-    logger: Logger = WandbLogger(name=folder.path.name, save_dir=folder.path)
+    begun = wandb.run  # one for all phases, and another for another run of this process
+    if begun is not None and not Path(begun.dir).resolve().is_relative_to(folder.path.resolve()):
+        begun.finish()
+        begun = None
+    logger: Logger = WandbLogger(name=folder.path.name, save_dir=folder.path, experiment=begun)
     return logger
