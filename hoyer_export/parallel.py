@@ -55,6 +55,8 @@ def together() -> Iterator[None]:
         if not distributed.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             distributed.init_process_group(backend)
+        if torch.cuda.is_available() and local_rank() < torch.cuda.device_count():
+            torch.cuda.set_device(local_rank())  # or each would also take memory of the first GPU
         _groups["calls"] = distributed.new_group(backend="gloo", timeout=_A_WEEK)
         yield
     except HoyerExportError:
