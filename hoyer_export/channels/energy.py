@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hoyer_export import parallel
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.reading import Key, LayerCall, Watch
 
@@ -61,11 +62,15 @@ class InputMoments(Watch):
             total, count = self._sums.get((name, dim), (0, 0))
             self._sums[name, dim] = (total + squares, count + rows.shape[1])
 
-    def take(self) -> Moments:
-        """Return the moments since the last time, and begin anew."""
-        moments = {key: total / max(count, 1) for key, (total, count) in self._sums.items()}
-        self._sums.clear()
-        return moments
+    def take(self, *, of_all: bool = False) -> Moments:
+        """Return the moments since the last time, and begin anew; ``of_all``: over what all processes have measured."""
+        sums, self._sums = self._sums, {}
+        if of_all and parallel.size() > 1:
+            for key in sorted(sums):
+                total, count = sums[key]
+                *found, seen = parallel.summed(torch.cat([total.double(), total.new_tensor([count]).double()]))
+                sums[key] = torch.stack(found).to(total), int(seen)
+        return {key: total / max(count, 1) for key, (total, count) in sums.items()}
 
 
 @torch.no_grad()

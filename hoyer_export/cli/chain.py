@@ -2,11 +2,12 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hoyer_export.cli import arguments
+from hoyer_export.cli.devices import processes, rank
 from hoyer_export.cli.options import (
     AllowImport,
     Classes,
@@ -31,6 +32,9 @@ from hoyer_export.cli.program import loading, print_json, stop_unless_good, verb
 from hoyer_export.errors import CannotWrite, HoyerExportError
 from hoyer_export.stopping import interrupted
 
+if TYPE_CHECKING:
+    from hoyer_export.recipe.tables import Recipe
+
 
 @verb("hoyer-export run models/resnet20-digits/recipe.toml --out runs/first")
 def run(
@@ -46,16 +50,29 @@ def run(
             "--redo-from", metavar="STAGE", help="Do this stage of a run and all after it again, training too."
         ),
     ] = None,
+    devices: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Train in N processes, each with its GPU; on a CPU, with its cores."),
+    ] = None,
     allow_import: AllowImport = [],  # noqa: B006
     as_json: Json = False,
 ) -> None:
     """Do the whole chain: train, cut, fine-tune, export, verify, measure, report."""
     from hoyer_export.recipe.reading import load_recipe
-    from hoyer_export.run_folder import check_free
 
     resolved = load_recipe(recipe, overrides)
     resume = resume or redo_from is not None
-    check_free(out, resume=resume)
+    with processes(devices):
+        _run(resolved, out, resume, redo_from, allow_import, as_json)
+
+
+def _run(
+    recipe: "Recipe", out: Path, resume: bool, redo_from: str | None, allow_import: list[str], as_json: bool
+) -> None:
+    from hoyer_export.run_folder import check_free
+
+    if not rank():
+        check_free(out, resume=resume)
     loading("torch")
     from hoyer_export.console.runs import print_report
     from hoyer_export.live import progress
@@ -64,8 +81,10 @@ def run(
     try:
         with progress() as shown:
             report = run_recipe(
-                resolved, out, resume=resume, redo_from=redo_from, allow_import=allow_import, progress=shown
+                recipe, out, resume=resume, redo_from=redo_from, allow_import=allow_import, progress=shown
             )
+            if rank():
+                return
     except (KeyboardInterrupt, CannotWrite) as error:
         where, again = _where_it_stands(out), f"the same command{'' if resume else ' and --resume'}"
         if isinstance(error, CannotWrite):

@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from hoyer_export.cli import arguments
+from hoyer_export.cli.devices import rank, wait_for_the_first
 from hoyer_export.errors import WHAT_TO_DO, HoyerExportError, one_line
 from hoyer_export.stopping import Interrupted, interrupted, stopped_by_signals
 
@@ -89,8 +90,10 @@ def main() -> None:
 
 
 def _stop(message: str, code: int, prefix: str = "error: ") -> NoReturn:
-    print(f"{prefix}{message}", file=sys.stderr)
-    _json_error(message, code)
+    wait_for_the_first()
+    if prefix or not rank():  # who was stopped is told once
+        print(f"{prefix}{message}", file=sys.stderr)
+        _json_error(message, code)
     sys.exit(code)
 
 

@@ -6,8 +6,9 @@ its own colour, whatever would shine through. Grey images of more than eight bit
 4,095 where a TIFF file says that it has 12 bits; floating-point ones as they are.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +18,37 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from hoyer_export.errors import DataError, one_line
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _MAX_SAMPLE_VALUE = 258, 262, 281  # tags of TIFF 6.0, section 8
+_ORIENTATION, _LYING = 274, 5  # of EXIF: from 5 on, rows and columns are exchanged
 _DEEP = [2**bits - 1 for bits in range(9, 17)]
 
 
-def read_image(path: Path | str) -> Image.Image:
+def read_image(path: Path | str, needed: Callable[[int, int], float] | None = None) -> Image.Image:
     """Read an image as mode RGB, or as mode F with values in 0..1 where it is grey of more than eight bits.
+
+    Args:
+        path: of the file.
+        needed: (width, height) of the whole image, upright → how many times smaller is still large enough: a JPEG is
+            decoded to a half, a quarter or an eighth of its sides, which leaves out the work for the rest.
 
     Raises:
         DataError: it cannot be read, or nobody can tell what its numbers mean.
     """
     try:
         with Image.open(path) as image:
+            if needed is not None:
+                factor = needed(*_upright_size(image))
+                width, height = (ceil(side / max(1.0, factor)) for side in image.size)
+                image.draft(None, (width, height))
             return _read(image)
     except Exception as error:  # each image format fails in its own way
         raise _unreadable(path, error) from error
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    turned = False
+    with suppress(Exception):  # a damaged EXIF block, as below
+        turned = image.getexif().get(_ORIENTATION, 1) >= _LYING
+    return (image.height, image.width) if turned else image.size
 
 
 def size_of(path: Path | str) -> tuple[int, int]:

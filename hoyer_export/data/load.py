@@ -121,7 +121,8 @@ def load_data(
         if options.skip_unreadable:
             layout = readable(layout, folder)
         if augmentation:
-            augmentation = replace(augmentation, crop_scale=options.crop_scale or _CROP_SCALE)
+            scale = options.crop_scale or _CROP_SCALE
+            augmentation = replace(augmentation, crop_scale=scale, fast_decode=options.fast_decode)
         how = how.model_copy(update={"mean": mean, "std": std, "class_names": layout.class_names})
         return folder_splits(name, layout, how, augmentation, seed, workers)
 
@@ -144,6 +145,8 @@ def _sizes(image_size: int | None, options: ImageOptions) -> Preprocessing:
         raise DataError(
             f'short_side is {short}; expected at least the image_size, {side}, and with resize = "crop" alone'
         )
+    if options.fast_decode and options.interpolation == "lanczos":
+        raise DataError("fast_decode resizes bytes, for which there is no lanczos; leave one of the two out")
     return Preprocessing(
         shape=(3, side, side),
         resize=resize,
@@ -157,6 +160,7 @@ def _check_fixed(name: str, shape: Sequence[int], image_size: int | None, option
     _, height, width = shape
     keys = ("resize", "short_side", "interpolation", "crop_scale")
     asked = {"image_size": None if image_size == height else image_size} | {it: getattr(options, it) for it in keys}
+    asked["fast_decode"] = options.fast_decode or None
     for key, value in asked.items():
         if value is not None:
             raise DataError(f"{key} is {value}, but the images of {name} are {height}×{width}; leave it out")

@@ -17,6 +17,7 @@ class ImageOptions:
         flip: whether half of the augmented images are mirrored left to right.
         crop_scale: the least share of an image file's area that a random crop shows, 0.08 where None; 1: no crops.
         skip_unreadable: leave out the image files that cannot be read.
+        fast_decode: whether random crops of image files are decoded no larger than needed, and resized as bytes.
     """
 
     resize: Resize | None = None
@@ -26,6 +27,7 @@ class ImageOptions:
     flip: bool | None = None
     crop_scale: float | None = None
     skip_unreadable: bool = False
+    fast_decode: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,9 @@ class Augmentation:
         flip: half of them are mirrored left to right.
         crop_scale: the least share of the area that a random crop of an image file shows; 1: no crops. None: a window
             of the image with an eighth of its side in black around it.
+        fast_decode: as in ``ImageOptions``.
     """
 
     flip: bool
     crop_scale: float | None = None
+    fast_decode: bool = False

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, IterableDataset
 
+from hoyer_export import parallel
 from hoyer_export.data.splits import DataSplits, Split
 from hoyer_export.errors import DataError
 from hoyer_export.preprocessing import Preprocessing
@@ -74,6 +76,29 @@ class OwnBatches(Split):
         """Examples and batches of an epoch, counted by going through it once."""
         sizes = [examples_in(inputs) for inputs, _ in self._made([], 0, torch.Generator(), torch.device("cpu"), False)]
         return sum(sizes), len(sizes)
+
+
+def shared_rows(batches: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
+    """Yield this process's part of every batch, where each of several goes through the same loader.
+
+    What decides its order is drawn at its first batch: that is drawn alike by all.
+    """
+    if parallel.size() == 1:
+        yield from batches
+        return
+    seed = parallel.of_first(torch.tensor(torch.initial_seed() % 2**63))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(seed))
+        iterator = iter(batches)
+        begun = list(islice(iterator, 1))
+    for batch in chain(begun, iterator):
+        count = examples_in(batch)
+
+        def rows(tensor: Tensor, count: int = count) -> Tensor:
+            return parallel.part(tensor) if tensor.ndim and len(tensor) == count else tensor
+
+        inputs, targets = tree_map_only(Tensor, rows, batch)
+        yield inputs, targets
 
 
 def own_splits(

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hoyer_export import parallel
 from hoyer_export.data.options import Augmentation
 from hoyer_export.errors import DataError
 from hoyer_export.preprocessing import Preprocessing
@@ -46,6 +47,7 @@ class Split(ABC):
         device: torch.device | str = "cpu",
         shuffle: bool = False,
         augment: bool = False,
+        shared: bool = False,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (images float32 [N, C, H, W] normalised, classes int64 [N]) once through the split.
 
@@ -55,12 +57,17 @@ class Split(ABC):
             device: where the batches are wanted.
             shuffle: in a random order; a last batch of a single image is left out (batch norm cannot train on it).
             augment: with random crops and flips, where the split has them (validation and test never do).
+            shared: where several processes train together, only this one's part of every batch; in the natural order,
+                whole batches in turn.
 
         Raises:
             DataError: ``batch_size`` is below 1, or an image cannot be read.
         """
         generator = seeded_generator(self.seed, epoch)
         indices = batch_indices(len(self), batch_size, generator if shuffle else None)
+        if shared:
+            own = slice(parallel.rank(), None, parallel.size())
+            indices = [parallel.part(batch) for batch in indices] if shuffle else indices[own]
         yield from self._made(indices, epoch, generator, torch.device(device), augment)
 
     @abstractmethod

@@ -103,6 +103,9 @@ class Data(_Table):
     names, sorted. Those names in another order put the outputs in that order; other names rename them."""
     skip_unreadable: bool = False
     """Whether image files that cannot be read are left out, and named; else they are all named, and nothing is done."""
+    fast_decode: bool = False
+    """Whether the random crops of image files are made fast: a JPEG is decoded no larger than the crop needs, and bytes
+    are resized. Pixels differ by a rounding, of shrunken JPEGs a little more; validation and test are as ever."""
     class_weights: Deviations | None = None
     """One number a class, that its images count in the cross-entropy; unset: all alike."""
     workers: Annotated[int, Field(ge=0)] = 0
@@ -136,6 +139,11 @@ class Phase(_Table):
     """The share of a label that is spread over all classes."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the forward pass in training; ``bfloat16``: autocast, the weights stay float32."""
+    compile: bool = False
+    """Whether ``torch.compile`` makes the kernels of training: needs a C++ compiler, and a minute or two a phase before
+    the first step. It seldom pays on a CPU; ``scripts/benchmarks/loop.py --compile`` measures it."""
+    sync_batch_norm: bool = False
+    """Where several GPUs train together: whether batch norms take mean and variance of the images of all."""
 
     @model_validator(mode="after")
     def _warm_before_the_end(self) -> "Phase":
@@ -469,6 +477,9 @@ class Recipe(_Table):
     machine with the same versions, and a small network trains faster on a shared machine."""
     device: Literal["cpu", "cuda"] | None = None
     """Where training runs; unset: on a GPU if torch sees one."""
+    track: Annotated[tuple[Literal["tensorboard", "wandb"], ...], Field(strict=False)] = ()
+    """Where the numbers of every epoch go beside metrics.jsonl: ``tensorboard`` (into the run's folder), ``wandb``;
+    each an extra, ``pip install 'hoyer-export[tensorboard]'``."""
     network: Network
     data: Data | None = None
     dense: Dense = Dense()

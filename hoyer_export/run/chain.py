@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from pydantic import JsonValue
 
+from hoyer_export import parallel
 from hoyer_export.errors import FileError, RecipeError
 from hoyer_export.recipe.reading import dump_recipe, load_recipe, make_recipe, reopened
 from hoyer_export.recipe.tables import Recipe
@@ -79,6 +80,36 @@ def run_recipe(
     Raises:
         HoyerExportError: an input is wrong (nothing has been written then), or training diverged, or a file is damaged.
     """
+    with parallel.together():
+        if parallel.rank():
+            return _assist(out, allow_import, own)
+        report = _run(recipe, out, resume, redo_from, allow_import, progress, own)
+        parallel.call_others("", [RunFolder(out).report], out)
+    return report
+
+
+def _assist(out: Path, allow_import: Sequence[str], own: Own | None) -> Report:
+    """Train along with the first process, which does all else, and return what it found."""
+    stages = {stage.name: stage for stage in STAGES}
+    while True:
+        with parallel.called() as (name, place):
+            if name not in stages:
+                return read_report(place)
+            folder = RunFolder(place)
+            job = Job(load_recipe(folder.recipe), folder, Silent(), allow_import, own=own)
+            with torch_threads(job.recipe.threads):
+                stages[name].run(job)
+
+
+def _run(
+    recipe: Recipe,
+    out: Path,
+    resume: bool,
+    redo_from: str | None,
+    allow_import: Sequence[str],
+    progress: Progress,
+    own: Own | None,
+) -> Report:
     if redo_from is not None and redo_from not in (names := [stage.name for stage in STAGES]):
         raise RecipeError(f"--redo-from {redo_from}: expected one of {', '.join(names)}")
     job = Job(recipe, RunFolder(out), progress, allow_import, own=own)

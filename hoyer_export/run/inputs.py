@@ -31,6 +31,7 @@ from hoyer_export.run.exporting import export_as_asked, sizes_of_run
 from hoyer_export.run.job import Job
 from hoyer_export.run.stage import Stage
 from hoyer_export.run.timing import TIMED_WITH, job_latency
+from hoyer_export.run.tracking import check_trackers
 from hoyer_export.select.align import least_keep
 from hoyer_export.select.budget import COSTS, Budget
 from hoyer_export.sparsify.epoch import check_loss
@@ -122,11 +123,12 @@ def check(job: Job) -> CheckRecord:
 
     Raises:
         NetworkError: torch.onnx cannot export the network, or nobody could say whether its file meets the budget.
-        RecipeError: the narrowest network costs more than the recipe asks for, or a layer is to be gathered whose
-            inputs a refit makes others.
+        RecipeError: the narrowest network costs more than the recipe asks for, a layer is to be gathered whose inputs
+            a refit makes others, or what a tracker needs is not installed.
     """
     started = time.perf_counter()
     check_gather(job)
+    check_trackers(job.recipe.track)
     if job.recipe.export.preprocess:
         check_pictures(job.data.preprocessing, job.data.name)
     if job.recipe.trains or job.recipe.cut.refit:  # what is exported at once need not be tried before

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from hoyer_export import parallel
 from hoyer_export.call import Call, ExampleInputs
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.rules import Rules
@@ -172,7 +173,10 @@ class Job:
     @property
     def device(self) -> torch.device:
         """Where training runs."""
-        return torch.device(self.recipe.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        kind = self.recipe.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return (
+            torch.device(kind, parallel.local_rank()) if kind == "cuda" and parallel.size() > 1 else torch.device(kind)
+        )
 
     @cached_property
     def channels(self) -> ChannelMap:

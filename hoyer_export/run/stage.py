@@ -13,12 +13,16 @@ from typing import Generic, TypeVar
 
 from pydantic import JsonValue
 
+from hoyer_export import parallel
 from hoyer_export.errors import FileError, RecipeError
 from hoyer_export.recipe.tables import Recipe
 from hoyer_export.record import Record
 from hoyer_export.run.job import Job
 from hoyer_export.run.log import Entry, is_found, read_found, read_log, write_log
 from hoyer_export.run_folder import RunFolder
+
+_WORKED_FROM = (".toml", ".json", ".jsonl", ".safetensors")
+"""What those files of a run are called that a stage which trains works from."""
 
 R = TypeVar("R", bound=Record)
 R_co = TypeVar("R_co", bound=Record, covariant=True)
@@ -75,6 +79,9 @@ def do(stage: Stage[R], job: Job) -> R:
     entry = Entry(read=stage.values(job))
     if stage.name not in log:  # begun: from now on a change of what it reads is noticed
         write_log(job.folder, log | {stage.name: entry})
+    if stage.trains:
+        kept_files = [it for it in job.folder.path.rglob("*") if it.suffix in _WORKED_FROM and it.is_file()]
+        parallel.call_others(stage.name, kept_files, job.folder.path)
     found = stage.run(job)
     kept = Entry(read=stage.values(job), found=found.model_dump(mode="json"))
     write_log(job.folder, read_log(job.folder) | {stage.name: kept})

@@ -7,6 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from hoyer_export import parallel
+from hoyer_export.data.own_batches import shared_rows
+from hoyer_export.data.splits import batch_indices
 from hoyer_export.errors import FileError
 from hoyer_export.metric import ACCURACY
 from hoyer_export.metric import evaluate as measured
@@ -17,6 +20,7 @@ from hoyer_export.report.stage_records import PhaseRecord
 from hoyer_export.run.cut import cut_weights, write_slim
 from hoyer_export.run.job import Job
 from hoyer_export.run.stage import Stage
+from hoyer_export.run.tracking import track, trackers
 from hoyer_export.run_folder import RunFolder, write_whole
 from hoyer_export.select.budget import COSTS, Budget
 from hoyer_export.sparsify.checkpoint import load_momenta
@@ -144,6 +148,8 @@ def _settings(job: Job, table: Phase, phase: PhaseName) -> TrainSettings:
         distill_weight=recipe.distill.weight if distills else 0.0,
         temperature=recipe.distill.temperature,
         precision=table.precision,
+        compile=table.compile,
+        sync_batch_norm=table.sync_batch_norm,
         seed=recipe.seed,
     )
 
@@ -163,7 +169,10 @@ def _train(
     earlier = [line for line in read_metrics(job.folder.path) if PHASES.index(line.phase) < PHASES.index(phase)]
 
     def batches(epoch: int) -> Iterable[tuple[Tensor, Tensor]]:
-        return data.train.batches(table.batch_size, epoch=first + epoch, device=device, shuffle=True, augment=True)
+        made = data.train.batches(
+            table.batch_size, epoch=first + epoch, device=device, shuffle=True, augment=True, shared=True
+        )
+        return shared_rows(made) if data.own else made
 
     def on_epochs(history: tuple[EpochRecord, ...] = ()) -> None:
         # The whole history of the phase: lines of epochs after the checkpoint go with the rest.
@@ -172,31 +181,41 @@ def _train(
     def on_epoch(history: tuple[EpochRecord, ...]) -> None:
         on_epochs(history)
         job.progress.epoch(history[-1], table.epochs)
+        track(tracking, history[-1], first + history[-1].epoch)
 
     def evaluate(network: nn.Module) -> float:
-        return measured(network, data.validation.batches(EVALUATION_BATCH, device=device), job.metric)
+        # A mean over the images can be shared; of another metric each process sees all of them.
+        if parallel.size() == 1 or data.own or job.metric is not ACCURACY:
+            return measured(network, data.validation.batches(EVALUATION_BATCH, device=device), job.metric)
+        sizes = [len(batch) for batch in batch_indices(len(data.validation), EVALUATION_BATCH, None)]
+        images = sum(sizes[parallel.rank() :: parallel.size()])
+        batches = data.validation.batches(EVALUATION_BATCH, device=device, shared=True)
+        right = measured(network, batches) * images if images else 0.0
+        both = parallel.summed(torch.tensor([right, images], dtype=torch.float64))
+        return float(both[0] / both[1])
 
     settings = _settings(job, table, phase)
     job.folder.checkpoint.mkdir(exist_ok=True)
-    record = train(
-        model,
-        batches,
-        settings,
-        device=device,
-        channels_last=True,
-        regulariser=regulariser,
-        channels=None if phase == "finetune" else job.channels,
-        teacher=job.dense() if settings.distill_weight else None,
-        hooks=Hooks(
-            optimizer=optimizer,
-            loss=job.loss,
-            evaluate=evaluate,
-            metric=None if job.metric is ACCURACY else job.metric.name,
-            on_epoch=on_epoch,
-            progress=job.progress.step,
-        ),
-        checkpoint=phase_checkpoint(job.folder, phase),
-    )
+    with trackers(recipe.track, job.folder) as tracking:
+        record = train(
+            model,
+            batches,
+            settings,
+            device=device,
+            channels_last=True,
+            regulariser=regulariser,
+            channels=None if phase == "finetune" else job.channels,
+            teacher=job.dense() if settings.distill_weight else None,
+            hooks=Hooks(
+                optimizer=optimizer,
+                loss=job.loss,
+                evaluate=evaluate,
+                metric=None if job.metric is ACCURACY else job.metric.name,
+                on_epoch=on_epoch,
+                progress=job.progress.step,
+            ),
+            checkpoint=phase_checkpoint(job.folder, phase),
+        )
     # What comes next must not depend on whether the weights come from here or from a file.
     model.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return record.seconds

@@ -14,8 +14,10 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hoyer_export import parallel
 from hoyer_export.errors import DataError, NetworkError, TrainingError
 from hoyer_export.metric import outputs_of
+from hoyer_export.sparsify.compiled import compiled
 from hoyer_export.sparsify.phase import EpochRecord, StepProgress, TrainSettings
 from hoyer_export.sparsify.state import TrainState
 from hoyer_export.tensors import examples_in
@@ -42,6 +44,7 @@ def train_epoch(
     progress: Callable[[StepProgress], None],
     teacher: nn.Module | None = None,
     own_loss: Loss | None = None,
+    network: nn.Module | None = None,
 ) -> EpochRecord:
     """Make one optimizer step a batch, and return what came of it; the rest of the record is still open.
 
@@ -52,8 +55,9 @@ def train_epoch(
         epoch: 0 is the first.
         fabric: where and in which precision the network runs.
         progress: told how far the phase is.
-        teacher: in eval mode, on the fabric's device; runs in the same precision.
+        teacher: in eval mode, on the fabric's device, and set up by Fabric in the same precision.
         own_loss: in the place of ``task_loss``; outputs and targets are then whatever it takes.
+        network: the model, where ``fabric`` has set it up already.
 
     Raises:
         TrainingError: a loss, a penalty or, after the last step, a weight is not finite.
@@ -62,12 +66,15 @@ def train_epoch(
     """
     steps = settings.steps_per_epoch
     bundle = 1 if fabric.device.type == "cpu" else GPU_BUNDLE_STEPS
-    network = fabric.setup_module(state.model)
-    guide = None if teacher is None else fabric.setup_module(teacher)
+    network = fabric.setup_module(state.model) if network is None else network
     unread: list[Tensor] = []
     read = 0
     images_seen = loss_sum = correct_sum = penalty_sum = 0.0
-    with nullcontext() if state.regulariser is None else state.regulariser.observe(state.model):
+    fast = (
+        [state.model, *(getattr(it, "module", it) for it in (teacher,) if it is not None)] if settings.compile else []
+    )
+    observed = nullcontext() if state.regulariser is None else state.regulariser.observe(state.model)
+    with compiled(*fast), observed:
         for step, batch in enumerate(batches):
             if step == steps:
                 raise DataError(f"{settings.phase}: expected {steps} batches an epoch, got more")
@@ -80,22 +87,25 @@ def train_epoch(
                 if step == 0:
                     _check_logits(outputs, targets)
                 with torch.no_grad():
-                    guidance = None if guide is None else outputs_of(guide, inputs)
+                    guidance = None if teacher is None else outputs_of(teacher, inputs)
                 loss = task_loss(outputs, targets, guidance, settings)
                 correct = (outputs.detach().argmax(1) == targets).sum()
+            count = loss.new_full((), examples_in(inputs))
+            # The gradient is the mean over processes: with this factor, that over all images of the step.
+            factor = count * parallel.size() / parallel.summed(count) if parallel.size() > 1 else None
             lr = settings.learning_rate(epoch * steps + step)
-            penalty = _step_(state, fabric, loss, lr)
-            row = (loss.new_full((), examples_in(inputs)), loss.detach(), correct.to(loss.device), penalty)
+            penalty = _step_(state, fabric, loss if factor is None else loss * factor, lr)
+            row = (count, loss.detach(), correct.to(loss.device), penalty)
             unread.append(torch.stack([number.float() for number in row]))
             if len(unread) < bundle and step + 1 < steps:
                 continue
-            for count, loss_now, correct_now, penalty_now in torch.stack(unread).tolist():
+            for images, loss_now, correct_now, penalty_now in _of_all(torch.stack(unread)).tolist():
                 read += 1
                 for name, value in (("loss", loss_now), ("penalty", penalty_now)):
                     if not math.isfinite(value):
                         raise _diverged(f"the {name} is {value} at step {read} of {steps} of", state, settings, epoch)
-                images_seen += count
-                loss_sum += count * loss_now
+                images_seen += images
+                loss_sum += images * loss_now
                 correct_sum += correct_now
                 penalty_sum += penalty_now
             unread.clear()
@@ -130,12 +140,25 @@ def task_loss(logits: Tensor, targets: Tensor, guidance: Tensor | None, settings
     """
     weights = None if settings.class_weights is None else logits.new_tensor(settings.class_weights)
     loss = F.cross_entropy(logits, targets, weights, label_smoothing=settings.label_smoothing)
+    if weights is not None and parallel.size() > 1:  # a mean over what the images of all processes weigh
+        ours = torch.stack([weights[targets].sum(), weights.new_tensor(len(targets))])
+        ratio = ours / parallel.summed(ours)
+        loss = loss * ratio[0] / ratio[1]
     if guidance is None:
         return loss
     weight, temperature = settings.distill_weight, settings.temperature
     student, teacher = (F.log_softmax(each / temperature, 1) for each in (logits, guidance))
     divergence = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
     return (1 - weight) * loss + weight * temperature**2 * divergence
+
+
+def _of_all(rows: Tensor) -> Tensor:
+    """Return images, mean loss, correct and penalty of every step, [steps, 4], over all processes."""
+    if parallel.size() == 1:
+        return rows
+    images, loss, correct, penalty = rows.unbind(1)
+    images, loss, correct, penalty = parallel.summed(torch.stack([images, images * loss, correct, penalty]))
+    return torch.stack([images, loss / images, correct, penalty / parallel.size()], 1)
 
 
 def _step_(state: TrainState, fabric: Fabric, loss: Tensor, lr: float) -> Tensor:
@@ -165,7 +188,7 @@ def _drop_tiny_(optimizer: torch.optim.Optimizer) -> None:
         for weight in group["params"]:
             momenta = (value for value in optimizer.state[weight].values() if isinstance(value, Tensor) and value.ndim)
             for tensor in (weight, *momenta):
-                tensor.masked_fill_(tensor.abs() < TINY, 0)
+                torch.ops.aten.hardshrink.out(tensor, TINY, out=tensor)  # one pass, where abs, < and fill are three
 
 
 def check_loss(loss: object) -> None:

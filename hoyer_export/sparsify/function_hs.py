@@ -183,7 +183,7 @@ class FunctionHS:
 
     def _draw_line(self) -> None:
         """Measure every channel, and say which are doomed at what the network may cost by now."""
-        for key, moment in self._moments.take().items():
+        for key, moment in self._moments.take(of_all=True).items():
             before = self._smoothed.get(key, moment)
             self._smoothed[key] = SMOOTHING * before + (1 - SMOOTHING) * moment
         energies, _ = energies_from(self._smoothed, self.channels, named_tensors(self._model))

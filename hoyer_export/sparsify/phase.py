@@ -37,6 +37,8 @@ class TrainSettings:
         distill_weight: w of ``epoch.task_loss``, 0 to 1; above 0 there is a teacher.
         temperature: T of ``epoch.task_loss``.
         precision: "float32", or "bfloat16" autocast of the forward pass.
+        compile: whether ``torch.compile`` makes its kernels.
+        sync_batch_norm: whether batch norms see the images of all processes that train together.
         seed: of what is random inside the model.
 
     Raises:
@@ -58,6 +60,8 @@ class TrainSettings:
     distill_weight: float = 0.0
     temperature: float = 4.0
     precision: PrecisionName = "float32"
+    compile: bool = False
+    sync_batch_norm: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ machine, with the same versions, to the last bit.
 """
 
 import hashlib
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -21,8 +22,11 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision, Precision
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
 
+from hoyer_export import parallel
 from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.cost import dense_macs
 from hoyer_export.errors import TrainingError
@@ -132,16 +136,9 @@ def train(
         FileError: the checkpoint is damaged, of another training, or cannot be written.
         DataError: another number of batches than ``settings`` say, or a target beyond the network's outputs.
     """
-    same: dict[str, Setting] = asdict(settings)
-    if settings.class_weights is not None:
-        same["class_weights"] = str(settings.class_weights)
-    if regulariser is not None:
-        if not isinstance(regulariser, Regulariser):
-            got = type(regulariser).__name__
-            raise TrainingError(f"expected a regulariser, got a {got}: docs/adding-a-regulariser.md says what one has")
-        same["regulariser"] = type(regulariser).__name__
-        same |= {f"regulariser.{key}": value for key, value in regulariser.settings.items()}
-        channels = regulariser.channels if channels is None else channels
+    same = _same(settings, regulariser)
+    if regulariser is not None and channels is None:
+        channels = regulariser.channels
     if (teacher is None) != (settings.distill_weight == 0):
         raise TrainingError(
             f"expected a teacher if and only if distill_weight is above 0, it is {settings.distill_weight}"
@@ -149,7 +146,9 @@ def train(
     optimizer = hooks.optimizer(model, settings)
     if settings.epochs == 0:
         return TrainingRecord((), TrainState(model, optimizer, channels, regulariser))
-    fabric = _fabric(torch.device(device), settings.precision)
+    fabric, alone = (_fabric(torch.device(device), settings.precision, together=it) for it in (True, False))
+    if settings.sync_batch_norm and fabric.device.type == "cpu":
+        raise TrainingError("sync_batch_norm: torch has it for GPUs alone; leave it out, or train on GPUs")
     history: tuple[EpochRecord, ...] = ()
     with kept_modes(model), kept_random_state():
         for network in (model,) if teacher is None else (model, teacher.eval()):
@@ -162,13 +161,22 @@ def train(
             state, history = load_checkpoint(checkpoint, state, settings=same, rebuild=hooks.rebuild)
             if history:
                 hooks.on_epoch(history)
+        if settings.sync_batch_norm and parallel.size() > 1:
+            nn.SyncBatchNorm.convert_sync_batchnorm(state.model)  # type: ignore[no-untyped-call]
+        network = fabric.setup_module(state.model)
+        guide = None if teacher is None else alone.setup_module(teacher)
         whole_macs = None if channels is None else dense_macs(channels)
         for epoch in range(len(history), settings.epochs):
             started = time.perf_counter()
             seed_generators(_epoch_seed(settings, epoch), fabric.device)
             state.model.train()
-            trained = train_epoch(state, batches(epoch), settings, epoch, fabric, hooks.progress, teacher, hooks.loss)
+            trained = train_epoch(
+                state, batches(epoch), settings, epoch, fabric, hooks.progress, guide, hooks.loss, network
+            )
+            _share_buffers_(state.model)
             before, state = state, hooks.shrink(state, epoch + 1)
+            if state.model is not before.model:
+                network = fabric.setup_module(state.model)
             if state.model is not before.model and state.plan is None:
                 raise TrainingError("shrink returned another network without a plan, so that no checkpoint can hold it")
             found: dict[str, float | str | None] = {"validation_accuracy": _measured(hooks, state.model)}
@@ -178,10 +186,27 @@ def train(
                 found |= {"effective_macs": shares.effective, "alive_macs": shares.alive}
             found["seconds"] = time.perf_counter() - started
             history = (*history, EpochRecord(**trained.model_dump() | found))
-            if checkpoint is not None:
+            if checkpoint is not None and parallel.rank() == 0:
                 save_checkpoint(checkpoint, state, settings=same, history=history)
             hooks.on_epoch(history)
     return TrainingRecord(history, state)
+
+
+def _same(settings: TrainSettings, regulariser: Regulariser | None) -> dict[str, Setting]:
+    """Return what must be the same for a training to go on; TrainingError where the regulariser is none."""
+    same: dict[str, Setting] = asdict(settings)
+    for key in ("compile", "sync_batch_norm"):  # checkpoints from before there were such keys go on
+        if not same[key]:
+            del same[key]
+    if settings.class_weights is not None:
+        same["class_weights"] = str(settings.class_weights)
+    if regulariser is not None:
+        if not isinstance(regulariser, Regulariser):
+            got = type(regulariser).__name__
+            raise TrainingError(f"expected a regulariser, got a {got}: docs/adding-a-regulariser.md says what one has")
+        same["regulariser"] = type(regulariser).__name__
+        same |= {f"regulariser.{key}": value for key, value in regulariser.settings.items()}
+    return same
 
 
 def _norms(state: TrainState) -> dict[str, Tensor] | None:
@@ -197,8 +222,21 @@ def _measured(hooks: Hooks, model: nn.Module) -> float | None:
     return None if found is None else float(found)
 
 
-def _fabric(device: torch.device, precision: PrecisionName) -> Fabric:
-    """Make a Fabric for one device. Plugins instead of names: it then neither looks for a cluster nor says hello."""
+def _share_buffers_(model: nn.Module) -> None:
+    """Let all processes go on with the first one's running statistics, which it keeps."""
+    if parallel.size() > 1:
+        for buffer in model.buffers():
+            parallel.of_first(buffer)
+
+
+def _fabric(device: torch.device, precision: PrecisionName, *, together: bool = False) -> Fabric:
+    """Make a Fabric for one device. Plugins instead of names: it then neither looks for a cluster nor says hello.
+
+    Args:
+        device: of this process.
+        precision: of the forward pass.
+        together: gradients become the means over all processes that there are.
+    """
     if device.type == "cuda":  # every CPU computes bfloat16, those without the instructions slowly
         if not torch.cuda.is_available():
             raise TrainingError(f'expected a GPU for the device "{device}", torch sees none; use the device "cpu"')
@@ -206,6 +244,25 @@ def _fabric(device: torch.device, precision: PrecisionName) -> Fabric:
             raise TrainingError('this GPU does not compute in bfloat16; use the precision "float32"')
         torch.cuda.init()  # type: ignore[no-untyped-call]  # so that its generator has a state to be kept
     mixed = MixedPrecision("bf16-mixed", device.type) if precision == "bfloat16" else Precision()
+    if together and parallel.size() > 1:
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", parallel.size()))
+        if parallel.size() % here:
+            raise TrainingError(f"expected as many processes on every machine, got {parallel.size()} with {here} here")
+        if device.type == "cuda" and torch.cuda.device_count() < here:
+            raise TrainingError(
+                f"{here} processes train on this machine, and torch sees {torch.cuda.device_count()} GPUs; start one a"
+                " GPU"
+            )
+        # Heads that only some losses read get no gradient in a step: DDP has to look which.
+        fabric = Fabric(
+            accelerator=device.type,
+            devices=here,
+            num_nodes=parallel.size() // here,
+            strategy=DDPStrategy(find_unused_parameters=True),
+            plugins=[mixed, TorchElasticEnvironment()],
+        )
+        fabric.launch()
+        return fabric
     devices = 1 if device.type == "cpu" else [device.index or 0]
     return Fabric(accelerator=device.type, devices=devices, plugins=[mixed, LightningEnvironment()])
 
@@ -226,5 +283,6 @@ def _to_channels_last(model: nn.Module, batches: Batches) -> None:
 
 def _epoch_seed(settings: TrainSettings, epoch: int) -> int:
     """Return 63 bits that differ for every epoch of every phase: torch's generator is seeded with them."""
-    digest = hashlib.sha256(f"{settings.seed}/{settings.phase}/{epoch}".encode()).digest()
+    of_process = f"/{parallel.rank()}" if parallel.rank() else ""
+    digest = hashlib.sha256(f"{settings.seed}/{settings.phase}/{epoch}{of_process}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hoyer_export.data import DataSplits, ImageOptions, Split, load_data
+from hoyer_export.data import DataSplits, ImageOptions, Split, image_file, load_data
 from hoyer_export.errors import DataError
 from hoyer_export.preprocessing import Resize
 
@@ -273,3 +273,41 @@ def test_grey_images_of_sixteen_bits_keep_their_precision_through_resizing(root:
     assert images.shape == (3, 3, SIZE, SIZE)
     assert torch.allclose(images, expected.view(3, 1, 1, 1).expand_as(images), atol=1e-6)
     everything(data.test, augment=True)
+
+
+def test_fast_decoding_shows_the_same_crops_and_leaves_out_what_no_pixel_needs(root: Path, monkeypatch) -> None:
+    rows, columns = np.mgrid[:400, :600]
+    pixels = np.stack([columns * 255 // 599, rows * 255 // 399, np.full_like(rows, 128)], -1).astype(np.uint8)
+    exif = Image.Exif()
+    exif[274] = 6  # lying: shown upright, it is 400 wide
+    for number, path in enumerate(sorted((root / "train").rglob("*.png"))):
+        path.unlink()
+        Image.fromarray(pixels).save(path.with_suffix(".jpg"), exif=exif if number % 2 else Image.Exif(), quality=95)
+    decoded: list[tuple[int, int]] = []
+    read = image_file._read
+
+    def watched(image: Image.Image) -> Image.Image:
+        found = read(image)
+        decoded.append(found.size)
+        return found
+
+    monkeypatch.setattr(image_file, "_read", watched)
+    slow, fast = (
+        everything(load(root, options=ImageOptions(crop_scale=0.5, fast_decode=fast)).train, augment=True)[0]
+        for fast in (False, True)
+    )
+    assert {side for size in decoded[: len(slow)] for side in size} == {400, 600}
+    assert {side for size in decoded[len(slow) :] for side in size} <= {50, 75, 100, 150}
+    assert (slow - fast).abs().max() < 0.1  # of pixels between about -2 and 2
+    assert (slow - fast.flip(0)).abs().max() > 0.5
+
+
+def test_fast_decoding_is_for_random_crops_alone_and_takes_every_kind_of_image(root: Path) -> None:
+    deep = np.linspace(0, 65_535, 40 * 40).reshape(40, 40).astype(np.uint16)
+    Image.fromarray(deep).save(next((root / "train").rglob("*.png")))
+    slow, fast = (load(root, options=ImageOptions(fast_decode=it)) for it in (False, True))
+    assert torch.equal(everything(slow.validation)[0], everything(fast.validation)[0])
+    crops = [everything(data.train, augment=True)[0] for data in (slow, fast)]
+    assert (crops[0] - crops[1]).abs().max() < 0.1
+    with pytest.raises(DataError, match="no lanczos; leave one of the two out"):
+        load(root, options=ImageOptions(fast_decode=True, interpolation="lanczos"))
