@@ -44,6 +44,7 @@ def print_report(report: "Report", folder: Path) -> None:
     """Print the files side by side, how exact the cut is, what was verified, and what to do next."""
     from hoyer_export.report.further import further_words
     from hoyer_export.report.making import cut_details, making
+    from hoyer_export.report.sparsity import weights_words
     from hoyer_export.report.summary import (
         budget_words,
         cautions,
@@ -64,8 +65,21 @@ def print_report(report: "Report", folder: Path) -> None:
     console = terminal()
     console.print(table)
     made, steps = making(report), verification_steps(report)
-    removed = f"{made.before - made.after:,} of {made.before:,} channels removed"
-    console.print(plain(f"cut: {removed}, align = {report.cut.align or 1}; {_agreement_words(report.cut)}"))
+    removed = f"{made.before - made.after:,} of {made.before:,} channels removed, align = {report.cut.align or 1}"
+    if made.of_elements:
+        removed = weights_words(report.export.weights)
+    console.print(plain(f"cut: {removed}; {_agreement_words(report.cut)}"))
+    if weights := report.export.weights:
+        rows = [
+            {
+                "layer": escape(it.name),
+                "weights": exact(it.weights),
+                "not zero": exact(it.nonzero),
+                "share": percent(100 * it.nonzero / it.weights),
+            }
+            for it in weights
+        ]
+        print_rows(console, ["layer", "weights", "not zero", "share"], rows, left=["layer"], least=["weights"])
     for line in cut_details(report.cut):
         console.print(plain(line))
     if lost := [row for row in class_rows(report) if row.change < 0][:3]:
