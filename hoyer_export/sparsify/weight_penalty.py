@@ -81,7 +81,7 @@ def layer_groups(weight: Tensor, alpha_n: float, alpha_c: float) -> Penalty:
         along = [-1 if it == dim else 1 for it in range(weight.ndim)]
         value = value + alpha * effective_width(norms)
         rate = rate + alpha * group_hs_rate(norms).view(along)
-    return Penalty(value, rate.to(weight.dtype) * weight)
+    return Penalty(value, (rate * weight).to(weight.dtype))  # 1/w may be beyond float32, w/w is not
 
 
 MEASURES: dict[str, Callable[..., Penalty]] = {
