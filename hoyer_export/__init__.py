@@ -63,9 +63,9 @@ __all__ = [
     "NetworkError", "RecipeError", "Refit", "Selection", "SelfTest", "Shrunk", "SlimModel", "TrainingError",
     "Unprunable", "Verdict", "VerificationFailed", "VerifyRecord", "WeightPenalty", "accuracy_drop", "benchmark",
     "build_slim", "count_macs", "cut", "cut_and_refit", "explain", "export_onnx", "file_info", "fold_constants",
-    "gather_inputs", "hold_zeros_", "load_slim", "load_weights", "measured_latency", "output_change", "refit_", "remove_dead_blocks", "rules", "run",
-    "save_slim", "select_channels", "self_test", "ship", "slice_optimizer", "trace_channels", "verify_files",
-    "verify_onnx", "zero_",
+    "gather_inputs", "hold_zeros_", "load_slim", "load_weights", "measured_latency", "output_change", "refit_",
+    "remove_dead_blocks", "rules", "run", "save_slim", "select_channels", "self_test", "ship", "slice_optimizer",
+    "trace_channels", "verify_files", "verify_onnx", "zero_",
 ]  # fmt: skip
 
 _HOME = {

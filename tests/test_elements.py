@@ -13,7 +13,7 @@ from hoyer_export.errors import RecipeError
 from hoyer_export.recipe.reading import dump_recipe, load_recipe
 from hoyer_export.report.making import how_it_was_made
 from hoyer_export.report.report import Report
-from hoyer_export.run.chain import run_recipe
+from hoyer_export.run.chain import run_recipe, ship_weights
 from hoyer_export.run.progress import Silent
 from hoyer_export.sparsify.phase import EpochRecord
 
@@ -178,8 +178,6 @@ def test_a_network_without_channels_to_cut_has_weights_to_zero(recipe: Path, tmp
 
 def test_weights_trained_elsewhere_that_are_no_longer_zero_miss_the_budget(recipe: Path, tmp_path: Path) -> None:
     run(recipe, tmp_path / "out")
-    from hoyer_export.run.chain import ship_weights
-
     dense = tmp_path / "filled.pth"
     torch.save(dict(load_file(tmp_path / "out" / "dense.safetensors")), dense)
     report = ship_weights(tmp_path / "out", dense, allow_import=["small_elements"], progress=Silent())
