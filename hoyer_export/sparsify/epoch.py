@@ -165,7 +165,7 @@ def _drop_tiny_(optimizer: torch.optim.Optimizer) -> None:
         for weight in group["params"]:
             momenta = (value for value in optimizer.state[weight].values() if isinstance(value, Tensor) and value.ndim)
             for tensor in (weight, *momenta):
-                tensor.masked_fill_(tensor.abs() < TINY, 0)
+                tensor.copy_(F.hardshrink(tensor, TINY))
 
 
 def check_loss(loss: object) -> None:

@@ -134,7 +134,7 @@ class WeightPenalty:
         self.strength, self.share, self.steps, self.ramp, self._options = strength, share, steps, ramp, options
         self._measured = partial(MEASURES[measure], **options)
         self._model, self._weights = model, element_weights(model)
-        self._step, self._line = 0, torch.full((), -1.0)
+        self._step, self._line = 0, -1.0
 
     @property
     def settings(self) -> dict[str, str | float | None]:
@@ -187,11 +187,11 @@ class WeightPenalty:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return how many steps were made, and the line."""
-        return {"step": torch.tensor(self._step), "line": self._line}
+        return {"step": torch.tensor(self._step), "line": torch.tensor(self._line, dtype=torch.float64)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from it."""
-        self._step, self._line = int(state["step"]), state["line"]
+        self._step, self._line = int(state["step"]), float(state["line"])
 
 
 def hold_zeros_(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
