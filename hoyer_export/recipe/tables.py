@@ -101,6 +101,9 @@ class Data(_Table):
     image files."""
     crop_scale: Share | None = None
     """With ``augment``, of image files: the least share of the area that is seen; 1: all of it; unset: 0.08."""
+    shift: Annotated[int, Field(ge=0)] | None = None
+    """With ``augment``, of all but image files: pixels by which the window is shifted at most; unset: an eighth of the
+    side."""
     image_size: Count | None = None
     """Height and width that image files (``imagefolder``, ``images``) are brought to; unset: 224."""
     resize: Resize | None = None
