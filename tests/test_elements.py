@@ -119,9 +119,7 @@ def test_a_run_zeroes_a_share_holds_it_and_says_so_everywhere(
     print_report(report, out)
     assert "338 of 1,352 weights (25.00 %) are not zero" in " ".join(capsys.readouterr().out.split())
     made = " ".join(how_it_was_made(report))
-    assert (
-        "regulariser hs on single weights for 2 epochs at strength 0.0001; single weights went in the last 90" in made
-    )
+    assert "regulariser hs on single weights for 2 epochs at strength 2e-06; single weights went in the last 90" in made
     assert "what was zero staying zero" in made
 
 
@@ -233,7 +231,7 @@ def test_another_regulariser_takes_only_the_keys_that_are_its_own_along(name: st
     (tmp_path / "recipe.toml").write_text(ELEMENTS)
     table = load_recipe(tmp_path / "recipe.toml", [f"sparse.regulariser={name}"]).sparse
     assert table.ramp == (None if name == "group-hs" else 0.9)
-    assert table.strength == {"hoyer": 0.01, "l1-elements": 1e-5, "transformed-l1": 2e-5, "group-hs": 1e-3}.get(name)
+    assert table.strength == {"hoyer": 1e-3, "l1-elements": 8e-5, "transformed-l1": 4e-5, "group-hs": 1e-3}.get(name)
 
 
 def test_a_recipe_of_single_weights_reads_back_the_same(tmp_path: Path) -> None:

@@ -241,8 +241,8 @@ class Sparse(Phase):
     readers; only channels that the budget in [cut] dooms fade, until they are exactly zero."""
     strength: NotNegative | None = None
     """Of the penalty, with ``norms = "weights"``; 1e-3 unless set, and 2 to 4 times the weight decay is strong. Of a
-    penalty on single weights; unless set 1e-4 for ``hs``, 0.01 for ``hoyer``, 1e-5 for ``l1-elements``, 2e-5 for
-    ``transformed-l1``."""
+    penalty on single weights; unless set, for SGD, 2e-6 for ``hs``, 1e-3 for ``hoyer``, 8e-5 for
+    ``l1-elements``, 4e-5 for ``transformed-l1``."""
     alpha_n: NotNegative | None = None
     """With ``grouping = "layer"``: the strength on filters; 2e-3 unless set."""
     alpha_c: NotNegative | None = None
