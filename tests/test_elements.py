@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from hoyer_export.console.runs import print_report
 from hoyer_export.errors import RecipeError
 from hoyer_export.recipe.reading import dump_recipe, load_recipe
+from hoyer_export.report.files import read_report
 from hoyer_export.report.making import how_it_was_made
 from hoyer_export.report.report import Report
 from hoyer_export.run.chain import run_recipe, ship_weights
@@ -244,3 +245,12 @@ def test_a_recipe_of_single_weights_reads_back_the_same(tmp_path: Path) -> None:
 def test_a_share_that_leaves_nothing_is_said_before_training(recipe: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"cut\.weights = 0\.0005 leaves none of 1,352 weights; ask for more"):
         run(recipe, tmp_path / "out", "cut.weights=0.0005")
+
+
+@pytest.mark.parametrize("name", ["lenet300-mnist-hs"])
+def test_the_files_of_the_zoo_have_the_zeros_that_they_claim(name: str) -> None:
+    folder = Path(__file__).parents[1] / "models" / name
+    report, asked = read_report(folder), load_recipe(folder / "recipe.toml").cut.weights
+    assert asked is not None
+    whole, left = (sum(getattr(it, key) for it in report.export.weights) for key in ("weights", "nonzero"))
+    assert sum(in_file(folder / "slim.onnx").values()) == left <= asked * whole
