@@ -27,8 +27,8 @@ ELEMENTS: dict[str, float | None] = {
 }
 """Regularisers of single weights → strength unless one is given; None: it adds no penalty.
 
-For SGD: all pull alike, with about 1e-4, on a small weight of a LeNet-300-100 that is trained and not sparse yet. What papers
-have, 1e-4 and 2e-4 for ``hs``, 0.01 for ``hoyer``, is for Adam, which undoes a gradient's size.
+For SGD: all pull alike, with about 1e-4, on a small weight of a LeNet-300-100 that is trained and not sparse yet. What
+papers have, 1e-4 and 2e-4 for ``hs``, 0.01 for ``hoyer``, is for Adam, which undoes a gradient's size.
 """
 BY_ELEMENTS: Literal["elements"] = "elements"
 """The method that zeroes single weights and removes no channel; it scores none, so it is not in ``METHODS``."""

@@ -72,7 +72,7 @@ def no_penalty(weight: Tensor) -> Penalty:
     return Penalty(weight.new_zeros(()), weight.new_zeros(()))
 
 
-def layer_groups(weight: Tensor, alpha_n: float, alpha_c: float) -> Penalty:
+def layer_groups(weight: Tensor, alpha_n: float = 2e-3, alpha_c: float = 2e-3) -> Penalty:
     """Compute α_n G_H on the norms of the filters and α_c G_H on those of the input channels of W [O, I, ...]."""
     value, rate = weight.new_zeros(()), weight.new_zeros(())
     for dim, alpha in enumerate((alpha_n, alpha_c)):
@@ -101,15 +101,16 @@ class WeightPenalty:
         measure: a key of ``MEASURES``.
         channels: the channel map of ``model``; what acts on single weights does not look at it.
         model: its weights are read and its ``.grad`` written. Weights with ``requires_grad=False`` get no gradient.
-        strength: factor of the penalty; as the paper has it, it depends on the network.
+        strength: factor of the penalty.
         share: of the weights that may stay other than zero after ``steps``; None: all stay.
         steps: in how many steps.
         ramp: in which last share of ``steps`` they go; 0: none before the cut.
-        options: of the measure.
+        alpha_n: strength on filters, of ``group-hs-layer`` alone.
+        alpha_c: strength on input channels, likewise.
 
     Raises:
         NetworkError: ``model`` has no such weights.
-        TrainingError: a number makes no sense.
+        TrainingError: there is no such measure, or a number makes no sense.
     """
 
     def __init__(
@@ -122,8 +123,15 @@ class WeightPenalty:
         share: float | None = None,
         steps: int = 1,
         ramp: float = 0.0,
-        **options: float,
+        alpha_n: float | None = None,
+        alpha_c: float | None = None,
     ) -> None:
+        alphas = (("alpha_n", alpha_n), ("alpha_c", alpha_c))
+        options = {name: alpha for name, alpha in alphas if alpha is not None}
+        if measure not in MEASURES:
+            raise TrainingError(f"expected a measure that is one of {', '.join(MEASURES)}, got {measure!r}")
+        if options and measure != "group-hs-layer":
+            raise TrainingError(f"{measure} has no {min(options)}, which is of group-hs-layer; leave it out")
         for name, value in {"strength": strength, **options}.items():
             if not (isfinite(value) and value >= 0):
                 raise TrainingError(f"{measure}: expected {name} of 0 or more, got {value}")

@@ -112,11 +112,17 @@ def test_frozen_weights_get_no_gradient() -> None:
         ({"strength": math.nan}, "got nan"),
         ({"share": 0.0}, "share of 0 to 1"),
         ({"steps": 0}, "steps of 1 or more"),
+        ({"alpha_n": 1.0}, "hs has no alpha_n"),
     ],
 )
 def test_numbers_without_sense_are_one_line(wrong: dict[str, float], message: str) -> None:
     with pytest.raises(TrainingError, match=message):
         WeightPenalty("hs", None, network(), **wrong)  # type: ignore[arg-type]
+
+
+def test_a_measure_that_does_not_exist_is_one_line() -> None:
+    with pytest.raises(TrainingError, match=r"one of hs, hoyer, .*, got 'l0'"):
+        WeightPenalty("l0", None, network())
 
 
 @pytest.mark.parametrize(("share", "stay"), [(0.3, 3), (0.29, 2), (1.0, 10), (0.7, 7)])
