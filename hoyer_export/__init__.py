@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from hoyer_export.select.loss import accuracy_drop, output_change
     from hoyer_export.sparsify.function_hs import FunctionHS
     from hoyer_export.sparsify.group_hs import GroupHS
+    from hoyer_export.sparsify.weight_penalty import WeightPenalty, hold_zeros_
     from hoyer_export.store.slim_file import load_slim, save_slim
     from hoyer_export.store.widths_file import build_slim
     from hoyer_export.surgery.cut import cut
@@ -60,11 +61,11 @@ __all__ = [
     "CutRefused", "DataError", "DenseOutputs", "Explanation", "ExportRecord", "FileError", "FileInfo", "Folding",
     "FunctionHS", "GroupHS", "HoyerExportError", "InUse", "Latency", "LoadedWeights", "MacsRecord", "Member", "Metric",
     "NetworkError", "RecipeError", "Refit", "Selection", "SelfTest", "Shrunk", "SlimModel", "TrainingError",
-    "Unprunable", "Verdict", "VerificationFailed", "VerifyRecord", "accuracy_drop", "benchmark", "build_slim",
-    "count_macs", "cut", "cut_and_refit", "explain", "export_onnx", "file_info", "fold_constants", "gather_inputs",
-    "load_slim", "load_weights", "measured_latency", "output_change", "refit_", "remove_dead_blocks", "rules", "run",
-    "save_slim", "select_channels", "self_test", "ship", "slice_optimizer", "trace_channels", "verify_files",
-    "verify_onnx", "zero_",
+    "Unprunable", "Verdict", "VerificationFailed", "VerifyRecord", "WeightPenalty", "accuracy_drop", "benchmark",
+    "build_slim", "count_macs", "cut", "cut_and_refit", "explain", "export_onnx", "file_info", "fold_constants",
+    "gather_inputs", "hold_zeros_", "load_slim", "load_weights", "measured_latency", "output_change", "refit_",
+    "remove_dead_blocks", "rules", "run", "save_slim", "select_channels", "self_test", "ship", "slice_optimizer",
+    "trace_channels", "verify_files", "verify_onnx", "zero_",
 ]  # fmt: skip
 
 _HOME = {
@@ -96,6 +97,7 @@ _HOME = {
         "select.loss": "accuracy_drop output_change",
         "sparsify.function_hs": "FunctionHS",
         "sparsify.group_hs": "GroupHS",
+        "sparsify.weight_penalty": "WeightPenalty hold_zeros_",
         "store.slim_file": "load_slim save_slim",
         "store.widths_file": "build_slim",
         "surgery.cut": "cut",

@@ -57,6 +57,8 @@ class Sparsify(Callback):
         """Watch no longer, and log how far the network is."""
         self._watching.close()
         channels = self.regulariser.channels
+        if channels is None:
+            return
         shares = macs_shares(channels, self.network, dense_macs(channels), self.regulariser.norms())
         pl_module.log("effective_macs", shares.effective)
 

@@ -75,6 +75,6 @@ def _epoch_line(epoch: "EpochRecord", epochs: int) -> str:
         *([] if epoch.train_accuracy is None else [f"train {percent(epoch.train_accuracy)}"]),
         f"validation {epoch.metric or ''}".strip() + f" {score(epoch.validation_accuracy, epoch.metric)}",
     ]
-    if epoch.phase == "sparse":
+    if epoch.phase == "sparse" and epoch.effective_macs is not None:
         said += [f"effective MACs {share(epoch.effective_macs)}", f"alive {share(epoch.alive_macs)}"]
     return "  ".join([*said, duration(epoch.seconds)])

@@ -136,7 +136,7 @@ def test_a_new_head_is_trained(small: Path) -> None:
         ("sead=3", "sead: a recipe has no key 'sead'; did you mean seed?"),
         ("dens.lr=3", "dens: a recipe has no key 'dens'; did you mean dense?"),
         ("bench.zzz=1", "[bench] has no key 'zzz'; it has runtime, threads, batch_size and min_seconds"),
-        ("cut.speed=0.5", "[cut] has no key 'speed'; it has macs, params, latency, latency_ms,"),
+        ("cut.speed=0.5", "[cut] has no key 'speed'; it has macs, params, weights, latency, latency_ms,"),
         ("dense.lr=fast", 'dense.lr: expected a number, got "fast"'),
         ("dense.lr=0", "dense.lr: expected a number above 0, got 0"),
         ("dense.lr=true", "dense.lr: expected a number, got true"),
@@ -183,7 +183,8 @@ def test_a_wrong_set_is_one_line_with_the_key_what_was_expected_and_what_came(
         ),
         (
             SMALL.replace("macs = 0.5", ""),
-            "cut: needs exactly one of macs, params, latency, latency_ms, threshold, max_drop and max_change, got none",
+            "cut: needs exactly one of macs, params, weights, latency, latency_ms, threshold, max_drop and max_change,"
+            " got none",
         ),
         (SMALL.replace('name = "digits"', ""), "data.name is missing"),
         ('[network]\nnmae = "x"\n[data]\n[cut]\n', "network.nmae: [network] has no key 'nmae'; did you mean name?"),

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         ExportsRecord,
         FileVerification,
         GateRecord,
+        LayerWeights,
         Moved,
         VerifiedRecord,
     )
@@ -44,6 +45,7 @@ def print_report(report: "Report", folder: Path) -> None:
     """Print the files side by side, how exact the cut is, what was verified, and what to do next."""
     from hoyer_export.report.further import further_words
     from hoyer_export.report.making import cut_details, making
+    from hoyer_export.report.sparsity import weights_words
     from hoyer_export.report.summary import (
         budget_words,
         cautions,
@@ -64,8 +66,11 @@ def print_report(report: "Report", folder: Path) -> None:
     console = terminal()
     console.print(table)
     made, steps = making(report), verification_steps(report)
-    removed = f"{made.before - made.after:,} of {made.before:,} channels removed"
-    console.print(plain(f"cut: {removed}, align = {report.cut.align or 1}; {_agreement_words(report.cut)}"))
+    removed = f"{made.before - made.after:,} of {made.before:,} channels removed, align = {report.cut.align or 1}"
+    if made.of_elements:
+        removed = weights_words(report.export.weights)
+    console.print(plain(f"cut: {removed}; {_agreement_words(report.cut)}"))
+    _print_weights(console, report.export.weights)
     for line in cut_details(report.cut):
         console.print(plain(line))
     if lost := [row for row in class_rows(report) if row.change < 0][:3]:
@@ -93,6 +98,20 @@ def print_report(report: "Report", folder: Path) -> None:
     console.print(plain(f"files: {folder}/report.html, card.md, report.json, slim.onnx, slim.safetensors"))
 
 
+def _print_weights(console: Console, layers: "tuple[LayerWeights, ...]") -> None:
+    rows = [
+        {
+            "layer": escape(it.name),
+            "weights": exact(it.weights),
+            "not zero": exact(it.nonzero),
+            "share": percent(100 * it.nonzero / max(it.weights, 1)),
+        }
+        for it in layers
+    ]
+    if rows:
+        print_rows(console, list(rows[0]), rows, left=["layer"], least=["weights"])
+
+
 def _fine_tuning(report: "Report", folder: Path) -> Iterator[str]:
     """Yield lines of Python, and of a shell, that train the slim network in a loop of the user's own and ship it."""
     from hoyer_export.networks import is_function_name
@@ -107,6 +126,8 @@ def _fine_tuning(report: "Report", folder: Path) -> Iterator[str]:
         into, allowed = f", into={function}({given})", f" --allow-import {module.partition('.')[0]}"
     path = json.dumps(str(folder / "slim.safetensors"), ensure_ascii=False)
     yield f"slim = hx.load_slim({path}{into})"
+    if report.export.weights:
+        yield "hx.hold_zeros_(slim.model, optimizer)  # what is zero stays so"
     yield "...  # train slim.model"
     yield 'torch.save(slim.model.state_dict(), "finetuned.pth")'
     yield f"hoyer-export ship {shlex.quote(str(folder))} --weights finetuned.pth{allowed}"

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from hoyer_export.errors import RecipeError
 from hoyer_export.recipe.messages import explained, one_line, show
-from hoyer_export.recipe.tables import BUDGETS, GIVEN, OF_NORMS, PATHS, RANDOM, Recipe
+from hoyer_export.recipe.tables import BUDGETS, GIVEN, PATHS, RANDOM, Recipe, foreign_keys
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
@@ -138,13 +138,13 @@ def _apply(override: str, tables: dict[str, Any]) -> tuple[str, ...]:
     table = tables.setdefault(section, {})
     if not isinstance(table, dict):
         raise RecipeError(f"`overrides` {override}: {section} is {show(table)} in the recipe, not a table")
-    if (section, name) == ("sparse", "norms"):
-        for key in (key for norms, keys in OF_NORMS.items() if norms != value for key in keys):
-            table.pop(key, None)
     if section == "cut" and name in BUDGETS:
         for other in BUDGETS:
             table.pop(other, None)
     table[name] = value
+    if section == "sparse" and name in ("regulariser", "grouping", "norms"):
+        for key in set(foreign_keys(table)) - {name}:
+            del table[key]
     return section, name
 
 

@@ -4,6 +4,7 @@ The texts under the keys are the documentation: ``docs/recipe.md`` and the comme
 them. Values are not converted (``epochs = "3"`` is a string, and wrong), and nothing unknown is ignored.
 """
 
+from collections.abc import Mapping
 from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,10 +12,21 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from hoyer_export.choices import AUTO, BY_FUNCTION, LATENCY, WITHOUT_BUDGET, Alignment, Method, Norms
+from hoyer_export.choices import (
+    AUTO,
+    BY_ELEMENTS,
+    BY_FUNCTION,
+    ELEMENTS,
+    LATENCY,
+    WITHOUT_BUDGET,
+    Alignment,
+    Element,
+    Method,
+    Norms,
+)
 from hoyer_export.preprocessing import Interpolation, Resize
 
-BUDGETS = ("macs", "params", "latency", "latency_ms", "threshold", "max_drop", "max_change")
+BUDGETS = ("macs", "params", "weights", "latency", "latency_ms", "threshold", "max_drop", "max_change")
 """The keys of [cut] of which exactly one is set."""
 RANDOM = "random"
 """In the place of a file with weights: nothing is loaded. MACs and sizes are right then, outputs mean nothing."""
@@ -89,6 +101,9 @@ class Data(_Table):
     image files."""
     crop_scale: Share | None = None
     """With ``augment``, of image files: the least share of the area that is seen; 1: all of it; unset: 0.08."""
+    shift: Annotated[int, Field(ge=0)] | None = None
+    """With ``augment``, of all but image files: pixels by which the window is shifted at most; unset: an eighth of the
+    side."""
     image_size: Count | None = None
     """Height and width that image files (``imagefolder``, ``images``) are brought to; unset: 224."""
     resize: Resize | None = None
@@ -180,11 +195,41 @@ class Dense(Phase):
         return _file(self.weights)
 
 
-OF_NORMS: dict[Any, dict[str, Any]] = {
-    "weights": {"strength": 1e-3, "scale": "relative", "max_rate": None},
-    "function": {"ramp": 0.2, "macs_power": 1.0},
+_OF_KIND: dict[str, dict[str, Any]] = {
+    'norms = "weights"': {"strength": 1e-3, "scale": "relative", "max_rate": None},
+    'norms = "function"': {"ramp": 0.2, "macs_power": 1.0},
+    'grouping = "layer"': {"alpha_n": 2e-3, "alpha_c": 2e-3},
+    **{
+        f'regulariser = "{name}"': {"ramp": 0.0, **({} if strength is None else {"strength": strength})}
+        for name, strength in ELEMENTS.items()
+    },
 }
-"""Norms → the keys of [sparse] that belong to them, with their defaults."""
+"""What decides which keys of [sparse] there are → those keys, with their defaults; ``SPARSE_KEYS`` are all of them."""
+SPARSE_KEYS = frozenset(key for keys in _OF_KIND.values() for key in keys)
+_DECIDING = {"norms": "weights", "grouping": "coupled"}
+"""The keys that decide beside ``regulariser``, with what they are for a regulariser of single weights."""
+
+
+def sparse_keys(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys that belong to this kind of [sparse] alone, with their defaults; none where it is no kind."""
+    return _OF_KIND.get(_sparse_kind(table), {})
+
+
+def foreign_keys(table: Mapping[str, Any]) -> list[str]:
+    """Return those keys of [sparse] that are set and belong to another kind of it."""
+    kind = _sparse_kind(table)
+    if kind not in _OF_KIND:
+        return []
+    known = SPARSE_KEYS - _OF_KIND[kind].keys()
+    decided = [key for key, usual in _DECIDING.items() if not kind.startswith(key) and table.get(key, usual) != usual]
+    return [*decided, *(key for key in table if key in known and table[key] is not None)]
+
+
+def _sparse_kind(table: Mapping[str, Any]) -> str:
+    if str(table.get("regulariser")) in ELEMENTS:
+        return f'regulariser = "{table["regulariser"]}"'
+    key = "grouping" if table.get("grouping") == "layer" else "norms"
+    return f'{key} = "{table.get(key, _DECIDING[key])}"'
 
 
 class Sparse(Phase):
@@ -192,57 +237,79 @@ class Sparse(Phase):
 
     epochs: Annotated[int, Field(ge=0)] = 30
     lr: Positive = 0.05
-    regulariser: Literal["group-hs"] = "group-hs"
-    """Group-HS, the Hoyer-square measure of a group's channels."""
+    regulariser: Literal["group-hs", Element] = "group-hs"
+    """``group-hs``: the Hoyer-square measure of a group's channels. Of the single weights of each convolution and
+    linear layer: ``hs``, Hoyer-square; ``hoyer``, ℓ1 over ℓ2; ``l1-elements``; ``transformed-l1``;
+    ``magnitude-elements``, no penalty. They go with ``cut.method = "elements"``."""
+    grouping: Literal["coupled", "layer"] = "coupled"
+    """Which weights are a channel's, for ``group-hs``. ``coupled``: all that have to go with it. ``layer``: as in the
+    paper, each layer's filters, and each layer's input channels, for themselves."""
     norms: Norms = "weights"
     """What a channel's norm is made of. ``weights``: a penalty on all channels. ``function``: what it brings to its
     readers; only channels that the budget in [cut] dooms fade, until they are exactly zero."""
     strength: NotNegative | None = None
-    """Of the penalty, with ``norms = "weights"``; 1e-3 unless set, and 2 to 4 times the weight decay is strong."""
+    """Of the penalty, with ``norms = "weights"``; 1e-3 unless set, and 2 to 4 times the weight decay is strong. Of a
+    penalty on single weights; unless set, for SGD, 2e-6 for ``hs``, 1e-3 for ``hoyer``, 8e-5 for
+    ``l1-elements``, 4e-5 for ``transformed-l1``."""
+    alpha_n: NotNegative | None = None
+    """With ``grouping = "layer"``: the strength on filters; 2e-3 unless set."""
+    alpha_c: NotNegative | None = None
+    """With ``grouping = "layer"``: the strength on input channels; 2e-3 unless set."""
     scale: Literal["relative", "paper"] | None = None
     """With ``norms = "weights"``. ``relative`` (unless set): ``strength`` has the unit of weight decay. ``paper``: as
     DeepHoyer's code has it."""
     max_rate: Positive | None = None
     """With ``norms = "weights"``: bound on a channel's relative rate, in the unit of weight decay; unset: none."""
     ramp: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """With ``norms = "function"``: how long a channel fades, as a share of the steps before the cut; 0.2 unless set."""
+    """With ``norms = "function"``: how long a channel fades, as a share of the steps before the cut; 0.2 unless set.
+    With a regulariser of single weights: in which last share of these steps the smallest go, down to ``cut.weights``;
+    unless set 0, all of them at the cut."""
     macs_power: NotNegative | None = None
     """With ``norms = "function"``: the line is drawn on what a channel brings over its MACs to this power; 1 unless
     set."""
 
     @model_validator(mode="before")
     @classmethod
-    def _keys_of_its_norms(cls, table: Any) -> Any:
-        """Give the keys of the chosen norms their defaults, and refuse those of the others."""
-        norms = table.get("norms", "weights") if isinstance(table, dict) else None
-        if not (isinstance(norms, str) and norms in OF_NORMS):
+    def _keys_of_its_kind(cls, table: Any) -> Any:
+        """Give the keys of the chosen kind their defaults, and refuse those of the others."""
+        if not isinstance(table, dict):
             return table
-        for other, defaults in OF_NORMS.items():
-            for key in defaults:
-                if other != norms and table.get(key) is not None:
-                    raise PydanticCustomError(
-                        "rule", '{key} does not belong to norms = "{norms}"; leave it out', {"key": key, "norms": norms}
-                    )
-        return OF_NORMS[norms] | {key: value for key, value in table.items() if value is not None}
+        if foreign := foreign_keys(table):
+            kind = {"key": foreign[0], "kind": _sparse_kind(table)}
+            raise PydanticCustomError("rule", "{key} does not belong to {kind}; leave it out", kind)
+        return sparse_keys(table) | {key: value for key, value in table.items() if value is not None}
+
+    @property
+    def of_elements(self) -> bool:
+        """Whether it acts on single weights."""
+        return self.regulariser in ELEMENTS
 
     @property
     def to_budget(self) -> bool:
         """Whether this phase decides what goes: afterwards it is exactly zero."""
         return self.norms == "function" and self.epochs > 0
 
+    @property
+    def ramps(self) -> bool:
+        """Whether single weights go while this phase trains."""
+        return self.of_elements and self.epochs > 0 and bool(self.ramp)
+
     def options(self) -> dict[str, str | float]:
         """Return what is set of the regulariser's own keys."""
-        return {key: getattr(self, key) for key in OF_NORMS[self.norms] if getattr(self, key) is not None}
+        return {key: value for key in sparse_keys(self.model_dump()) if (value := getattr(self, key)) is not None}
 
 
 class Cut(_Table):
-    """What goes: exactly one of ``macs``, ``params``, ``latency``, ``latency_ms``, ``threshold``, ``max_drop`` and
-    ``max_change``, or a method that needs no budget."""
+    """What goes: exactly one of ``macs``, ``params``, ``weights``, ``latency``, ``latency_ms``, ``threshold``,
+    ``max_drop`` and ``max_change``, or a method that needs no budget."""
 
     macs: Share | None = None
     """The share of the dense network's MACs that may stay, after alignment, counted on the exported graph."""
     params: Share | None = None
     """The share of its parameters that may stay."""
+    weights: Share | None = None
+    """With ``method = "elements"``: the share of the weights of convolution and linear layers, all layers together,
+    that may stay other than zero."""
     latency: Share | None = None
     """The share of its time for a run that may stay, on this machine, with the threads and batch of [bench]: the
     channels of least importance go for most time, by a measured table. Judged by CPU time in the benchmark afterwards,
@@ -250,17 +317,19 @@ class Cut(_Table):
     latency_ms: Positive | None = None
     """Likewise in milliseconds."""
     threshold: Literal["natural"] | NotNegative | None = None
-    """Channels whose score lies below it go; ``natural``: 1, the threshold of Group-HS, for that method alone."""
+    """Channels whose score lies below it go; ``natural``: 1, the threshold of Group-HS, for that method alone. With
+    ``method = "elements"``: weights up to so many standard deviations of their layer's."""
     align: Literal[Alignment, "auto"] | None = None
     """Widths are rounded up to a multiple of it that the runtime is fast at (16 also allows 8), never above the dense
     width; unset: 16, and 1 for a method without budget. ``auto``, which is what unset means in a budget of time: they
     are chosen, up or down, by what is fast on this machine, by a measured table; without a budget as with 16."""
-    method: Literal[Method, "given"] = "group-hs"
+    method: Literal[Method, "elements", "given"] = "group-hs"
     """How channels are scored. ``group-hs``: by the norms of their weights. ``magnitude``: as torch-pruning scores
     them. ``function``: by what they bring to their readers, over their MACs. ``sensitivity``: that, in the measure of
     what the outputs lose where a group is narrower, tried four times a group. ``dead``: what never fires goes, and
     nothing else. ``zero``: what is zero already, or read by nobody. ``given``: as a slim network that was passed in
-    Python lacks them."""
+    Python lacks them. ``elements``: no channel goes, but the smallest single weights become zero, and stay so; files
+    and time stay as they are in any dense runtime."""
     max_drop: NotNegative | None = None
     """Points of validation accuracy that may be lost; needs ``refit = true`` and a method that goes down in steps,
     ``function`` or ``sensitivity``."""
@@ -285,6 +354,11 @@ class Cut(_Table):
     @model_validator(mode="after")
     def _exactly_one_budget(self) -> "Cut":
         given = [key for key in BUDGETS if getattr(self, key) is not None]
+        if self.of_elements:
+            self._takes_keys_of_elements()
+            return self
+        if self.weights is not None:
+            raise PydanticCustomError("rule", 'weights needs method = "elements"', {})
         if self.method in WITHOUT_BUDGET and given:
             raise PydanticCustomError(
                 "rule",
@@ -304,6 +378,22 @@ class Cut(_Table):
                 {"key": given[0]},
             )
         return self
+
+    def _takes_keys_of_elements(self) -> None:
+        own = ("method", "weights", "threshold")
+        fields = type(self).model_fields.items()
+        other = [key for key, field in fields if key not in own and getattr(self, key) != field.default]
+        if other:
+            text = 'method = "elements" removes no channel and takes no {key}; leave it out'
+            raise PydanticCustomError("rule", text, {"key": other[0]})
+        if (self.weights is None) == (self.threshold is None) or isinstance(self.threshold, str):
+            text = 'method = "elements" needs either weights, a share, or threshold, a number of standard deviations'
+            raise PydanticCustomError("rule", text, {})
+
+    @property
+    def of_elements(self) -> bool:
+        """Whether single weights go, and no channel."""
+        return self.method == BY_ELEMENTS
 
     @property
     def in_steps(self) -> bool:
@@ -538,6 +628,14 @@ class Recipe(_Table):
         if self.sparse.to_budget and self.cut.align == AUTO:
             raise PydanticCustomError(
                 "rule", 'cut.align = "auto" does not go with norms = "function", which fades to a fixed multiple', {}
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _ramps_to_a_share(self) -> "Recipe":
+        if self.sparse.ramps and self.cut.weights is None:
+            raise PydanticCustomError(
+                "rule", 'sparse.ramp leads down to cut.weights: [cut] needs method = "elements" and weights', {}
             )
         return self
 

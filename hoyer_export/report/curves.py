@@ -81,7 +81,7 @@ def way_down(report: Report) -> Curve | None:
 
 def phase_names(report: Report) -> dict[str, str]:
     """Return what the phases are called on the page."""
-    sparse = "Group-HS" if making(report).group_hs else "no Group-HS"
+    sparse = making(report).regularised_by or "no Group-HS"
     return {"dense": "dense", "sparse": sparse, "finetune": "fine-tune"}
 
 

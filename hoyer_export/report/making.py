@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from hoyer_export.choices import AUTO, LATENCY
+from hoyer_export.choices import AUTO, BY_ELEMENTS, ELEMENTS, LATENCY
 from hoyer_export.recipe.tables import GIVEN, RANDOM
 from hoyer_export.report.number_format import exact, score, share, small
 from hoyer_export.report.report import Report
+from hoyer_export.report.sparsity import NO_FASTER, weights_words
 from hoyer_export.report.stage_records import CutRecord
 
 LITTLE_EFFECT = 0.99
@@ -22,8 +23,9 @@ class Making:
         dense_epochs: of the dense network; None where the recipe does not say (a report of somebody else's).
         weights: file that the dense network started from, if any, or "random".
         sparse_epochs: of the phase for Group-HS; None likewise.
-        strength: of Group-HS on weights; None likewise, and on function.
+        strength: of the regulariser; None likewise, and where it has none.
         norms: what Group-HS acted on, "weights" or "function".
+        regulariser: of the sparse phase; None likewise.
         finetune_epochs: of the slim network, here; None likewise.
         finetuned: file with weights that the slim network got elsewhere, if any, or "given".
         method: that chose the channels; None likewise.
@@ -36,6 +38,7 @@ class Making:
     sparse_epochs: int | None
     strength: float | None
     norms: str
+    regulariser: str | None
     finetune_epochs: int | None
     finetuned: str | None
     method: str | None
@@ -45,7 +48,19 @@ class Making:
     @property
     def group_hs(self) -> bool:
         """Whether Group-HS took part."""
-        return self.sparse_epochs != 0 and self.strength != 0
+        return self.sparse_epochs != 0 and self.strength != 0 and self.regulariser not in ELEMENTS
+
+    @property
+    def of_elements(self) -> bool:
+        """Whether single weights went, and no channel."""
+        return self.method == BY_ELEMENTS
+
+    @property
+    def regularised_by(self) -> str:
+        """What took part in the sparse phase; empty for nothing."""
+        if self.regulariser is not None and self.regulariser in ELEMENTS and self.sparse_epochs != 0:
+            return self.regulariser
+        return "Group-HS" if self.group_hs else ""
 
     @property
     def norms_tell(self) -> bool:
@@ -83,6 +98,7 @@ def making(report: Report) -> Making:
         sparse_epochs=_epochs(report, "sparse"),
         strength=float(strength) if isinstance(strength, (int, float)) else None,
         norms=_key(report, "sparse", "norms") or "weights",
+        regulariser=_key(report, "sparse", "regulariser"),
         finetune_epochs=0 if finetuned else _epochs(report, "finetune"),
         finetuned=finetuned if isinstance(finetuned, str) else None,
         method=method if isinstance(method, str) else None,
@@ -119,7 +135,7 @@ def little_effect_words(effective_width: float) -> str:
 def how_it_was_made(report: Report) -> tuple[str, ...]:
     """Return one sentence a phase, plain text."""
     made = making(report)
-    found = [_dense_words(made), _sparse_words(made), _before_words(report, made), _cut_words(report, made)]
+    found = [_dense_words(made), _sparse_words(report, made), _before_words(report, made), _cut_words(report, made)]
     if more := "; ".join(cut_details(report.cut)):
         found.append(f"The cut: {more}.")
     if made.finetuned is not None:
@@ -129,7 +145,8 @@ def how_it_was_made(report: Report) -> tuple[str, ...]:
         found.append("The slim network was not trained after the cut.")
     elif made.finetune_epochs is not None:
         together = _together_words(report, made) if report.recipe.get("train") else ""
-        found.append(f"The slim network then trained for {_counted(made.finetune_epochs)}{together}.")
+        held = ", what was zero staying zero" if made.of_elements else ""
+        found.append(f"The slim network then trained for {_counted(made.finetune_epochs)}{held}{together}.")
     return tuple(sentence for sentence in found if sentence)
 
 
@@ -153,11 +170,11 @@ def _dense_words(made: Making) -> str:
     return f"{given}, {trained}; this run cannot tell which images it had seen."
 
 
-def _sparse_words(made: Making) -> str:
+def _sparse_words(report: Report, made: Making) -> str:
     if made.method == GIVEN:
         return ""
     if made.sparse_epochs == 0:
-        return "There was no training with Group-HS."
+        return "" if made.of_elements else "There was no training with Group-HS."
     epochs = "" if made.sparse_epochs is None else f" for {_counted(made.sparse_epochs)}"
     if made.strength == 0:
         return f"The network trained{epochs} with a Group-HS strength of 0, which is without Group-HS."
@@ -167,6 +184,10 @@ def _sparse_words(made: Making) -> str:
             "for the MACs that they cost, faded there to exactly zero."
         )
     strength = "" if made.strength is None else f" at strength {made.strength:g}"
+    if made.regulariser in ELEMENTS:
+        ramp = _key(report, "sparse", "ramp")
+        went = f"; single weights went in the last {share(ramp)} of its steps, the smallest first" if ramp else ""
+        return f"The network trained with the regulariser {made.regulariser} on single weights{epochs}{strength}{went}."
     return f"The network trained with Group-HS{epochs}{strength}, which draws whole channels towards zero."
 
 
@@ -182,6 +203,9 @@ def _before_words(report: Report, made: Making) -> str:
 
 
 def _cut_words(report: Report, made: Making) -> str:
+    if made.of_elements:
+        smallest = "The smallest weights of convolution and linear layers were set to zero"
+        return f"{smallest}: {weights_words(report.export.weights)}. No channel was cut: {NO_FASTER}."
     groups = f"{len(report.cut.widths)} group{'' if len(report.cut.widths) == 1 else 's'}"
     if not made.cut:
         return f"Nothing was cut: all {exact(made.before)} channels of {groups} stay."
@@ -255,7 +279,10 @@ def stage_seconds(report: Report) -> tuple[tuple[str, float | None], ...]:
     made = making(report)
     trainings = {
         "dense": ("dense training", made.dense_epochs),
-        "sparse": ("Group-HS training" if made.group_hs else "training without Group-HS", made.sparse_epochs),
+        "sparse": (
+            f"{made.regularised_by} training" if made.regularised_by else "training without Group-HS",
+            made.sparse_epochs,
+        ),
         "finetune": ("fine-tuning", made.finetune_epochs),
     }
     named = {stage: trainings.get(stage, (stage, None)) for stage in report.seconds}

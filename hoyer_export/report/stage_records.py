@@ -228,12 +228,25 @@ class FileRecord(Record):
     sha256: str | None
 
 
+class LayerWeights(Record):
+    """One weight of a convolution or linear layer: how many numbers it has, and how many of them are not zero."""
+
+    name: str
+    weights: Size
+    nonzero: Size
+
+
 class ExportsRecord(Record):
-    """The files that were written, the dense one first, and what they say of the budget."""
+    """The files that were written, the dense one first, and what they say of the budget.
+
+    Args:
+        weights: of the slim network, in its order, where single weights went.
+    """
 
     seconds: NotNegative | None
     artifacts: tuple[FileRecord, ...]
     budget: BudgetRecord
+    weights: tuple[LayerWeights, ...] = ()
 
 
 class Check(Record):

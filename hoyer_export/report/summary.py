@@ -7,8 +7,19 @@ from typing import Any
 
 from hoyer_export.report.further import file_states, further_details, further_words
 from hoyer_export.report.making import changed_little, how_it_was_made, little_effect_words, making, stage_seconds
-from hoyer_export.report.number_format import ABSENT, exact, milliseconds, score, score_change, share, small, times
+from hoyer_export.report.number_format import (
+    ABSENT,
+    exact,
+    milliseconds,
+    percent,
+    score,
+    score_change,
+    share,
+    small,
+    times,
+)
 from hoyer_export.report.report import Artifact, Report
+from hoyer_export.report.sparsity import NO_FASTER, weights_words
 from hoyer_export.report.stage_records import GateRecord, Images
 from hoyer_export.report.usage import usage
 
@@ -227,7 +238,13 @@ def budget_words(report: Report) -> str:
     names = {"macs": "dense MACs", "params": "dense parameters", "latency": "dense latency"}
     words = []
     for key, asked in report.budget.asked.items():
-        if isinstance(asked, str) or key == "threshold":
+        if key == "threshold" and report.export.weights:
+            limit = f"{asked} standard deviations of their layer"
+            words.append(f"none asked; weights up to {limit} were to go, {weights_words(report.export.weights)}")
+        elif key == "weights" and not isinstance(asked, str):
+            reached = percent(100 * report.budget.reached.get(key, 0.0))
+            words.append(f"at most {100 * asked:g} % of the weights asked, {reached} reached")
+        elif isinstance(asked, str) or key == "threshold":
             limit = "the natural threshold" if asked in ("natural", 1) else f"{asked} of the natural threshold"
             left = of_dense(report, "macs")
             came = "" if left is None else f", {share(left)} of the dense MACs left"
@@ -283,12 +300,14 @@ def cautions(report: Report) -> tuple[Caution, ...]:
     if not report.gate.passed:
         found.append(Caution(True, "Gate failed", "; ".join(gate_words(report.gate))))
     interval = speed_interval(report)
-    if interval is not None and interval[1] < 1:
+    if interval is not None and interval[1] < 1 and not report.export.weights:
         found.append(Caution(True, "Slower than dense", f"on this machine the slim file is {speedup_words(report)}"))
     if report.bench.noise:
         found.append(Caution(False, "Noisy machine", report.bench.noise.rstrip(".")))
     made, width = making(report), report.effective_macs
-    if not made.cut:
+    if report.export.weights:
+        found.append(Caution(False, "Zeros", NO_FASTER))
+    elif not made.cut:
         found.append(
             Caution(False, "Nothing was cut", "every channel stays; ask for a smaller share, or a larger threshold")
         )
@@ -320,7 +339,7 @@ def _of_accuracy(report: Report) -> Iterator[Caution]:
     if change is None or accuracy is None or made.random:
         return
     gone = lost(report, change)
-    if made.cut and gone > MOST_LOST:
+    if (made.cut or made.of_elements) and gone > MOST_LOST:
         whence = f"{report.metric_name} is {score_change(change, report.metric)} from dense"
         more = "train longer, or ask for a larger share"
         why = more if made.trained_after else "fine-tune the slim network (finetune.epochs in a recipe)"
@@ -366,6 +385,8 @@ def headline(report: Report) -> str:
     left = of_dense(report, "macs")
     parts = [] if left is None else [f"{share(left)} of the MACs"]
     parts.append(speedup_words(report))
+    if report.export.weights:  # what the benchmark finds between files of one shape is chance
+        parts = [weights_words(report.export.weights), "the dense shape and speed"]
     if change is not None:
         reached, changed = score(report.slim.accuracy, report.metric), score_change(change, report.metric)
         lower = "" if report.inputs.higher_is_better else ", lower is better"

@@ -48,6 +48,9 @@ def tiles(report: Report) -> tuple[Tile, ...]:
         faster, unclear = f"{times(speedup)} as fast", speed_is_unclear(report)
         told: tuple[str, Kind] = (f"{faster}, unclear", "care") if unclear else (faster, _kind(1 - speedup))
         found.append(_tile("Latency, median", milliseconds, before, after, told))
+    if report.export.weights:
+        whole, left = (sum(getattr(it, key) for it in report.export.weights) for key in ("weights", "nonzero"))
+        found.append(_tile("Weights, not zero", count, whole, left))
     found.append(_tile("Parameters", count, dense.file.params, slim.file.params))
     found.append(_tile("ONNX file", size, dense.file.size_bytes, slim.file.size_bytes))
     return tuple(found)

@@ -30,6 +30,7 @@ from hoyer_export.environment import versions
 from hoyer_export.metric import ACCURACY
 from hoyer_export.recipe.tables import Recipe
 from hoyer_export.report.further import INT8
+from hoyer_export.run.elements import layer_weights
 from hoyer_export.run.exporting import export_as_asked
 from hoyer_export.run.job import Job
 from hoyer_export.run.train import EVALUATION_BATCH
@@ -51,6 +52,10 @@ def facts_of(artifact: "Artifact", job: Job) -> dict[str, str]:
     """Return what a file says of itself: whose it is, how images are prepared, and which versions made it."""
     made = {"python": python_version()} | versions()
     facts = {"network": job.recipe.network.name, "file": artifact.name, "versions": json.dumps(made)}
+    if artifact.name != "dense" and job.recipe.cut.of_elements:
+        layers = layer_weights(artifact.network(job))
+        facts["weights"] = str(sum(it.weights for it in layers))
+        facts["nonzero_weights"] = str(sum(it.nonzero for it in layers))
     return facts | ({"data": job.data.name, **job.data.preprocessing.metadata()} if job.has_data else {})
 
 

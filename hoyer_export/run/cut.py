@@ -16,9 +16,11 @@ from hoyer_export.channels.norms import channel_norms
 from hoyer_export.errors import CutRefused, FileError, one_line
 from hoyer_export.metric import outputs_of
 from hoyer_export.report.number_format import share
+from hoyer_export.report.sparsity import weights_words
 from hoyer_export.report.stage_records import CutRecord, GroupWidth, Moved
 from hoyer_export.run.calibration_images import calibration_images
 from hoyer_export.run.cut_to_budget import Found, cut_in_steps, cut_to_budget
+from hoyer_export.run.elements import layer_weights, zero_elements
 from hoyer_export.run.inputs import proved_channels
 from hoyer_export.run.job import Job
 from hoyer_export.run.own import widened
@@ -46,9 +48,8 @@ def cut_channels(job: Job) -> CutRecord:
     asked = " ".join(f"{key} = {value}" for key, value in table.asked().items())
     refit = ", refit" if table.refit else ""
     method = "what has faded" if job.recipe.sparse.to_budget else table.method
-    job.progress.headline(
-        f"cut: {method}{refit}, {asked}{', ' if asked else ''}align = {'auto' if table.by_time else table.alignment}"
-    )
+    aligned = "" if table.of_elements else f"align = {'auto' if table.by_time else table.alignment}"
+    job.progress.headline(f"cut: {method}{refit}, {', '.join(filter(None, [asked, aligned]))}")
     start = remove_dead_blocks(network, job.example) if table.dead_blocks else as_slim(network)
     blocks = tuple(edit.module for edit in start.plan.edits)
     channels = job.channels
@@ -56,7 +57,7 @@ def cut_channels(job: Job) -> CutRecord:
         channels = proved_channels(job, start.model)
     shows = job.has_data and (table.looks_at_images or not job.recipe.finetune.epochs)
     images = calibration_images(job, job.data.train, shuffle=True) if shows else []
-    way = cut_in_steps if table.in_steps else cut_to_budget
+    way = cut_in_steps if table.in_steps else zero_elements if table.of_elements else cut_to_budget
     found = way(job, network, start, channels, images)
     steps, slim, keep = found.steps, found.slim, found.keep
     if table.gather:
@@ -69,7 +70,7 @@ def cut_channels(job: Job) -> CutRecord:
         max_rel_error=max(step.max_rel_error or 0.0 for step in steps),
         delivered_rel_error=max(step.delivered_rel_error or 0.0 for step in steps),
         tolerance=TOLERANCE,
-        align=table.alignment,
+        align=None if table.of_elements else table.alignment,
         widths=_widths(job, channels, start.model, keep),
         dead_blocks=blocks,
         gathered={layer: (_features(network, layer), _features(slim.model, layer)) for layer in table.gather},
@@ -147,6 +148,9 @@ def _alive(job: Job, channels: ChannelMap, model: nn.Module) -> dict[str, int]:
 def _say(job: Job, channels: ChannelMap, found: Found) -> None:
     if found.warning:
         job.progress.note(found.warning)
+    if job.recipe.cut.of_elements:
+        job.progress.note(f"{weights_words(layer_weights(found.slim.model))}, and all channels stay")
+        return
     stay = share(macs_of_keep(channels, found.keep) / max(dense_macs(job.channels), 1))
     error = max(step.max_rel_error or 0.0 for step in found.steps)
     job.progress.note(f"{stay} of the MACs stay; zeroed and slim agree to {error:.1e}")

@@ -34,6 +34,7 @@ from hoyer_export.run.timing import TIMED_WITH, job_latency
 from hoyer_export.run.tracking import check_trackers
 from hoyer_export.select.align import least_keep
 from hoyer_export.select.budget import COSTS, Budget
+from hoyer_export.select.elements import element_weights
 from hoyer_export.sparsify.epoch import check_loss
 from hoyer_export.surgery.self_test import self_test
 
@@ -186,6 +187,11 @@ def check_gather(job: Job) -> None:
 def check_budget(job: Job) -> float | None:
     """Say what the narrowest aligned network costs, and return its share of dense; None where no share is asked."""
     table, channels = job.recipe.cut, job.channels
+    if table.weights is not None:
+        whole = sum(weight.numel() for weight in element_weights(job.network()).values())
+        if table.weights * whole < 1:
+            raise RecipeError(f"cut.weights = {table.weights:g} leaves none of {whole:,} weights; ask for more")
+        return 1 / whole
     for key, asked in table.asked().items():
         if (
             not isinstance(asked, float) or key not in (*COSTS, *LATENCY) or table.dead_blocks
@@ -224,7 +230,7 @@ def proved_channels(job: Job, network: nn.Module) -> ChannelMap:
             job.progress.note(
                 f"self-test: {verdict.group} is not proved ({verdict.channels} channels): {verdict.reason}"
             )
-    if not tested.channels.groups:
+    if not tested.channels.groups and not job.recipe.cut.of_elements:
         raise NetworkError(
             f"{job.recipe.network.name}: {nothing_prunable(tested.channels)}; hoyer-export inspect shows all"
         )

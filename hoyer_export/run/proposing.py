@@ -24,7 +24,7 @@ from hoyer_export.metric import evaluate
 from hoyer_export.networks import default_input_shape
 from hoyer_export.recipe.keys import Key, as_toml, keys_of, meaning_of, table_class, table_names
 from hoyer_export.recipe.reading import make_recipe
-from hoyer_export.recipe.tables import OF_NORMS, PATHS, Recipe
+from hoyer_export.recipe.tables import PATHS, SPARSE_KEYS, Recipe, sparse_keys
 from hoyer_export.report.number_format import count as prefixed
 from hoyer_export.report.number_format import exact, percent, share
 from hoyer_export.run.inputs import check, check_labels, check_output, proved_channels
@@ -290,7 +290,7 @@ def _is_set(recipe: Recipe, table: str) -> frozenset[str]:
     """Return the keys of a table that its file has to say."""
     given = getattr(recipe, table)
     elsewhere = recipe.train.phases().get(table, {}) if recipe.train else {}
-    defaults = OF_NORMS[recipe.sparse.norms] if table == "sparse" else {}
+    defaults = sparse_keys(recipe.sparse.model_dump()) if table == "sparse" else {}
     return frozenset() if given is None else frozenset(given.model_fields_set - elsewhere.keys() - defaults.keys())
 
 
@@ -305,7 +305,7 @@ def _key_lines(
                 value = Path(value).relative_to(path.parent.absolute()).as_posix()  # both may move together
             yield from ("", *_comment(key.meaning), as_toml(key.name, value))
     elsewhere = recipe.train.phases().get(table, {}) if recipe.train else {}
-    others = {name for norms, names in OF_NORMS.items() if norms != recipe.sparse.norms for name in names}
+    others = SPARSE_KEYS - sparse_keys(recipe.sparse.model_dump()).keys()
     rest = [key for key in keys if key.name not in (*chosen, *elsewhere, *others)]
     if rest and not (table == "dense" and not recipe.dense.epochs):  # nothing says how nothing is trained
         names = (key.name if key.default is None else f"{key.name} = {key.default}" for key in rest)

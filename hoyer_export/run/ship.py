@@ -19,8 +19,10 @@ from hoyer_export.deploy.runtime.protocol import Runtime
 from hoyer_export.errors import VerificationFailed
 from hoyer_export.metric import evaluate
 from hoyer_export.report import stage_records as records
+from hoyer_export.report.sparsity import nonzero_share
 from hoyer_export.run.artifacts import ARTIFACTS, Artifact, artifacts_of, write_float32
 from hoyer_export.run.cut import CUT
+from hoyer_export.run.elements import layer_weights
 from hoyer_export.run.explaining import explained
 from hoyer_export.run.exporting import sizes_of_run
 from hoyer_export.run.inputs import macs_in_torch
@@ -28,7 +30,7 @@ from hoyer_export.run.job import Job
 from hoyer_export.run.stage import Stage, record_of
 from hoyer_export.run.time_budget import judged
 from hoyer_export.run.train import EVALUATION_BATCH
-from hoyer_export.select.budget import COSTS, Budget
+from hoyer_export.select.budget import COSTS, Budget, is_within
 
 
 def export_files(job: Job) -> records.ExportsRecord:
@@ -40,10 +42,12 @@ def export_files(job: Job) -> records.ExportsRecord:
         artifact.path(job.folder).unlink(missing_ok=True)
         artifact.rejected(job.folder).unlink(missing_ok=True)
     files = tuple(_exported(job, artifact) for artifact in wanted.values())
+    weights = layer_weights(job.slim().model) if job.recipe.cut.of_elements else ()
     return records.ExportsRecord(
         seconds=time.perf_counter() - started,
         artifacts=files,
-        budget=_judged(job, {file.name: file for file in files}),
+        budget=_judged(job, {file.name: file for file in files}, weights),
+        weights=weights,
     )
 
 
@@ -66,7 +70,9 @@ def _exported(job: Job, artifact: Artifact) -> records.FileRecord:
     )
 
 
-def _judged(job: Job, files: dict[str, records.FileRecord]) -> records.BudgetRecord:
+def _judged(
+    job: Job, files: dict[str, records.FileRecord], weights: Sequence[records.LayerWeights]
+) -> records.BudgetRecord:
     """Return what the slim file reaches of the dense one; MACs cannot be met where more multiplies than is counted.
 
     What may be lost is met by the way that the cut went, and reached where that ended.
@@ -79,6 +85,9 @@ def _judged(job: Job, files: dict[str, records.FileRecord]) -> records.BudgetRec
     for key, share in asked.items():
         if key in ("max_drop", "max_change"):
             reached[key] = ends[-1] if ends else 0.0
+        if isinstance(share, float) and key == "weights":
+            reached[key] = nonzero_share(weights)
+            met &= is_within(reached[key], share)
         if isinstance(share, float) and key in ("macs", "params"):
             whole, left = getattr(dense, key), getattr(slim, key)
             reached[key] = left / max(whole, 1)

@@ -28,6 +28,7 @@ from hoyer_export.sparsify.phase import PHASES, EpochRecord, PhaseName, TrainSet
 from hoyer_export.sparsify.regulariser import Regulariser, Setting, make_regulariser
 from hoyer_export.sparsify.state import macs_shares
 from hoyer_export.sparsify.training import Hooks, make_optimizer, train
+from hoyer_export.sparsify.weight_penalty import hold_zeros_
 from hoyer_export.surgery.optimizer_state import slice_optimizer
 from hoyer_export.surgery.step import SlimModel
 from hoyer_export.tensors_file import write_tensors
@@ -48,7 +49,7 @@ def train_dense(job: Job) -> PhaseRecord:
 
 
 def train_sparse(job: Job) -> PhaseRecord:
-    """Train the network with Group-HS, and write sparse.safetensors; without epochs it stays the dense one."""
+    """Train the network with a regulariser, and write sparse.safetensors; without epochs it stays the dense one."""
     table = job.recipe.sparse
     if not table.epochs:
         _forget_lines(job, "sparse")
@@ -58,6 +59,8 @@ def train_sparse(job: Job) -> PhaseRecord:
     job.progress.headline(f"sparse: {_epochs(table)}, {regulariser.describe()}")
     seconds = _train(job, network, table, "sparse", regulariser)
     save_weights(network, job.folder.sparse_weights, job)
+    if regulariser.channels is None:
+        return PhaseRecord(seconds=seconds)
     effective = macs_shares(job.channels, network, norms=regulariser.norms()).effective
     if table.strength and effective > LITTLE_EFFECT:
         job.progress.note(f"Group-HS changed little: {little_effect_words(effective)}")
@@ -82,15 +85,19 @@ def finetune(job: Job) -> PhaseRecord:
 
 def _regulariser(job: Job, network: nn.Module) -> Regulariser:
     table, cut = job.recipe.sparse, job.recipe.cut
-    if not table.to_budget:
-        return make_regulariser(table.regulariser, job.channels, network, table.options())
-    ((key, asked),) = cut.asked().items()
+    name: str = table.regulariser
+    options: dict[str, Setting | Budget] = {**table.options()}
     whole = job.recipe.train  # a schedule's share of cut_at may end inside an epoch
-    steps = round((whole.cut_at * whole.epochs if whole else table.epochs) * _steps(job, table))
-    budget = Budget(COSTS[key], float(asked))
-    options: dict[str, Setting | Budget] = {"budget": budget, "steps": max(1, steps), "align": cut.alignment}
-    options |= table.options()
-    return make_regulariser(f"{table.regulariser}-function", job.channels, network, options)
+    steps = max(1, round((whole.cut_at * whole.epochs if whole else table.epochs) * _steps(job, table)))
+    if table.to_budget:
+        ((key, asked),) = cut.asked().items()
+        name += "-function"
+        options |= {"budget": Budget(COSTS[key], float(asked)), "steps": steps, "align": cut.alignment}
+    elif table.ramps:
+        options |= {"share": cut.weights, "steps": steps}
+    elif table.grouping == "layer":
+        name += "-layer"
+    return make_regulariser(name, job.channels, network, options)
 
 
 def _steps(job: Job, table: Phase) -> int:
@@ -113,8 +120,14 @@ def save_weights(model: nn.Module, path: Path, job: Job) -> None:
 
 def _going_on(job: Job, slim: SlimModel, settings: TrainSettings) -> torch.optim.Optimizer:
     """Return the slim network's optimizer: it goes on where the sparse phase's stood, if they are one schedule."""
-    if not goes_on(job.recipe):
-        return make_optimizer(slim.model, settings)
+    make = _with_momenta if goes_on(job.recipe) else lambda *_: make_optimizer(slim.model, settings)
+    optimizer = make(job, slim, settings)
+    if job.recipe.cut.of_elements:
+        hold_zeros_(slim.model, optimizer)
+    return optimizer
+
+
+def _with_momenta(job: Job, slim: SlimModel, settings: TrainSettings) -> torch.optim.Optimizer:
     checkpoint = phase_checkpoint(job.folder, "sparse")
     if not checkpoint.exists():
         raise FileError(f"{checkpoint} is gone, and with it the momenta; put it back, or add --redo-from sparse")
@@ -204,7 +217,7 @@ def _train(
             device=device,
             channels_last=True,
             regulariser=regulariser,
-            channels=None if phase == "finetune" else job.channels,
+            channels=None if phase == "finetune" else regulariser.channels if regulariser else job.channels,
             teacher=job.dense() if settings.distill_weight else None,
             hooks=Hooks(
                 optimizer=optimizer,
@@ -244,7 +257,9 @@ SPARSE = Stage(
     record=PhaseRecord,
     run=train_sparse,
     reads=("sparse", "train", "distill"),
-    also_reads=lambda recipe: ("cut.macs", "cut.params", "cut.align") if recipe.sparse.to_budget else (),
+    also_reads=lambda recipe: (
+        ("cut.macs", "cut.params", "cut.weights", "cut.align") if recipe.sparse.to_budget or recipe.sparse.ramps else ()
+    ),
     needs=("dense",),
     leaves=lambda job: (job.folder.sparse_weights,) if job.recipe.sparse.epochs else (),
     trains=True,

@@ -188,7 +188,7 @@ def _drop_tiny_(optimizer: torch.optim.Optimizer) -> None:
         for weight in group["params"]:
             momenta = (value for value in optimizer.state[weight].values() if isinstance(value, Tensor) and value.ndim)
             for tensor in (weight, *momenta):
-                torch.ops.aten.hardshrink.out(tensor, TINY, out=tensor)  # one pass, where abs, < and fill are three
+                tensor.copy_(F.hardshrink(tensor, TINY))
 
 
 def check_loss(loss: object) -> None:

@@ -1,4 +1,4 @@
-"""What pulls channels to zero while a network trains: the one shape of every regulariser, and those with a name.
+"""What pulls channels or single weights to zero in training: the one shape of every regulariser, and those with a name.
 
 ``docs/adding-a-regulariser.md`` shows how to add one.
 """
@@ -6,6 +6,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from hoyer_export.errors import TrainingError
 from hoyer_export.select.budget import Budget
 from hoyer_export.sparsify.function_hs import FunctionHS
 from hoyer_export.sparsify.group_hs import GroupHS
+from hoyer_export.sparsify.weight_penalty import MEASURES, WeightPenalty
 
 Setting = str | int | float | None
 
@@ -24,8 +26,8 @@ class Regulariser(Protocol):
     """Adds a gradient to every step; training, epochs and checkpoints know no more of it than this."""
 
     @property
-    def channels(self) -> ChannelMap:
-        """The channels that it acts on."""
+    def channels(self) -> ChannelMap | None:
+        """The channels that it acts on; None: on single weights."""
 
     @property
     def settings(self) -> Mapping[str, Setting]:
@@ -59,8 +61,9 @@ class Regulariser(Protocol):
 REGULARISERS: dict[str, Callable[..., Regulariser]] = {
     "group-hs": GroupHS,
     "group-hs-function": FunctionHS,
-}
-"""Name → what makes it of (channels, model) and options; recipes say ``-function`` by the norms."""
+} | {name: partial(WeightPenalty, name) for name in MEASURES}
+"""Name → what makes it of (channels, model) and options; recipes say ``-function`` by the norms, ``-layer`` by the
+grouping."""
 
 
 def make_regulariser(
