@@ -91,6 +91,7 @@ def test_latencies_of_a_busy_machine_are_not_passed_over() -> None:
     busy = finished("group-hs", 0.5, 0).model_copy(update={"noise": "waited for a processor 64% of the time"})
     told = "too busy to tell the latency of 1 of the runs: group-hs-macs-0.5-seed-0."
     assert told in render_sweep(SweepRecord(network="n", data="d", runs=(busy, finished("group-hs", 0.5, 1))))
+    assert "the latency of any run." in render_sweep(SweepRecord(network="n", data="d", runs=(busy,)))
     assert "too busy" not in render_sweep(example())
 
 
