@@ -89,8 +89,8 @@ def load_data(
         mean: of each channel, of values in 0..1; the usual one of the data set where None.
         std: of each channel; the usual one where None.
         augment: whether training batches that ask for augmentation get it. None: yes for ``cifar10`` and
-            ``cifar10-16`` (window of the image with an eighth of its side in zero pixels around it, flip) and
-            ``imagefolder``. For the others it is such a window, and no flip.
+            ``cifar10-16`` (window of the image with zero pixels around it, an eighth of its side or ``shift``; flip)
+            and ``imagefolder``. For the others it is such a window, and no flip.
         image_size: side of an input in pixels, for image files only: 224 where None.
         workers: processes that decode image files; the others are in memory and need none.
         options: what else is asked.
@@ -110,8 +110,10 @@ def load_data(
     _check_numbers(std, validation, seed, workers)
     augmentation = None
     if defaults.augment if augment is None else augment:
-        augmentation = Augmentation(defaults.flip if options.flip is None else options.flip)
+        augmentation = Augmentation(defaults.flip if options.flip is None else options.flip, shift=options.shift)
 
+    if name in _OF_FILES and options.shift is not None:
+        raise DataError(f"shift is {options.shift}, but image files get random crops; give crop_scale, or leave it out")
     if name in _OF_FILES and array is None:
         from hoyer_export.data.image_folder import folder_splits, readable  # torchvision takes a second to import
 
@@ -175,6 +177,7 @@ def _splits(
     (images, labels), (test_images, test_labels) = _read(name, root)
 
     def split(images: Tensor, labels: Tensor, how: Augmentation | None = None) -> TensorSplit:
+        usual = images.shape[2] // 8  # 4 for 32×32, as He et al. 2015, section 4.2
         return TensorSplit(
             images,
             labels,
@@ -182,7 +185,7 @@ def _splits(
             mean=mean,
             std=std,
             seed=seed,
-            crop_padding=images.shape[2] // 8 if how else 0,  # 4 for 32×32, as He et al. 2015, section 4.2
+            crop_padding=0 if how is None else usual if how.shift is None else how.shift,
             flip=how is not None and how.flip,
         )
 

@@ -16,6 +16,7 @@ class ImageOptions:
             which output is which; else what the classes are called.
         flip: whether half of the augmented images are mirrored left to right.
         crop_scale: the least share of an image file's area that a random crop shows, 0.08 where None; 1: no crops.
+        shift: pixels by which small images are shifted at most, an eighth of the side where None.
         skip_unreadable: leave out the image files that cannot be read.
     """
 
@@ -25,6 +26,7 @@ class ImageOptions:
     class_names: tuple[str, ...] | None = None
     flip: bool | None = None
     crop_scale: float | None = None
+    shift: int | None = None
     skip_unreadable: bool = False
 
 
@@ -34,9 +36,10 @@ class Augmentation:
 
     Args:
         flip: half of them are mirrored left to right.
-        crop_scale: the least share of the area that a random crop of an image file shows; 1: no crops. None: a window
-            of the image with an eighth of its side in black around it.
+        crop_scale: the least share of the area that a random crop of an image file shows; 1: no crops.
+        shift: of a small image: it is a window of the image with so many black pixels around it.
     """
 
     flip: bool
     crop_scale: float | None = None
+    shift: int | None = None

@@ -89,6 +89,9 @@ class Data(_Table):
     image files."""
     crop_scale: Share | None = None
     """With ``augment``, of image files: the least share of the area that is seen; 1: all of it; unset: 0.08."""
+    shift: Annotated[int, Field(ge=0)] | None = None
+    """With ``augment``, of all but image files: pixels by which the window is shifted at most; unset: an eighth of the
+    side."""
     image_size: Count | None = None
     """Height and width that image files (``imagefolder``, ``images``) are brought to; unset: 224."""
     resize: Resize | None = None
@@ -270,7 +273,8 @@ class Cut(_Table):
     fold: bool = True
     """Whether what a zeroed channel leaves behind as a constant moves into the layers that read it."""
     gather: Annotated[tuple[Name, ...], Field(strict=False)] = ()
-    """Linear layers that then read only the input features on which their weights are not zero."""
+    """Linear layers that read the network's input, of which they are to use a part: features are chosen like channels,
+    within the budget, and picked by a ``Gather``."""
     calibration: Count | None = None
     """How many training images are looked at without their labels, at most; unset: 5000, and 1024 for a refit."""
 

@@ -3,14 +3,18 @@
 The width of a network's input is the caller's, so a cut leaves it alone. Where all of a linear layer's weights on some
 features are zero, y = x Wᵀ + b = x[..., index] W[:, index]ᵀ + b: exact, and fewer MACs, for one ``Gather`` more. The
 MACs of pruned multilayer perceptrons in the papers (LeNet-300-100 on MNIST) are counted that way.
+
+As channel groups of their own, such features are scored, faded and chosen within the budget as channels are.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from hoyer_export.call import Call, ExampleInputs
+from hoyer_export.channels.channel_map import Axis, ChannelGroup, ChannelMap, Contraction, Member
 from hoyer_export.errors import CutRefused
 from hoyer_export.surgery.edits import GatherEdit
 from hoyer_export.surgery.plan import PruningPlan
@@ -60,3 +64,39 @@ def gather_inputs(
     call = Call.of(given.model, example_inputs)
     plan = PruningPlan(kept, {weight: tuple(tensors[weight].shape) for weight in kept}, tuple(edits))
     return proved_step(given, plan, call, cause="the layer's weight is used in another way as well")
+
+
+INPUT = ".input"
+"""What the group of a layer's input features is called, behind the layer's name."""
+
+
+def with_input_features(channels: ChannelMap, layers: Iterable[str]) -> ChannelMap:
+    """Return the channel map with a group for the input features of each layer, so that they are chosen like channels.
+
+    A layer that reads channels, or whose features cannot be gathered, gets none (``gather_inputs`` says why).
+
+    Args:
+        channels: the channel map.
+        layers: names of linear layers.
+    """
+    for layer in dict.fromkeys(layers):
+        weight = GatherEdit(module=layer).weight
+        owned = any((it.parameter, it.dim) == (weight, 1) for group in channels.groups for it in group.members)
+        calls = [it for it in channels.contractions if it.name == layer]
+        if owned or not calls or len(channels.shapes.get(weight, ())) != 2:
+            continue
+        width = channels.shapes[weight][1]
+        reader = Member(weight, 1, torch.arange(width), is_weight=True, reads=True)
+        group = ChannelGroup(f"{layer}{INPUT}", width, (reader,), only_read=True, gather=layer)
+
+        def read(call: Contraction, group: ChannelGroup = group, calls: list[Contraction] = calls) -> Contraction:
+            if call not in calls:
+                return call
+            outputs, inputs, *others = call.axes
+            features = Axis(inputs.fixed - group.width, {group.name: torch.ones(group.width, dtype=torch.int64)})
+            return replace(call, axes=(outputs, features, *others))
+
+        channels = replace(
+            channels, groups=(group, *channels.groups), contractions=tuple(map(read, channels.contractions))
+        )
+    return channels
