@@ -17,7 +17,7 @@ from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 
-from results import Result, result_of, spread
+from finished_runs import Result, result_of, spread
 from scipy.stats import t as student
 
 from hoyer_export.errors import HoyerExportError
