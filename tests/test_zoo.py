@@ -118,7 +118,7 @@ def test_a_recipe_that_was_not_run_loads_its_data_and_can_reach_its_budget(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NOT_RUN if name.endswith("imagenet")])
 def test_a_recipe_that_was_not_run_comes_to_its_end(name: str, images: Path, tmp_path: Path) -> None:
-    job = small(name, images, tmp_path, "train.epochs=1", "train.batch_size=8", "bench.min_seconds=0")
+    job = small(name, images, tmp_path, "train.epochs=1", "train.warmup=0", "train.batch_size=8", "bench.min_seconds=0")
     report = run_recipe(job.recipe, job.folder.path, progress=Silent())
     assert report.verify.passed
     (asked,) = job.recipe.cut.asked().items()
