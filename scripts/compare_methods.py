@@ -75,7 +75,7 @@ def print_table(
                 continue
             values = list(by_seed.values())
             macs = mean(float(found[epochs, budget, method, seed]["macs"]) for seed in by_seed)
-            line = f"  {method:<60} {spread(values):<13} n = {len(values)}  MACs {macs:.3f}"
+            line = f"  {method:<60} {spread(values):>13} n = {len(values)}  MACs {macs:.3f}"
             pairs = [value - rival[seed] for seed, value in by_seed.items() if seed in rival]
             if method != methods[-1] and pairs:
                 line += f"  {mean(pairs):+.2f}"

@@ -85,4 +85,4 @@ def _nonzero(folder: Path) -> float:
 
 def spread(values: Sequence[float]) -> str:
     """Return mean ± standard deviation of what several seeds gave."""
-    return f"{mean(values):6.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
