@@ -191,6 +191,8 @@ def check_gather(job: Job) -> None:
             if name == weight and parameter.ndim == 2:
                 parameter.data[:, 0] = 0
         gather_inputs(network, layer, job.example)
+        if not any(group.gather == layer for group in job.channels.groups):
+            raise RecipeError(f"cut.gather: what {layer} reads cannot be followed in the network's code; leave it out")
 
 
 def check_budget(job: Job) -> float | None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hoyer_export.call import Call, ExampleInputs
-from hoyer_export.channels.channel_map import Axis, ChannelGroup, ChannelMap, Contraction, Member
+from hoyer_export.channels.channel_map import Axis, ChannelGroup, ChannelMap, Member
 from hoyer_export.errors import CutRefused
 from hoyer_export.surgery.edits import GatherEdit
 from hoyer_export.surgery.plan import PruningPlan
@@ -83,20 +83,20 @@ def with_input_features(channels: ChannelMap, layers: Iterable[str]) -> ChannelM
         weight = GatherEdit(module=layer).weight
         owned = any((it.parameter, it.dim) == (weight, 1) for group in channels.groups for it in group.members)
         calls = [it for it in channels.contractions if it.name == layer]
-        if owned or not calls or len(channels.shapes.get(weight, ())) != 2:
+        shape = channels.shapes.get(weight, ())
+        if owned or len(shape) != 2 or not calls or any(it.axes[1].fixed != shape[1] for it in calls):
             continue
-        width = channels.shapes[weight][1]
-        reader = Member(weight, 1, torch.arange(width), is_weight=True, reads=True)
-        group = ChannelGroup(f"{layer}{INPUT}", width, (reader,), only_read=True, gather=layer)
-
-        def read(call: Contraction, group: ChannelGroup = group, calls: list[Contraction] = calls) -> Contraction:
-            if call not in calls:
-                return call
-            outputs, inputs, *others = call.axes
-            features = Axis(inputs.fixed - group.width, {group.name: torch.ones(group.width, dtype=torch.int64)})
-            return replace(call, axes=(outputs, features, *others))
-
-        channels = replace(
-            channels, groups=(group, *channels.groups), contractions=tuple(map(read, channels.contractions))
+        group = ChannelGroup(
+            name=f"{layer}{INPUT}",
+            width=shape[1],
+            members=(Member(weight, 1, torch.arange(shape[1]), is_weight=True, reads=True),),
+            only_read=True,
+            gather=layer,
         )
+        features = Axis(0, {group.name: torch.ones(shape[1], dtype=torch.int64)})
+        contractions = tuple(
+            replace(it, axes=(it.axes[0], features, *it.axes[2:])) if it.name == layer else it
+            for it in channels.contractions
+        )
+        channels = replace(channels, groups=(group, *channels.groups), contractions=contractions)
     return channels
