@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from hoyer_export.surgery.extras.dead_blocks import remove_dead_blocks
     from hoyer_export.surgery.extras.dense_outputs import DenseOutputs
     from hoyer_export.surgery.extras.folding import Folding, fold_constants
-    from hoyer_export.surgery.extras.gather import gather_inputs
+    from hoyer_export.surgery.extras.gather import gather_inputs, with_input_features
     from hoyer_export.surgery.extras.refit import Refit, refit_
     from hoyer_export.surgery.optimizer_state import slice_optimizer
     from hoyer_export.surgery.self_test import SelfTest, Verdict, self_test
@@ -65,7 +65,7 @@ __all__ = [
     "build_slim", "count_macs", "cut", "cut_and_refit", "explain", "export_onnx", "file_info", "fold_constants",
     "gather_inputs", "hold_zeros_", "load_slim", "load_weights", "measured_latency", "output_change", "refit_",
     "remove_dead_blocks", "rules", "run", "save_slim", "select_channels", "self_test", "ship", "slice_optimizer",
-    "trace_channels", "verify_files", "verify_onnx", "zero_",
+    "trace_channels", "verify_files", "verify_onnx", "with_input_features", "zero_",
 ]  # fmt: skip
 
 _HOME = {
@@ -103,7 +103,7 @@ _HOME = {
         "surgery.cut": "cut",
         "surgery.extras.dead_blocks": "remove_dead_blocks",
         "surgery.extras.folding": "Folding fold_constants",
-        "surgery.extras.gather": "gather_inputs",
+        "surgery.extras.gather": "gather_inputs with_input_features",
         "surgery.extras.dense_outputs": "DenseOutputs",
         "surgery.extras.refit": "Refit refit_",
         "surgery.optimizer_state": "slice_optimizer",

@@ -12,26 +12,16 @@ accuracy, to be looked at once. Differences to the last method are paired by see
 """
 
 import argparse
-import json
-import shutil
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 
+from finished_runs import Result, result_of, spread
 from scipy.stats import t as student
 
-from hoyer_export.environment import environment_record
 from hoyer_export.errors import HoyerExportError
-from hoyer_export.recipe.reading import dump_recipe
-from hoyer_export.recipe.tables import Recipe
-from hoyer_export.report.metrics import read_metrics
-from hoyer_export.run.chain import run_recipe
-from hoyer_export.run.grid import grid, hash_of
-from hoyer_export.run.progress import Silent
-from hoyer_export.run_folder import write_whole
-
-Result = dict[str, object]
+from hoyer_export.run.grid import grid
 
 
 def main() -> None:
@@ -48,51 +38,21 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="train nothing, print what there is")
     parser.add_argument("--test", action="store_true", help="test accuracy instead of validation accuracy")
     given = parser.parse_args()
-    given.results.mkdir(parents=True, exist_ok=True)
     found: dict[tuple[int, float, str, int], Result] = {}
     # Seed by seed, so that the table is whole for the first ones early.
     for seed, epochs in product(given.seeds, given.epochs):
         common = [*given.set, f"train.epochs={epochs}"]
         for cell in grid(given.recipe, common, methods=given.methods, budgets=given.budgets, seeds=[seed]):
-            key, method, budget = hash_of(cell.recipe), cell.method, cell.recipe.cut.macs
-            file = given.results / f"{key}.json"
-            if not file.exists() and not given.table:
-                try:
-                    result = run(cell.recipe, given.runs / key) | {"method": method}
-                except HoyerExportError as error:
-                    print(f"{method}, {budget:.0%} of the MACs, {epochs} epochs, seed {seed}: {error}", flush=True)
-                    continue
-                write_whole(file, json.dumps(result, indent=1) + "\n")
-                shutil.rmtree(given.runs / key)
-                accuracy = result["validation_accuracy"]
-                print(f"{method}, {budget:.0%}, {epochs} epochs, seed {seed}: {accuracy:.2f} %", flush=True)
-            if file.exists():
-                found[epochs, budget, method, seed] = json.loads(file.read_text())
+            method, budget = cell.method, cell.recipe.cut.macs
+            try:
+                runs = None if given.table else given.runs
+                result = result_of(cell.recipe, method, given.results, runs)
+            except HoyerExportError as error:
+                print(f"{method}, {budget:.0%} of the MACs, {epochs} epochs, seed {seed}: {error}", flush=True)
+                continue
+            if result is not None:
+                found[epochs, budget, method, seed] = result
     print_table(found, given.methods, given.seeds, "test_accuracy" if given.test else "validation_accuracy")
-
-
-def run(recipe: Recipe, folder: Path) -> Result:
-    """Run a recipe, or go on with it, and return the few numbers that are kept."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    report = run_recipe(recipe, folder, resume=True, progress=Silent())
-    last = read_metrics(folder)[-1]
-    return {
-        "validation_accuracy": last.validation_accuracy,
-        "test_accuracy": report.slim.accuracy,
-        "dense_test_accuracy": report.dense.accuracy,
-        "macs": report.slim.file.macs / report.dense.file.macs,
-        "widths": {group.group: group.slim for group in report.cut.widths},
-        "train_seconds": sum(epoch.seconds or 0 for epoch in read_metrics(folder)),
-        "recipe": dump_recipe(_without_paths(recipe)),
-        "versions": environment_record().versions,
-    }
-
-
-def _without_paths(recipe: Recipe) -> Recipe:
-    """Return the recipe with nothing of this machine in it: no root, and of the weights the file's name."""
-    data, weights = recipe.data, recipe.dense.weights
-    named = recipe.dense.model_copy(update={"weights": None if weights is None else Path(weights).name})
-    return recipe.model_copy(update={"data": data and data.model_copy(update={"root": None}), "dense": named})
 
 
 def print_table(
@@ -114,9 +74,8 @@ def print_table(
             if not by_seed:
                 continue
             values = list(by_seed.values())
-            spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
             macs = mean(float(found[epochs, budget, method, seed]["macs"]) for seed in by_seed)
-            line = f"  {method:<60} {mean(values):6.2f}{spread:<7} n = {len(values)}  MACs {macs:.3f}"
+            line = f"  {method:<60} {spread(values):>13} n = {len(values)}  MACs {macs:.3f}"
             pairs = [value - rival[seed] for seed, value in by_seed.items() if seed in rival]
             if method != methods[-1] and pairs:
                 line += f"  {mean(pairs):+.2f}"

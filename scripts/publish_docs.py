@@ -1,9 +1,10 @@
-"""Write what of docs/ is made of the code: the JSON schemas of what is written and printed, and docs/recipe.md.
+"""Write what is made of the code and of finished runs: docs/schemas/, docs/recipe.md and models/README.md.
 
     python scripts/publish_docs.py [FOLDER]
 
 schemas/ has that of report.json, which ``run``, ``cut`` and ``report`` print, and of what the other verbs print with
---json. Later versions may write more keys; a reader has to allow for them. recipe.md has every key of a recipe.
+--json. Later versions may write more keys; a reader has to allow for them. recipe.md has every key of a recipe, and
+models/README.md a row for each of its folders.
 """
 
 import json
@@ -19,7 +20,10 @@ from hoyer_export.deploy.explain import Explanation
 from hoyer_export.deploy.info import FileInfo
 from hoyer_export.deploy.macs import MacsRecord
 from hoyer_export.recipe.keys import Key, keys_of, meaning_of, own_keys, table_class, table_names
+from hoyer_export.recipe.reading import load_recipe
 from hoyer_export.recipe.tables import Phase, Recipe
+from hoyer_export.report.files import read_report
+from hoyer_export.report.number_format import count, percent, share, size
 from hoyer_export.report.report import Report
 from hoyer_export.report.stage_records import ExportsRecord, GateRecord, VerifiedRecord
 from hoyer_export.report.sweep import SweepRecord
@@ -95,6 +99,37 @@ def _rows(keys: Iterable[Key]) -> str:
     return "\n".join(rows)
 
 
+ZOO = """# The zoo
+
+Each folder holds a recipe, with its command and arithmetic, and where it was run what came out: `card.md`,
+`report.json`, `widths.json` and the file itself. One run each, seed 0; accuracy on the test images. *Recipe only*: its
+data or the time was not at hand; it was tried on generated files of the same layout, with random weights. The table is
+made by `scripts/publish_docs.py`.
+
+| entry | data | MACs, dense → slim | accuracy, dense → slim | file |
+|---|---|--:|--:|--:|"""
+
+
+def zoo(models: Path) -> str:
+    """Return models/README.md."""
+    rows = [ZOO]
+    for folder in sorted(path.parent for path in models.glob("*/recipe.toml")):
+        recipe = load_recipe(folder / "recipe.toml")
+        entry = f"| [`{folder.name}`]({folder.name}/recipe.toml), `{recipe.network.name}`"
+        data = recipe.data.name if recipe.data else ""
+        if not (folder / "report.json").exists():
+            asked = " ".join(f"{key} = {value}" for key, value in recipe.cut.asked().items())
+            rows.append(f"{entry} | {data} | {asked} | recipe only | |")
+            continue
+        report = read_report(folder)
+        dense, slim = report.dense, report.slim
+        macs = f"{count(dense.file.macs)} → {count(slim.file.macs)} ({share(slim.file.macs / dense.file.macs)})"
+        accuracy = f"{percent(dense.accuracy)} → {percent(slim.accuracy)}"
+        file = f"[{size(slim.file.size_bytes)}]({folder.name}/slim.onnx), [card]({folder.name}/card.md)"
+        rows.append(f"{entry} | {data} | {macs} | {accuracy} | {file} |")
+    return "\n".join(rows) + "\n"
+
+
 def publish(folder: Path) -> None:
     """Write schemas/, one file a verb, and recipe.md."""
     schemas = folder / "schemas"
@@ -106,4 +141,6 @@ def publish(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    publish(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[1] / "docs")
+    home = Path(__file__).parents[1]
+    publish(Path(sys.argv[1]) if len(sys.argv) > 1 else home / "docs")
+    (home / "models" / "README.md").write_text(zoo(home / "models"), encoding="utf-8")

@@ -24,6 +24,7 @@ from hoyer_export.run import cut as cutting
 from hoyer_export.run import cut_to_budget as reaching
 from hoyer_export.run import exporting, ship
 from hoyer_export.store.slim_file import load_slim
+from hoyer_export.store.widths_file import build_slim
 
 NETWORK = """
 from torch import nn
@@ -339,26 +340,42 @@ def test_the_biases_that_folding_adds_are_within_the_budget_too(call, home: Path
     assert "3.bias" in names, "nothing was folded, so that nothing was tested"
 
 
-def test_a_linear_layer_gathers_the_inputs_that_it_uses(call, home: Path) -> None:
+@pytest.mark.parametrize("method", ["group-hs", "magnitude"])
+def test_what_a_linear_layer_reads_of_the_input_is_chosen_within_the_budget(call, home: Path, method: str) -> None:
     model = build_network("lenet300")
     with torch.no_grad():
-        model.fc1.weight[:, ::2] = 0
+        model.fc1.weight[:, ::2] *= 1e-3
     safetensors.torch.save_file(model.state_dict(), home / "half.safetensors")
-    asked = ("cut", "--network", "lenet300", *QUICK, "--weights", "half.safetensors", "--macs", "0.5", "--align", "1")
-    code, out, err = call(*asked, "--gather", "fc1", "--out", "cut", "--json")
+    asked = ("cut", "--network", "lenet300", *QUICK, "--weights", "half.safetensors", "--macs", "0.1", "--align", "1")
+    code, out, err = call(*asked, "--gather", "fc1", "--method", method, "--out", "cut", "--json")
     assert code == 0, err
     found = json.loads(out)
-    assert found["cut"]["gathered"] == {"fc1": [784, 392]}
-    widths = [it["slim"] for it in found["cut"]["widths"]]
-    assert shipped(found)["slim"]["macs"] == 392 * widths[0] + widths[0] * widths[1] + widths[1] * 10
-    code, out, err = call(*asked, "--gather", "fc9", "--out", "other")
+    widths = {it["group"]: it["slim"] for it in found["cut"]["widths"]}
+    pixels, first, second = widths["fc1.input"], widths["fc1"], widths["fc2"]
+    assert found["cut"]["gathered"] == {"fc1": [784, pixels]}
+    assert shipped(found)["slim"]["macs"] == pixels * first + first * second + second * 10
+    assert 0.099 * 266_200 < shipped(found)["slim"]["macs"] <= 0.1 * 266_200
+    kept = json.loads((home / "cut" / "widths.json").read_text())["fc1.input"]
+    assert all(pixel % 2 for pixel in kept), "a weak pixel stayed beside strong ones that went"
+    slim = load_slim(home / "cut" / "slim.safetensors")
+    assert torch.equal(slim.plan.kept["fc1.weight"][1], torch.tensor(kept))
+    assert build_slim(home / "cut" / "widths.json", "lenet300").plan.to_dict() == slim.plan.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [("fc9", "'fc9' is not the name of a linear layer"), ("fc2", "cut.gather: fc2 reads the channels of fc1")],
+)
+def test_what_cannot_be_gathered_is_said_first(call, home: Path, layer: str, said: str) -> None:
+    code, out, err = call("cut", "--network", "lenet300", *QUICK, "--macs", "0.5", "--gather", layer, "--out", "other")
     assert (code, out) == (1, "")
-    assert "'fc9' is not the name of a linear layer" in err
+    assert said in err
+    assert not (home / "other").exists()
 
 
 @pytest.mark.parametrize(
     ("module", "step"),
-    [(cutting, "remove_dead_blocks"), (reaching, "fold_constants"), (reaching, "cut"), (cutting, "gather_inputs")],
+    [(cutting, "remove_dead_blocks"), (reaching, "fold_constants"), (reaching, "cut")],
 )
 def test_the_largest_error_of_any_step_is_the_one_that_is_said(
     call, monkeypatch: pytest.MonkeyPatch, module: ModuleType, step: str
@@ -517,8 +534,8 @@ def test_a_network_of_two_outputs_is_cut_and_both_are_verified(call, name: str, 
         (["cut", "--network", "lenet5", *QUICK, "--macs", "0.5", "--out", "tiny.py"], "is a file"),
         ([*OWN, "--input", "1x8x8", "--network", "tiny:nothing_to_prune"], "can be pruned exactly"),
         (
-            [*OWN, "--data", "digits", "--refit", "--gather", "6"],
-            "cut.gather: 6 reads the channels of 2, and cut.refit",
+            [*OWN, "--data", "digits", "--gather", "6"],
+            "cut.gather: 6 reads the channels of 2",
         ),
         ([*OWN, "--data", "images", "--data-root", "nan.npy", "--refit"], "image 3 and 1 more"),
         ([*OWN, "--data", "images", "--data-root", "tiny.py", "--refit"], "expected a folder of pictures, or an .npy"),

@@ -53,6 +53,8 @@ class ChannelGroup:
         only_read: everything that depends on the channels' activations gets them through members that read; where
             all of those are zero, nobody can tell what a channel's activation is. False where activations are also
             summed up or multiplied with each other.
+        gather: the linear layer whose input features these are, where they are nobody's to take away, as the network's
+            input is: the layer then picks what stays by a ``Gather``. Empty: they are taken out where they are made.
     """
 
     name: str
@@ -60,6 +62,7 @@ class ChannelGroup:
     members: tuple[Member, ...]
     _: KW_ONLY
     only_read: bool = False
+    gather: str = ""
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -271,7 +271,9 @@ def cut(
     ] = False,
     gather: Annotated[
         list[str],
-        typer.Option(metavar="LAYER", help="Let this linear layer read only inputs that its weights use (a Gather)."),
+        typer.Option(
+            metavar="LAYER", help="Let this linear layer read a part of the network's input, chosen like channels."
+        ),
     ] = [],  # noqa: B006
     data: DataName = None,
     data_root: DataRoot = None,

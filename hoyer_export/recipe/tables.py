@@ -347,7 +347,8 @@ class Cut(_Table):
     fold: bool = True
     """Whether what a zeroed channel leaves behind as a constant moves into the layers that read it."""
     gather: Annotated[tuple[Name, ...], Field(strict=False)] = ()
-    """Linear layers that then read only the input features on which their weights are not zero."""
+    """Linear layers that read the network's input, of which they are to use a part: features are chosen like channels,
+    within the budget, and picked by a ``Gather``."""
     calibration: Count | None = None
     """How many training images are looked at without their labels, at most; unset: 5000, and 1024 for a refit."""
 

@@ -33,7 +33,6 @@ from hoyer_export.sparsify.penalties import alive_channels
 from hoyer_export.store.slim_file import save_slim
 from hoyer_export.surgery.decisions import TOLERANCE
 from hoyer_export.surgery.extras.dead_blocks import remove_dead_blocks
-from hoyer_export.surgery.extras.gather import gather_inputs
 from hoyer_export.surgery.plan import PruningPlan
 from hoyer_export.surgery.proof import prove_equal
 from hoyer_export.surgery.step import SlimModel, as_slim
@@ -54,15 +53,12 @@ def cut_channels(job: Job) -> CutRecord:
     blocks = tuple(edit.module for edit in start.plan.edits)
     channels = job.channels
     if blocks:
-        channels = proved_channels(job, start.model)
+        channels = job.with_gathered(proved_channels(job, start.model))
     shows = job.has_data and (table.looks_at_images or not job.recipe.finetune.epochs)
     images = calibration_images(job, job.data.train, shuffle=True) if shows else []
     way = cut_in_steps if table.in_steps else zero_elements if table.of_elements else cut_to_budget
     found = way(job, network, start, channels, images)
     steps, slim, keep = found.steps, found.slim, found.keep
-    if table.gather:
-        slim = gather_inputs(slim, table.gather, job.example)
-        steps = (*steps, slim)
     _say(job, channels, found)
     _write(job, slim, keep)
     return CutRecord(

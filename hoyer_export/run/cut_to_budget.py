@@ -148,7 +148,7 @@ def cut_in_steps(job: Job, network: nn.Module, start: SlimModel, channels: Chann
     dense, proved = dense_macs(job.channels), {group.name for group in channels.groups}
 
     def trace(model: nn.Module, example: ExampleInputs) -> ChannelMap:
-        traced = trace_channels(model, example, rules=job.rules)
+        traced = job.with_gathered(trace_channels(model, example, rules=job.rules))
         refuted = [group.name for group in traced.groups if group.name not in proved]
         return without_groups(traced, dict.fromkeys(refuted, "refuted by the self-test"))
 

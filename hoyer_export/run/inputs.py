@@ -36,6 +36,8 @@ from hoyer_export.select.align import least_keep
 from hoyer_export.select.budget import COSTS, Budget
 from hoyer_export.select.elements import element_weights
 from hoyer_export.sparsify.epoch import check_loss
+from hoyer_export.surgery.edits import GatherEdit
+from hoyer_export.surgery.extras.gather import gather_inputs
 from hoyer_export.surgery.self_test import self_test
 
 SETTLED_BY_DATA = ("mean", "std", "resize", "short_side", "interpolation")
@@ -124,8 +126,9 @@ def check(job: Job) -> CheckRecord:
 
     Raises:
         NetworkError: torch.onnx cannot export the network, or nobody could say whether its file meets the budget.
-        RecipeError: the narrowest network costs more than the recipe asks for, a layer is to be gathered whose inputs
-            a refit makes others, or what a tracker needs is not installed.
+        RecipeError: the narrowest network costs more than the recipe asks for, channels are to be gathered, or what a
+            tracker needs is not installed.
+        CutRefused: a layer is to be gathered that cannot be.
     """
     started = time.perf_counter()
     check_gather(job)
@@ -173,15 +176,27 @@ def uncounted_words(uncounted: Mapping[str, int]) -> str:
 
 
 def check_gather(job: Job) -> None:
-    """Refuse a refit beside a ``Gather`` in front of a layer that reads channels: what is left gets weights anew."""
-    table = job.recipe.cut
-    readers = {m.parameter: group.name for group in job.channels.groups for m in group.members if m.reads}
-    for layer in table.gather if table.refit else ():
-        if f"{layer}.weight" in readers:
-            raise RecipeError(
-                f"cut.gather: {layer} reads the channels of {readers[f'{layer}.weight']}, and cut.refit gives what is"
-                " left of them new weights; gather layers that read the network's input, or leave one of the two out"
-            )
+    """Refuse to gather what cannot be gathered before anything is trained.
+
+    Raises:
+        CutRefused: a layer's input features cannot be left out.
+        RecipeError: they are channels.
+    """
+    for layer in job.recipe.cut.gather:
+        weight = GatherEdit(module=layer).weight
+        for group in job.channels.groups:
+            if not group.gather and any((it.parameter, it.dim) == (weight, 1) for it in group.members):
+                raise RecipeError(
+                    f"cut.gather: {layer} reads the channels of {group.name}, which are taken out where they are made;"
+                    " name layers that read the network's input, or leave it out"
+                )
+        network = job.network()  # try it: one feature less
+        for name, parameter in network.named_parameters():
+            if name == weight and parameter.ndim == 2:
+                parameter.data[:, 0] = 0
+        gather_inputs(network, layer, job.example)
+        if not any(group.gather == layer for group in job.channels.groups):
+            raise RecipeError(f"cut.gather: what {layer} reads cannot be followed in the network's code; leave it out")
 
 
 def check_budget(job: Job) -> float | None:

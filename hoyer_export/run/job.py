@@ -25,6 +25,7 @@ from hoyer_export.run.progress import Progress
 from hoyer_export.run_folder import RunFolder
 from hoyer_export.sparsify.epoch import Loss
 from hoyer_export.store.slim_file import is_slim_file, load_slim
+from hoyer_export.surgery.extras.gather import with_input_features
 from hoyer_export.surgery.plan import PruningPlan, with_plan
 from hoyer_export.surgery.step import SlimModel
 from hoyer_export.tensors import examples_in, rows_of
@@ -181,7 +182,11 @@ class Job:
     @cached_property
     def channels(self) -> ChannelMap:
         """What lives or dies together in the network, as far as the self-test did not refute it."""
-        return read_channels(self.folder.channels)
+        return self.with_gathered(read_channels(self.folder.channels))
+
+    def with_gathered(self, channels: ChannelMap) -> ChannelMap:
+        """Return a channel map with the input features that [cut] gathers, which are chosen like channels."""
+        return with_input_features(channels, self.recipe.cut.gather)
 
     @cached_property
     def rules(self) -> Rules | None:

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from hoyer_export.call import Call, ExampleInputs
 from hoyer_export.channels.channel_map import ChannelGroup, ChannelMap, weight_members
+from hoyer_export.channels.norms import channel_norms
 from hoyer_export.errors import NetworkError, one_line
+from hoyer_export.tensors import named_tensors
 
 # One channel: (weight, dimension, index) of every slice that it owns.
 _Slices = frozenset[tuple[str, int, int]]
@@ -101,6 +103,10 @@ def group_importance(model: nn.Module, example_inputs: ExampleInputs, channels: 
                 of_slice[found].append(scores[root])
     result = {}
     for group in channels.groups:
+        if group.gather:  # no pruner but ours takes these away, so by the same formula
+            squares = channel_norms(channels, named_tensors(model))[group.name].detach().double().cpu().square()
+            result[group.name] = squares / squares.mean()
+            continue
         known = [[score for one in slices for score in of_slice.get(one, [])] for slices in _our_channels(group)]
         if not all(known):
             raise NetworkError(

@@ -16,6 +16,7 @@ from hoyer_export.channels.trace import trace_channels
 from hoyer_export.errors import CutRefused, FileError, NetworkError
 from hoyer_export.networks import build_network, default_input_shape
 from hoyer_export.record import first_complaint
+from hoyer_export.surgery.extras.gather import INPUT, with_input_features
 from hoyer_export.surgery.plan import checked_keep, make_plan, with_plan
 from hoyer_export.surgery.step import SlimModel
 
@@ -59,17 +60,23 @@ def build_slim(
         raise NetworkError("what the network takes is not known: give input_shape, e.g. (3, 224, 224)")
     example = torch.randn((2, *input_shape), generator=torch.Generator().manual_seed(0))
     channels = trace_channels(network, example, rules=rules)
-    plan = make_plan(channels, _read_keep(Path(widths), channels))
+    content = _read_widths(Path(widths))
+    channels = with_input_features(channels, [name.removesuffix(INPUT) for name in content if name.endswith(INPUT)])
+    plan = make_plan(channels, _checked(content, Path(widths), channels))
     return SlimModel(with_plan(network, plan), plan)
 
 
-def _read_keep(path: Path, channels: ChannelMap) -> dict[str, Tensor]:
+def _read_widths(path: Path) -> dict[str, list[int]]:
     try:
-        content = _WIDTHS.validate_json(path.read_bytes())
-        return checked_keep(channels, {name: torch.tensor(kept, dtype=torch.int64) for name, kept in content.items()})
+        return _WIDTHS.validate_json(path.read_bytes())
     except OSError as error:
         raise FileError(f"{path} cannot be read ({error.strerror}): {_ADVICE}") from error
     except ValidationError as error:
         raise FileError(f"{path} is damaged: {first_complaint(error)}; {_ADVICE}") from error
+
+
+def _checked(content: dict[str, list[int]], path: Path, channels: ChannelMap) -> dict[str, Tensor]:
+    try:
+        return checked_keep(channels, {name: torch.tensor(kept, dtype=torch.int64) for name, kept in content.items()})
     except CutRefused as error:  # it quotes the file, which may hold names of any length
         raise FileError(f"{path} does not fit the network: {error!s:.300}") from error

@@ -196,7 +196,7 @@ def check_edit(model: nn.Module, edit: Edit, kept: KeptIndices) -> None:
             if not all(type(module._modules.get(layer)) is nn.Linear for layer in edit.layers):
                 raise FileError(f"the pruning plan narrows the input of {edit.module!r}, which has no {edit.layers}")
         case GatherEdit():
-            if type(module) is not nn.Linear or 1 not in kept.get(edit.weight, {}):
+            if type(module) not in (nn.Linear, GatheredLinear) or 1 not in kept.get(edit.weight, {}):
                 raise FileError(f"the pruning plan gathers the inputs of {edit.module}, which is no such linear layer")
 
 
@@ -220,8 +220,9 @@ def apply_edit_(model: nn.Module, edit: Edit, kept: KeptIndices) -> None:
             model.get_submodule(owner)._modules[name] = shortcut_of(module, edit)
         case GatherEdit():
             # The same object, so that its hooks and other names stay.
-            module.__class__ = GatheredLinear
             index = kept[edit.weight][1].to(module.get_parameter("weight").device)
+            index = module.index[index] if isinstance(module, GatheredLinear) else index  # of what it picks already
+            module.__class__ = GatheredLinear
             module.register_buffer("index", index, persistent=False)
         case NarrowEdit():
             narrow_(module, edit.width, edit.layers)

@@ -27,6 +27,7 @@ from hoyer_export.surgery.edits import (
     AttributeEdit,
     BiasEdit,
     Edit,
+    GatherEdit,
     NarrowEdit,
     OrderEdit,
     apply_edit_,
@@ -129,7 +130,7 @@ def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
             earlier = kept.setdefault(name, {}).get(dim)
             kept[name][dim] = indices if earlier is None else earlier[indices]
     # These begin with what the code does itself, whatever was done to it before.
-    again = {(edit.kind, edit.module) for edit in second.edits if isinstance(edit, OrderEdit | NarrowEdit)}
+    again = {(edit.kind, edit.module) for edit in second.edits if isinstance(edit, OrderEdit | NarrowEdit | GatherEdit)}
     edits: list[Edit] = [edit for edit in first.edits if (edit.kind, edit.module) not in again]
     sizes = {edit.place: (at, edit) for at, edit in enumerate(edits) if isinstance(edit, AttributeEdit)}
     for edit in second.edits:
@@ -203,7 +204,12 @@ def make_plan(channels: ChannelMap, keep: Mapping[str, Tensor]) -> PruningPlan:
         for it in channels.lendings
         if (width := _size(it.axis, keep)) != it.axis.size({})
     )
-    return PruningPlan(kept, {name: channels.shapes[name] for name in kept}, (*edits, *orders, *narrows))
+    gathers = (
+        edit
+        for edit in (GatherEdit(module=group.gather) for group in channels.groups if group.gather)
+        if 1 in kept.get(edit.weight, {})
+    )
+    return PruningPlan(kept, {name: channels.shapes[name] for name in kept}, (*edits, *orders, *narrows, *gathers))
 
 
 def _order_after(shuffle: Shuffle, keep: Mapping[str, Tensor]) -> OrderEdit | None:

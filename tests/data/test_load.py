@@ -82,6 +82,8 @@ def test_images_in_memory_are_flipped_where_that_is_asked_and_named_as_is_asked(
     names = ("null", *(f"number {i}" for i in range(1, 10)))
     flipped = load_data("digits", augment=True, options=ImageOptions(flip=True, class_names=names))
     still = load_data("digits", augment=True, options=ImageOptions(flip=False))
+    unmoved = load_data("digits", augment=True, options=ImageOptions(flip=False, shift=0))
+    assert torch.equal(everything(unmoved.train, augment=True)[0], everything(unmoved.train)[0])
     assert flipped.preprocessing.class_names == names
     assert not torch.equal(everything(flipped.train, augment=True)[0], everything(still.train, augment=True)[0])
     assert torch.equal(
@@ -120,6 +122,10 @@ def test_images_in_memory_are_flipped_where_that_is_asked_and_named_as_is_asked(
             "needs a root, the folder that holds cifar-10-batches-bin or cifar-10-batches-py: unpack",
         ),
         ({"name": "imagefolder"}, "needs a root, the folder that holds train/CLASS/*.jpg and test/CLASS/*.jpg"),
+        (
+            {"name": "imagefolder", "root": Path(), "options": ImageOptions(shift=2)},
+            "shift is 2, but image files get random",
+        ),
         ({"name": "imagefolder", "root": Path(), "image_size": 0}, "image_size is 0; expected pixels, at least 1"),
         (
             {"name": "imagefolder", "root": Path(), "options": ImageOptions(short_side=200)},

@@ -28,6 +28,8 @@ def test_what_is_committed_is_what_would_be_generated(tmp_path: Path) -> None:
     assert {it.name for it in made} >= {"recipe.md", *(file.name for file in SCHEMAS.iterdir())}
     stale = [str(name) for name, file in made.items() if file.read_bytes() != (HOME / "docs" / name).read_bytes()]
     assert stale == [], "run python scripts/publish_docs.py"
+    zoo = runpy.run_path(str(HOME / "scripts" / "publish_docs.py"))["zoo"](HOME / "models")
+    assert zoo == (HOME / "models" / "README.md").read_text(encoding="utf-8"), "run python scripts/publish_docs.py"
 
 
 def test_every_key_of_a_recipe_has_a_row_that_says_what_it_means() -> None:

@@ -7,15 +7,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hoyer_export.call import Call
+from hoyer_export.channels.cost import dense_macs, macs_of_keep
 from hoyer_export.channels.trace import trace_channels
 from hoyer_export.deploy.export import export_onnx
 from hoyer_export.deploy.macs import count_macs
+from hoyer_export.deploy.weight_sizes import torch_macs
 from hoyer_export.errors import CutRefused
 from hoyer_export.networks import build_network
 from hoyer_export.store.slim_file import load_slim, save_slim
 from hoyer_export.surgery.cut import cut
 from hoyer_export.surgery.edits import GatherEdit
-from hoyer_export.surgery.extras.gather import gather_inputs
+from hoyer_export.surgery.extras.gather import gather_inputs, with_input_features
+from hoyer_export.surgery.plan import PruningPlan, with_plan
 from hoyer_export.surgery.step import SlimModel
 from hoyer_export.surgery.zero import zero_
 
@@ -104,3 +108,30 @@ def test_a_weight_that_is_used_in_another_way_as_well_is_refused() -> None:
         model.fc.weight[:, 2] = 0
     with pytest.raises(CutRefused, match="another way"):
         gather_inputs(model, "fc", torch.randn(2, 6))
+
+
+def test_input_features_are_a_group_and_are_cut_again() -> None:
+    torch.manual_seed(0)
+    model = SlimModel(build_network("lenet300").eval(), PruningPlan())
+    for pixels, first in ((torch.arange(0, 706, 2), 45), (torch.arange(3, 103), 20)):
+        channels = with_input_features(trace_channels(model.model, IMAGE), ["fc1", "fc2", "nothing"])
+        assert [(group.name, group.gather) for group in channels.groups] == [
+            ("fc1.input", "fc1"),
+            ("fc1", ""),
+            ("fc2", ""),
+        ]
+        assert dense_macs(channels) == count_in(model.model)
+        keep = {"fc1.input": pixels, "fc1": torch.arange(first)}
+        zero_(model.model, channels, keep)
+        model = cut(model, channels, keep, IMAGE)
+        assert count_in(model.model) == len(pixels) * first + first * 100 + 1000 == macs_of_keep(channels, keep)
+    assert model.plan.edits == (GatherEdit(module="fc1"),)
+    assert torch.equal(model.plan.kept["fc1.weight"][1], torch.arange(6, 206, 2))
+    torch.manual_seed(0)
+    again = with_plan(build_network("lenet300").eval(), model.plan)
+    again.load_state_dict(model.model.state_dict())
+    assert torch.equal(again(IMAGE), model.model(IMAGE))
+
+
+def count_in(model: nn.Module) -> int:
+    return torch_macs(model, Call.of(model, IMAGE)).macs

@@ -3,14 +3,18 @@
 The width of a network's input is the caller's, so a cut leaves it alone. Where all of a linear layer's weights on some
 features are zero, y = x Wᵀ + b = x[..., index] W[:, index]ᵀ + b: exact, and fewer MACs, for one ``Gather`` more. The
 MACs of pruned multilayer perceptrons in the papers (LeNet-300-100 on MNIST) are counted that way.
+
+As channel groups of their own, such features are scored, faded and chosen within the budget as channels are.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from hoyer_export.call import Call, ExampleInputs
+from hoyer_export.channels.channel_map import Axis, ChannelGroup, ChannelMap, Member
 from hoyer_export.errors import CutRefused
 from hoyer_export.surgery.edits import GatherEdit
 from hoyer_export.surgery.plan import PruningPlan
@@ -60,3 +64,39 @@ def gather_inputs(
     call = Call.of(given.model, example_inputs)
     plan = PruningPlan(kept, {weight: tuple(tensors[weight].shape) for weight in kept}, tuple(edits))
     return proved_step(given, plan, call, cause="the layer's weight is used in another way as well")
+
+
+INPUT = ".input"
+"""What the group of a layer's input features is called, behind the layer's name."""
+
+
+def with_input_features(channels: ChannelMap, layers: Iterable[str]) -> ChannelMap:
+    """Return the channel map with a group for the input features of each layer, so that they are chosen like channels.
+
+    A layer that reads channels, or whose features cannot be gathered, gets none (``gather_inputs`` says why).
+
+    Args:
+        channels: the channel map.
+        layers: names of linear layers.
+    """
+    for layer in dict.fromkeys(layers):
+        weight = GatherEdit(module=layer).weight
+        owned = any((it.parameter, it.dim) == (weight, 1) for group in channels.groups for it in group.members)
+        calls = [it for it in channels.contractions if it.name == layer]
+        shape = channels.shapes.get(weight, ())
+        if owned or len(shape) != 2 or not calls or any(it.axes[1].fixed != shape[1] for it in calls):
+            continue
+        group = ChannelGroup(
+            name=f"{layer}{INPUT}",
+            width=shape[1],
+            members=(Member(weight, 1, torch.arange(shape[1]), is_weight=True, reads=True),),
+            only_read=True,
+            gather=layer,
+        )
+        features = Axis(0, {group.name: torch.ones(shape[1], dtype=torch.int64)})
+        contractions = tuple(
+            replace(it, axes=(it.axes[0], features, *it.axes[2:])) if it.name == layer else it
+            for it in channels.contractions
+        )
+        channels = replace(channels, groups=(group, *channels.groups), contractions=contractions)
+    return channels
