@@ -791,10 +791,10 @@ def test_a_phase_of_no_epochs_leaves_no_lines_of_an_earlier_one(copied: Path, ho
 def test_every_key_of_a_recipe_is_read_by_one_stage() -> None:
     read = [key for stage in STAGES for key in stage.reads]
     # ``check`` tries out before training what two are for; two phases may be one schedule, and learn from the dense;
-    # a file is verified in the runtime in which it is measured.
+    # a file is verified in the runtime in which it is measured. Nothing hangs on who is told of an epoch.
     assert sorted(read) == sorted(
         [
-            *Recipe.model_fields,
+            *(Recipe.model_fields.keys() - {"track"}),
             "cut",
             "export",
             "distill",

@@ -155,8 +155,8 @@ class Phase(_Table):
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the forward pass in training; ``bfloat16``: autocast, the weights stay float32."""
     compile: bool = False
-    """Whether ``torch.compile`` makes the kernels of training: needs a C++ compiler, and a minute or two a phase before
-    the first step. It seldom pays on a CPU; ``scripts/benchmarks/loop.py --compile`` measures it."""
+    """Whether ``torch.compile`` makes the kernels of training: needs a C++ compiler, and minutes a phase before the
+    first step. It seldom pays on a CPU; ``scripts/benchmarks/loop.py --compile`` measures it."""
     sync_batch_norm: bool = False
     """Where several GPUs train together: whether batch norms take mean and variance of the images of all."""
 
