@@ -15,6 +15,7 @@ from hoyer_export.report.files import read_report
 from hoyer_export.report.making import how_it_was_made
 from hoyer_export.report.report import Report
 from hoyer_export.run.chain import run_recipe, ship_weights
+from hoyer_export.run.grid import grid
 from hoyer_export.run.progress import Silent
 from hoyer_export.sparsify.phase import EpochRecord
 
@@ -232,6 +233,10 @@ def test_another_regulariser_takes_only_the_keys_that_are_its_own_along(name: st
     (tmp_path / "recipe.toml").write_text(ELEMENTS)
     table = load_recipe(tmp_path / "recipe.toml", [f"sparse.regulariser={name}"]).sparse
     assert table.ramp == (None if name == "group-hs" else 0.9)
+    first = load_recipe(
+        tmp_path / "recipe.toml", ["sparse.strength=1", f"sparse.regulariser={name}"][name == "magnitude-elements" :]
+    )
+    assert first.sparse.strength == (None if name == "magnitude-elements" else 1)
     assert table.strength == {"hoyer": 1e-3, "l1-elements": 8e-5, "transformed-l1": 4e-5, "group-hs": 1e-3}.get(name)
 
 
@@ -254,3 +259,10 @@ def test_the_files_of_the_zoo_have_the_zeros_that_they_claim(name: str) -> None:
     assert asked is not None
     whole, left = (sum(getattr(it, key) for it in report.export.weights) for key in ("weights", "nonzero"))
     assert sum(in_file(folder / "slim.onnx").values()) == left <= asked * whole
+
+
+def test_a_grid_takes_the_rivals_on_single_weights_as_methods(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text(ELEMENTS.replace('"hs"', '"hs"\nstrength = 3e-6'))
+    cells = list(grid(tmp_path / "recipe.toml", methods=["hoyer", "magnitude-elements"], budgets=[0.1], seeds=[0]))
+    found = [(it.recipe.sparse.regulariser, it.recipe.sparse.strength, it.budget) for it in cells]
+    assert found == [("hoyer", 1e-3, 0.1), ("magnitude-elements", None, 0.1)]

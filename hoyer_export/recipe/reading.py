@@ -13,6 +13,9 @@ from hoyer_export.errors import RecipeError
 from hoyer_export.recipe.messages import explained, one_line, show
 from hoyer_export.recipe.tables import BUDGETS, GIVEN, PATHS, RANDOM, Recipe, foreign_keys
 
+_KINDS = ("sparse.regulariser", "sparse.grouping", "sparse.norms")
+"""Keys that decide which others there are: set before these, and those that are not there then are unset."""
+
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and apply overrides.
@@ -47,7 +50,8 @@ def _read(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[tu
         raise RecipeError(f"{path} is not UTF-8 text, so it is no TOML recipe") from error
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{path} is not TOML: {one_line(str(error))}") from error
-    set_by = {_apply(override, tables): override for override in overrides}
+    kinds_first = sorted(overrides, key=lambda it: it.partition("=")[0].strip() not in _KINDS)
+    set_by = {_apply(override, tables): override for override in kinds_first}
     _make_whole(tables, path.parent, set_by)
     return tables, set_by
 
@@ -141,8 +145,10 @@ def _apply(override: str, tables: dict[str, Any]) -> tuple[str, ...]:
     if section == "cut" and name in BUDGETS:
         for other in BUDGETS:
             table.pop(other, None)
+    if (section, name) == ("sparse", "regulariser") and table.get(name, "group-hs") != value:
+        table.pop("strength", None)  # which is of the other one
     table[name] = value
-    if section == "sparse" and name in ("regulariser", "grouping", "norms"):
+    if f"{section}.{name}" in _KINDS:
         for key in set(foreign_keys(table)) - {name}:
             del table[key]
     return section, name

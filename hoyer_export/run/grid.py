@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from hoyer_export.choices import ELEMENTS
 from hoyer_export.errors import RecipeError
 from hoyer_export.recipe.reading import load_recipe
 from hoyer_export.recipe.tables import Recipe
@@ -20,9 +21,10 @@ METHODS = {
     "function": ("train.cut_at=0", "cut.method=function", "cut.calibration=2048"),
     "sensitivity": ("train.cut_at=0", "cut.method=sensitivity", "cut.calibration=2048"),
     "magnitude": ("train.cut_at=0", "cut.method=magnitude"),
+    **{name: (f"sparse.regulariser={name}",) for name in ELEMENTS},
 }
 """What is set in a recipe for a method; the ends of all are the same: epochs, schedule, distillation, alignment."""
-SHARES = ("macs", "params", "latency")
+SHARES = ("macs", "params", "weights", "latency")
 """Budgets that are shares of the dense network."""
 
 
