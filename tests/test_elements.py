@@ -17,6 +17,7 @@ from hoyer_export.report.report import Report
 from hoyer_export.run.chain import run_recipe, ship_weights
 from hoyer_export.run.grid import grid
 from hoyer_export.run.progress import Silent
+from hoyer_export.select.elements import element_weights
 from hoyer_export.sparsify.phase import EpochRecord
 
 NETWORK = """
@@ -134,6 +135,13 @@ def test_a_broken_run_ends_with_the_same_weights(phase: str, epoch: int, recipe:
     run(recipe, tmp_path / "broken", resume=True)
     whole, broken = ((tmp_path / name / "slim.onnx").read_bytes() for name in ("whole", "broken"))
     assert whole == broken
+
+
+@pytest.mark.parametrize("kdim", [None, 4])
+def test_the_weights_of_attention_are_those_of_linear_layers(kdim: int | None) -> None:
+    names = set(element_weights(torch.nn.MultiheadAttention(8, 2, kdim=kdim, vdim=kdim)))
+    parts = ("q", "k", "v") if kdim else ("in",)
+    assert names == {"out_proj.weight", *(f"{part}_proj_weight" for part in parts)}
 
 
 @pytest.mark.parametrize("kind", ["sparse.strength=0", "sparse.regulariser=magnitude-elements"])
