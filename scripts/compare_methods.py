@@ -21,7 +21,8 @@ from finished_runs import Result, result_of, spread
 from scipy.stats import t as student
 
 from hoyer_export.errors import HoyerExportError
-from hoyer_export.run.grid import grid
+from hoyer_export.recipe.reading import load_recipe
+from hoyer_export.run.grid import budget_key, grid
 
 
 def main() -> None:
@@ -39,28 +40,29 @@ def main() -> None:
     parser.add_argument("--test", action="store_true", help="test accuracy instead of validation accuracy")
     given = parser.parse_args()
     found: dict[tuple[int, float, str, int], Result] = {}
+    of = budget_key(load_recipe(given.recipe, given.set))
     # Seed by seed, so that the table is whole for the first ones early.
     for seed, epochs in product(given.seeds, given.epochs):
         common = [*given.set, f"train.epochs={epochs}"]
         for cell in grid(given.recipe, common, methods=given.methods, budgets=given.budgets, seeds=[seed]):
-            method, budget = cell.method, cell.recipe.cut.macs
+            method, budget = cell.method, cell.budget
             try:
                 runs = None if given.table else given.runs
                 result = result_of(cell.recipe, method, given.results, runs)
             except HoyerExportError as error:
-                print(f"{method}, {budget:.0%} of the MACs, {epochs} epochs, seed {seed}: {error}", flush=True)
+                print(f"{method}, {budget:.1%} of the {of}, {epochs} epochs, seed {seed}: {error}", flush=True)
                 continue
             if result is not None:
                 found[epochs, budget, method, seed] = result
-    print_table(found, given.methods, given.seeds, "test_accuracy" if given.test else "validation_accuracy")
+    print_table(found, given.methods, given.seeds, "test_accuracy" if given.test else "validation_accuracy", of)
 
 
 def print_table(
-    found: dict[tuple[int, float, str, int], Result], methods: Sequence[str], seeds: Sequence[int], key: str
+    found: dict[tuple[int, float, str, int], Result], methods: Sequence[str], seeds: Sequence[int], key: str, of: str
 ) -> None:
     """Print mean ± standard deviation over the seeds, and the paired difference to the last method."""
     for epochs, budget in sorted({cell[:2] for cell in found}, key=lambda cell: (cell[0], -cell[1])):
-        print(f"\n{epochs} epochs, {budget:.0%} of the MACs, {key.replace('_', ' ')}, %")
+        print(f"\n{epochs} epochs, {budget:.1%} of the {of}, {key.replace('_', ' ')}, %")
         scores = {
             method: {
                 seed: float(found[epochs, budget, method, seed][key])
@@ -74,8 +76,9 @@ def print_table(
             if not by_seed:
                 continue
             values = list(by_seed.values())
-            macs = mean(float(found[epochs, budget, method, seed]["macs"]) for seed in by_seed)
-            line = f"  {method:<60} {spread(values):>13} n = {len(values)}  MACs {macs:.3f}"
+            size = "nonzero" if of == "weights" else "macs"
+            left = mean(float(found[epochs, budget, method, seed][size]) for seed in by_seed)
+            line = f"  {method:<60} {spread(values):>13} n = {len(values)}  {size} {left:.3f}"
             pairs = [value - rival[seed] for seed, value in by_seed.items() if seed in rival]
             if method != methods[-1] and pairs:
                 line += f"  {mean(pairs):+.2f}"

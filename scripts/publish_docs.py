@@ -106,7 +106,7 @@ Each folder holds a recipe, with its command and arithmetic, and where it was ru
 data or the time was not at hand; it was tried on generated files of the same layout, with random weights. The table is
 made by `scripts/publish_docs.py`.
 
-| entry | data | MACs, dense → slim | accuracy, dense → slim | file |
+| entry | data | MACs, or weights that are not zero, dense → slim | accuracy, dense → slim | file |
 |---|---|--:|--:|--:|"""
 
 
@@ -123,10 +123,13 @@ def zoo(models: Path) -> str:
             continue
         report = read_report(folder)
         dense, slim = report.dense, report.slim
-        macs = f"{count(dense.file.macs)} → {count(slim.file.macs)} ({share(slim.file.macs / dense.file.macs)})"
+        size_left = f"{count(dense.file.macs)} → {count(slim.file.macs)} ({share(slim.file.macs / dense.file.macs)})"
+        if weights := report.export.weights:
+            whole, left = (sum(getattr(it, key) for it in weights) for key in ("weights", "nonzero"))
+            size_left = f"weights: {count(whole)} → {count(left)} ({percent(100 * left / whole)})"
         accuracy = f"{percent(dense.accuracy)} → {percent(slim.accuracy)}"
         file = f"[{size(slim.file.size_bytes)}]({folder.name}/slim.onnx), [card]({folder.name}/card.md)"
-        rows.append(f"{entry} | {data} | {macs} | {accuracy} | {file} |")
+        rows.append(f"{entry} | {data} | {size_left} | {accuracy} | {file} |")
     return "\n".join(rows) + "\n"
 
 

@@ -17,6 +17,7 @@ from statistics import mean
 
 from finished_runs import Result, result_of, spread
 
+from hoyer_export.choices import ELEMENTS
 from hoyer_export.errors import HoyerExportError
 from hoyer_export.recipe.reading import load_recipe
 from hoyer_export.run.grid import METHODS
@@ -31,6 +32,7 @@ RIVALS = {
     "one cut by sensitivity": METHODS["sensitivity"],
     "one cut by magnitude": METHODS["magnitude"],
 }
+ON_ELEMENTS = tuple(name for name in ELEMENTS if name != "hs")
 
 
 @dataclass(frozen=True)
@@ -86,14 +88,14 @@ SYSTEMS = (
         "lenet300-mnist-hs",
         "LeNet-300-100, element-wise, weights of 266.2K",
         "nonzero",
-        (),
+        ON_ELEMENTS,
         (Published("HS (the paper)", "", 1.74, 98.4), Published("its reproduction", "", 3.7, 97.99)),
     ),
     System(
         "lenet5-mnist-hs",
         "LeNet-5, element-wise, weights of 430.5K",
         "nonzero",
-        (),
+        ON_ELEMENTS,
         (Published("HS (the paper)", "", 0.8, 99.2), Published("its reproduction", "", 1.4, 99.17)),
     ),
 )
@@ -127,7 +129,7 @@ def rows_of(system: System) -> list[tuple[str, Sequence[str]]]:
     """Return our rows of a system, each with what is set in its recipe."""
     budgets = BUDGETS if system.recipe == "lenet5-mnist" else ()
     changed = [(f"{OURS}, cut.macs = {share}", (f"cut.macs={share}",)) for share in budgets]
-    return [(OURS, ()), *changed, *((name, RIVALS[name]) for name in system.rivals)]
+    return [(OURS, ()), *changed, *((name, (RIVALS | METHODS)[name]) for name in system.rivals)]
 
 
 def runs(name: str, method: str, changed: Sequence[str], given: argparse.Namespace) -> Iterator[Result]:

@@ -17,6 +17,7 @@ from hoyer_export.report.report import Report
 from hoyer_export.run.chain import run_recipe, ship_weights
 from hoyer_export.run.grid import grid
 from hoyer_export.run.progress import Silent
+from hoyer_export.select.elements import element_weights
 from hoyer_export.sparsify.phase import EpochRecord
 
 NETWORK = """
@@ -123,6 +124,7 @@ def test_a_run_zeroes_a_share_holds_it_and_says_so_everywhere(
     made = " ".join(how_it_was_made(report))
     assert "regulariser hs on single weights for 2 epochs at strength 2e-06; single weights went in the last 90" in made
     assert "what was zero staying zero" in made
+    assert "multiply-accumulates" not in made
 
 
 @pytest.mark.parametrize(("phase", "epoch"), [("sparse", 0), ("finetune", 0)])
@@ -133,6 +135,26 @@ def test_a_broken_run_ends_with_the_same_weights(phase: str, epoch: int, recipe:
     run(recipe, tmp_path / "broken", resume=True)
     whole, broken = ((tmp_path / name / "slim.onnx").read_bytes() for name in ("whole", "broken"))
     assert whole == broken
+
+
+@pytest.mark.parametrize("kdim", [None, 4])
+def test_the_weights_of_attention_are_those_of_linear_layers(kdim: int | None) -> None:
+    names = set(element_weights(torch.nn.MultiheadAttention(8, 2, kdim=kdim, vdim=kdim)))
+    parts = ("q", "k", "v") if kdim else ("in",)
+    assert names == {"out_proj.weight", *(f"{part}_proj_weight" for part in parts)}
+
+
+@pytest.mark.parametrize("kind", ["sparse.strength=0", "sparse.regulariser=magnitude-elements"])
+def test_all_of_the_share_is_used_where_the_cut_comes_late_in_an_epoch(kind: str, recipe: Path, tmp_path: Path) -> None:
+    report = run(recipe, tmp_path / "out", "train.epochs=3", kind)
+    assert sum(it.nonzero for it in report.export.weights) == LEFT
+    assert "The network trained without a penalty for 2 epochs; single" in " ".join(how_it_was_made(report))
+
+
+def test_a_layer_that_lost_all_of_its_weights_is_named(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(recipe, out, "cut.weights=0.001", "train.epochs=2", "dense.epochs=0")
+    assert "no weight is left of 4.weight: nothing goes through" in (out / "card.md").read_text(encoding="utf-8")
 
 
 def test_the_paper_s_way_is_a_threshold_of_each_layer_s_spread(recipe: Path, tmp_path: Path) -> None:

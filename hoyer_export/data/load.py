@@ -182,6 +182,8 @@ def _splits(
 
     def split(images: Tensor, labels: Tensor, how: Augmentation | None = None) -> TensorSplit:
         usual = images.shape[2] // 8  # 4 for 32×32, as He et al. 2015, section 4.2
+        if how is not None and how.shift is not None and how.shift >= (side := min(images.shape[2:])):
+            raise DataError(f"shift is {how.shift}, and the images have sides of {side}; give less")
         return TensorSplit(
             images,
             labels,

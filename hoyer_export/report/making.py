@@ -154,9 +154,12 @@ def _together_words(report: Report, made: Making) -> str:
     """Return that both phases were one schedule, and what it saved that the slim network took a part of the epochs."""
     epochs = (made.sparse_epochs or 0) + (made.finetune_epochs or 0)
     saved = (made.finetune_epochs or 0) * (1 - report.slim.file.macs / max(report.dense.file.macs, 1)) / max(epochs, 1)
+    schedule = ", in one schedule with the epochs before the cut"
+    if made.of_elements:  # the network keeps its shape, and saves nothing
+        return schedule
     return (
-        f", in one schedule with the epochs before the cut; {share(saved)} of the multiply-accumulates that these"
-        f" {epochs:,} epochs take in the dense network were saved"
+        f"{schedule}; {share(saved)} of the multiply-accumulates that these {epochs:,} epochs take in the dense network"
+        " were saved"
     )
 
 
@@ -176,6 +179,12 @@ def _sparse_words(report: Report, made: Making) -> str:
     if made.sparse_epochs == 0:
         return "" if made.of_elements else "There was no training with Group-HS."
     epochs = "" if made.sparse_epochs is None else f" for {_counted(made.sparse_epochs)}"
+    strength = "" if made.strength is None else f" at strength {made.strength:g}"
+    if made.regulariser in ELEMENTS:
+        ramp = _key(report, "sparse", "ramp")
+        went = f"; single weights went in the last {share(ramp)} of its steps, the smallest first" if ramp else ""
+        penalty = f"with the regulariser {made.regulariser} on single weights{epochs}{strength}"
+        return f"The network trained {penalty if made.strength else f'without a penalty{epochs}'}{went}."
     if made.strength == 0:
         return f"The network trained{epochs} with a Group-HS strength of 0, which is without Group-HS."
     if made.norms == "function":
@@ -183,11 +192,6 @@ def _sparse_words(report: Report, made: Making) -> str:
             f"The network trained with Group-HS on function{epochs}: the channels that bring least to what reads them, "
             "for the MACs that they cost, faded there to exactly zero."
         )
-    strength = "" if made.strength is None else f" at strength {made.strength:g}"
-    if made.regulariser in ELEMENTS:
-        ramp = _key(report, "sparse", "ramp")
-        went = f"; single weights went in the last {share(ramp)} of its steps, the smallest first" if ramp else ""
-        return f"The network trained with the regulariser {made.regulariser} on single weights{epochs}{strength}{went}."
     return f"The network trained with Group-HS{epochs}{strength}, which draws whole channels towards zero."
 
 

@@ -23,8 +23,10 @@ def zero_elements(job: Job, network: nn.Module, start: SlimModel, channels: Chan
     else:
         lines = thresholds_of_spread(weights, float(table.threshold or 0))
     prune_(weights, lines)
-    slim = replace(start, model=zeroed)
-    return Found({group.name: torch.arange(group.width) for group in channels.groups}, zeroed, (start,), slim)
+    empty = ", ".join(name for name, weight in weights.items() if not weight.any())
+    warning = f"no weight is left of {empty}: nothing goes through; let more weights stay" if empty else None
+    slim, keep = replace(start, model=zeroed), {group.name: torch.arange(group.width) for group in channels.groups}
+    return Found(keep, zeroed, (start,), slim, warning)
 
 
 def layer_weights(model: nn.Module) -> tuple[LayerWeights, ...]:

@@ -94,7 +94,7 @@ def _regulariser(job: Job, network: nn.Module) -> Regulariser:
         name += "-function"
         options |= {"budget": Budget(COSTS[key], float(asked)), "steps": steps, "align": cut.alignment}
     elif table.ramps:
-        options |= {"share": cut.weights, "steps": steps}
+        options |= {"share": cut.weights, "steps": table.epochs * _steps(job, table)}  # the cut comes after the last
     elif table.grouping == "layer":
         name += "-layer"
     return make_regulariser(name, job.channels, network, options)

@@ -20,6 +20,8 @@ def element_weights(model: nn.Module) -> dict[str, nn.Parameter]:
         NetworkError: there is none; one that is computed of others is none.
     """
     layers = {id(it.weight) for it in model.modules() if isinstance(it, _ConvNd | nn.Linear)}
+    heads = [it for it in model.modules() if isinstance(it, nn.MultiheadAttention)]  # four linear layers, one a module
+    layers |= {id(getattr(it, f"{part}_proj_weight")) for it in heads for part in ("in", "q", "k", "v")}
     found = {name: weight for name, weight in model.named_parameters() if id(weight) in layers}
     if not found:
         raise NetworkError("expected convolution or linear layers with weights of their own, got none in this network")

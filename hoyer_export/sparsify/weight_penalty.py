@@ -214,7 +214,9 @@ def hold_zeros_(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 
 def _without(zero: Tensor, gradient: Tensor) -> Tensor:
-    return gradient.masked_fill(zero.to(gradient.device), 0)
+    if zero.device != gradient.device:
+        zero.data = zero.to(gradient.device)  # once: training takes the network to its device after this was asked for
+    return gradient.masked_fill(zero, 0)
 
 
 def _sums(weight: Tensor) -> tuple[Tensor, Tensor]:

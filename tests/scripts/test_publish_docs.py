@@ -38,7 +38,7 @@ def test_every_key_of_a_recipe_has_a_row_that_says_what_it_means() -> None:
     assert all(len(row) == 4 and all(row) for row in rows)
     tables = [it for it in map(table_class, Recipe.model_fields) if it is not None]
     keys = {name for table in tables for name in table.model_fields}
-    assert {row[0].strip("`") for row in rows} == keys | {"seed", "threads", "device"}
+    assert {row[0].strip("`") for row in rows} == keys | {"seed", "threads", "device", "track"}
     by_name = {row[0]: row for row in rows}
     assert by_name["`macs`"][1:3] == ["number above 0, of at most 1", "unset"]
     assert by_name["`optimizer`"][1:3] == ['"sgd", "adam" or "adamw"', '`"sgd"`']

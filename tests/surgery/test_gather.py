@@ -97,6 +97,11 @@ def test_what_is_no_plain_linear_layer_is_refused() -> None:
         gather_inputs(networks.chain(), "a", torch.randn(1, 3, 8, 8))
     with pytest.raises(CutRefused, match="fc2 lost inputs in a cut already"):
         gather_inputs(papers_network(), "fc2", IMAGE)
+    tied = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    tied[1].weight = tied[0].weight
+    for name in "01":
+        with pytest.raises(CutRefused, match=f"{name} shares its weight with another layer"):
+            gather_inputs(tied, name, torch.randn(2, 4))
 
 
 def test_a_weight_that_is_used_in_another_way_as_well_is_refused() -> None:

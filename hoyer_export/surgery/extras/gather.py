@@ -50,7 +50,7 @@ def gather_inputs(
         module, edit = modules.get(name), GatherEdit(module=name)
         if type(module) is not nn.Linear:
             raise CutRefused(f"{name!r} is not the name of a linear layer whose inputs could be gathered")
-        if edit.weight not in tensors:
+        if any(it is not module and getattr(it, "weight", None) is module.weight for it in modules.values()):
             raise CutRefused(f"{name} shares its weight with another layer, which would lose inputs too")
         if 1 in given.plan.kept.get(edit.weight, {}):
             raise CutRefused(f"{name} lost inputs in a cut already: what is left cuts better than it gathers")
