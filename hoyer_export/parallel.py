@@ -40,6 +40,17 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", 0)) if size() > 1 else 0
 
 
+def expected() -> int:
+    """Return how many processes the environment speaks of; TrainingError where it makes no sense."""
+    count = os.environ.get("WORLD_SIZE", "1")
+    if not count.isdecimal() or (int(count) > 1 and "RANK" not in os.environ):
+        raise TrainingError(
+            f"WORLD_SIZE is {count}, and RANK {os.environ.get('RANK', 'is not set')}; expected both as torchrun sets"
+            " them, or neither: unset WORLD_SIZE"
+        )
+    return int(count)
+
+
 @contextmanager
 def together() -> Iterator[None]:
     """Meet the other processes, if the environment speaks of any, and say in one line when one is gone.
@@ -47,8 +58,8 @@ def together() -> Iterator[None]:
     Raises:
         TrainingError: they do not find each other, or one has ended.
     """
-    count = int(os.environ.get("WORLD_SIZE", 1))
-    if count == 1:
+    count = expected()
+    if count <= 1:
         yield
         return
     try:
@@ -98,7 +109,7 @@ def call_others(word: str, files: Sequence[Path] = (), folder: Path = Path()) ->
     """Tell the other processes what to do, and hand them the files of ``folder`` that it takes."""
     if size() > 1 and rank() == 0:
         packed = io.BytesIO()
-        with zipfile.ZipFile(packed, "w") as bundle:
+        with zipfile.ZipFile(packed, "w", strict_timestamps=False) as bundle:
             bundle.comment = word.encode()
             for file in files:
                 bundle.write(file, file.relative_to(folder))

@@ -4,7 +4,7 @@
 What runs in between must neither change what the caller draws next, on whatever device, nor depend on it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -20,11 +20,27 @@ def kept_random_state() -> Iterator[None]:
         yield
 
 
+def _generators(device: torch.device) -> list[torch.Generator]:
+    """Return the CPU's generator and that of ``device``, and no other GPU's."""
+    gpus = [torch.cuda.default_generators[device.index or 0]] if device.type == "cuda" else []
+    return [torch.default_generator, *gpus]
+
+
 def seed_generators(seed: int, device: torch.device) -> None:
     """Seed the CPU's generator and that of ``device``, and no other GPU's."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+    for generator in _generators(device):
+        generator.manual_seed(seed)
+
+
+def generator_states(device: torch.device) -> tuple[str, ...]:
+    """Return the states of these generators, in hexadecimal digits."""
+    return tuple(generator.get_state().numpy().tobytes().hex() for generator in _generators(device))
+
+
+def set_generator_states(states: Sequence[str], device: torch.device) -> None:
+    """Go on with what ``generator_states`` returned."""
+    for generator, state in zip(_generators(device), states, strict=False):  # it may have been another device
+        generator.set_state(torch.frombuffer(bytearray.fromhex(state), dtype=torch.uint8))
 
 
 def mixed_seed(*key: int) -> int:

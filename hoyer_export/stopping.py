@@ -33,13 +33,39 @@ def interrupted(stop: KeyboardInterrupt, then: str) -> Interrupted:
     return error
 
 
+_waiting: list[list[int]] = []
+"""Where signals are kept that have to wait."""
+
+
+def is_asked() -> bool:
+    """Return whether a signal waits."""
+    return any(_waiting)
+
+
+@contextmanager
+def held_back(wanted: bool = True) -> Iterator[None]:
+    """Let the signals wait, and raise ``Stop`` afterwards."""
+    came: list[int] = []
+    if wanted:
+        _waiting.append(came)
+    try:
+        yield
+    finally:
+        if wanted:
+            _waiting.remove(came)
+    if came:
+        raise Stop(came[0])
+
+
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
     """Raise ``Stop`` in the main thread when one of the signals comes; those that are ignored (nohup) stay so."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt what is being cleared
-        raise Stop(number)
+        if not _waiting:
+            raise Stop(number)
+        _waiting[-1].append(number)
 
     before = {}
     if threading.current_thread() is threading.main_thread():

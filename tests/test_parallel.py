@@ -124,6 +124,14 @@ def test_batch_norms_cannot_be_synchronised_on_a_cpu() -> None:
         train(network(norm=True), lambda epoch: [], settings)
 
 
+@pytest.mark.parametrize("count", ["2", "two"])
+def test_half_of_what_torchrun_sets_is_one_line(monkeypatch: pytest.MonkeyPatch, count: str) -> None:
+    monkeypatch.setenv("WORLD_SIZE", count)
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(TrainingError, match=rf"^WORLD_SIZE is {count}, and RANK is not set; expected both"):
+        parallel.expected()
+
+
 def test_a_process_that_dies_ends_all_with_one_line_and_two_finish(tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text(RECIPE.replace("epochs = 3", "epochs = 3000"))
     (tmp_path / "tiny_network.py").write_text(NETWORK)

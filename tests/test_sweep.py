@@ -211,7 +211,8 @@ def test_means_are_over_seeds_and_pairs() -> None:
         run("b", file("dense", 92.0, 1.0), file("slim", 93.0, 0.6), seed=1),
         run("c", file("dense", 90.0, 1.0), file("slim", 50.0, 0.2), seed=0, budget=0.3),
     ]
-    (found,) = means(runs)
+    runs.append(run("d", file("slim", 10.0, 0.5), seed=2, settings=("train.lr=1",)))
+    (found,) = means(runs)  # a search may ask for one budget twice, with other settings
     assert found.of("accuracy") == Spread(91.0, pytest.approx(8**0.5))
     assert found.change == Spread(0.0, pytest.approx(2**0.5))
     assert found.of("macs_share").mean == pytest.approx(0.5)
@@ -269,6 +270,11 @@ def test_finished_comparisons_keep_their_names() -> None:
         (["--out", "o", "--trials", "1", "--storage", "nonsense"], 1, "cannot use the database nonsense"),
         (["--out", "o", "--trials", "1", "--storage", "db://h/d?password=hidpw"], 1, "database db://h/d?password=***:"),
         (["--out", "o", "--trials", "1", "--storage", "db://u:hid%40den@h/d"], 1, "database db://u:***@h/d:"),
+        (
+            ["--out", "o", "--trials", "1", "--storage", "postgresql://u:hidpw@h:x/d"],
+            1,
+            "://u:***@h:x/d: invalid literal",
+        ),
         (["--out", "o", "--trials", "1", "--storage", "mysql://u:hid%40den@h/d"], 1, "that database needs it"),
     ],
 )
@@ -282,6 +288,14 @@ def test_bad_input_is_one_line(here, call, monkeypatch, tmp_path, arguments: Seq
     assert "Traceback" not in words
     assert "hid" not in words.replace("hidden", "")
     assert code == 2 or found[2].splitlines()[-1].startswith("error: ")
+
+
+def test_a_sweep_trains_in_one_process(here, call, monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    code, _, said = call("sweep", str(here / "recipe.toml"), "--out", str(tmp_path / "o"), "--budgets", "0.5")
+    assert (code, (tmp_path / "o").exists()) == (1, False)
+    assert "start it without torchrun" in said
 
 
 def asked(here: Path) -> Search:

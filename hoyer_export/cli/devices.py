@@ -13,12 +13,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from hoyer_export.errors import HoyerExportError, RecipeError
+from hoyer_export.stopping import Interrupted
 
 _PARENT = "HOYER_EXPORT_PARENT"
 _LAST_WORDS_S = 3.0
 """How long a process that fails waits for the first one to say it: mostly all fail alike."""
 
 _A_MOMENT_S = 0.3
+_STOPPED = 128
+"""Above it are the exit codes of who was asked to stop."""
 
 
 def rank() -> int:
@@ -37,7 +40,7 @@ def processes(devices: int | None) -> Iterator[None]:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns where it looked for heads and found none
     if os.environ.get(_PARENT):
         threading.Thread(target=_end_with_the_parent, daemon=True).start()
-    elif int(os.environ.get("WORLD_SIZE", 1)) > 1 and devices is not None:
+    elif os.environ.get("WORLD_SIZE", "1") != "1" and devices is not None:
         raise RecipeError("--devices starts processes, and torchrun or SLURM has done so; leave it out")
     elif devices is not None and devices > 1:
         with _others(devices):
@@ -75,6 +78,8 @@ def _others(count: int) -> Iterator[None]:
     watcher.start()
     try:
         yield
+    except Interrupted:
+        raise
     except HoyerExportError:
         time.sleep(_A_MOMENT_S)
         if any(child.poll() for child in children):  # why it has ended is what counts
@@ -92,7 +97,8 @@ def _watch(children: list["subprocess.Popen[bytes]"], over: threading.Event) -> 
     while not over.wait(_A_MOMENT_S):
         for number, child in enumerate(children, 1):
             code = child.poll()
-            if code and not over.wait(_A_MOMENT_S):  # Control-C reaches all of them: then the first one says so itself
+            # Control-C reaches all of them: then the first one says so itself, maybe after a step.
+            if code and not over.wait(_LAST_WORDS_S if code > _STOPPED else _A_MOMENT_S):
                 for other in children:
                     other.kill()
                 if code != 1:  # it has said a line of its own then

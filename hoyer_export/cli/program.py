@@ -90,7 +90,8 @@ def main() -> None:
 
 
 def _stop(message: str, code: int, prefix: str = "error: ") -> NoReturn:
-    wait_for_the_first()
+    if prefix:  # one that was stopped must not let the first one wait for its part of a step
+        wait_for_the_first()
     if prefix or not rank():  # who was stopped is told once
         print(f"{prefix}{message}", file=sys.stderr)
         _json_error(message, code)

@@ -48,6 +48,7 @@ class Split(ABC):
         shuffle: bool = False,
         augment: bool = False,
         shared: bool = False,
+        skip: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (images float32 [N, C, H, W] normalised, classes int64 [N]) once through the split.
 
@@ -59,6 +60,7 @@ class Split(ABC):
             augment: with random crops and flips, where the split has them (validation and test never do).
             shared: where several processes train together, only this one's part of every batch; in the natural order,
                 whole batches in turn.
+            skip: so many of the first batches are not made.
 
         Raises:
             DataError: ``batch_size`` is below 1, or an image cannot be read.
@@ -68,7 +70,7 @@ class Split(ABC):
         if shared:
             own = slice(parallel.rank(), None, parallel.size())
             indices = [parallel.part(batch) for batch in indices] if shuffle else indices[own]
-        yield from self._made(indices, epoch, generator, torch.device(device), augment)
+        yield from self._made(indices[skip:], epoch, generator, torch.device(device), augment)
 
     @abstractmethod
     def _made(

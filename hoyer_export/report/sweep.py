@@ -197,9 +197,9 @@ class Means:
 
 def means(runs: Sequence[SweepRun]) -> tuple[Means, ...]:
     """Return what was run with several seeds, method by method, the largest budget first."""
-    cells: dict[tuple[str, float | None], list[SweepRun]] = defaultdict(list)
+    cells: dict[object, list[SweepRun]] = defaultdict(list)
     for run in runs:
         if run.state == "done":
-            cells[run.method, run.budget].append(run)
-    several = [Means(method, budget, tuple(of)) for (method, budget), of in cells.items() if len(of) > 1]
+            cells[run.method, run.budget, *(it for it in run.settings if it != f"seed={run.seed}")].append(run)
+    several = [Means(of[0].method, of[0].budget, tuple(of)) for of in cells.values() if len(of) > 1]
     return tuple(sorted(several, key=lambda it: (it.method, -(it.budget or 0))))

@@ -30,7 +30,7 @@ def render_sweep(sweep: SweepRecord) -> str:
             )
             if plot is not None
         ],
-        best={point.run.name for point in front(every)},
+        best={point.run.name for point in front(every) if point.file.name != "dense"},
         legend=_legend(every, looks),
         means=means(sweep.runs),
         written=WRITTEN,

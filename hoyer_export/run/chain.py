@@ -132,6 +132,10 @@ def begin_from(dense: Path, out: Path) -> None:
     source, folder = RunFolder(dense), RunFolder(out)
     with claimed(out, resume=True):
         if not folder.stages.exists():
+            if not source.dense_weights.exists():
+                raise FileError(
+                    f"{source.dense_weights} is gone; put it back, or remove {dense}: it is trained again then"
+                )
             for file in (source.recipe, source.channels, source.metrics, source.dense_weights):
                 write_whole(out / file.name, file.read_bytes())
             log = read_log(source)

@@ -224,6 +224,7 @@ def _study(where: str | Path, name: str) -> Iterator["Study"]:
     """Yield the study in the database of a URL, or in a file, which SQLAlchemy quotes as its version reads it."""
     import optuna
     from sqlalchemy.engine import URL
+    from sqlalchemy.exc import ArgumentError
 
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # what fails is told as that of any run
     url = where if isinstance(where, str) else URL.create("sqlite", database=str(where)).render_as_string()
@@ -241,6 +242,8 @@ def _study(where: str | Path, name: str) -> Iterator["Study"]:
         raise FileError(
             f"{driver}; that database needs it; for PostgreSQL: pip install 'hoyer-export[postgresql]'"
         ) from None
+    except (TypeError, ValueError) as error:  # a port that is no number, say
+        raise ArgumentError(str(error)) from error
     try:
         yield optuna.create_study(
             study_name=name,

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from hoyer_export import parallel
 from hoyer_export.errors import (
     CannotWrite,
     DataError,
@@ -72,8 +73,12 @@ class Sweep:
 
         Raises:
             FileError: it holds something else, or cannot be made.
-            RecipeError: it holds a sweep of another recipe.
+            RecipeError: it holds a sweep of another recipe, or torchrun has started this process.
         """
+        if parallel.expected() > 1:
+            raise RecipeError(
+                "a sweep trains each network in one process; start it without torchrun, as often at once as you like"
+            )
         if self.out.exists() and not self.out.is_dir():
             raise FileError(f"`out` {self.out} is a file; give a folder that is absent or empty, or a sweep's")
         try:

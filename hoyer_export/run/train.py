@@ -181,9 +181,9 @@ def _train(
     first = {"dense": 0, "sparse": recipe.dense.epochs, "finetune": recipe.dense.epochs + recipe.sparse.epochs}[phase]
     earlier = [line for line in read_metrics(job.folder.path) if PHASES.index(line.phase) < PHASES.index(phase)]
 
-    def batches(epoch: int) -> Iterable[tuple[Tensor, Tensor]]:
+    def batches(epoch: int, skip: int = 0) -> Iterable[tuple[Tensor, Tensor]]:
         made = data.train.batches(
-            table.batch_size, epoch=first + epoch, device=device, shuffle=True, augment=True, shared=True
+            table.batch_size, epoch=first + epoch, device=device, shuffle=True, augment=True, shared=True, skip=skip
         )
         return shared_rows(made) if data.own else made
 
@@ -226,6 +226,7 @@ def _train(
                 metric=None if job.metric is ACCURACY else job.metric.name,
                 on_epoch=on_epoch,
                 progress=job.progress.step,
+                rest=None if data.own else batches,
             ),
             checkpoint=phase_checkpoint(job.folder, phase),
         )

@@ -2,8 +2,7 @@
 
 Tensors are named ``model/NAME``, ``optimizer/INDEX/KEY`` and ``regulariser/NAME``; the metadata hold the settings of
 the training, its history, the plan of a network that has shrunk, and a checksum of the tensors (safetensors notices a
-truncated file, not a flipped bit). Random states are not here, neither the CPU's nor a GPU's: training seeds every
-epoch anew.
+truncated file, not a flipped bit). Random states are here within an epoch only: training seeds each anew.
 """
 
 import zlib
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from hoyer_export.errors import FileError
 from hoyer_export.record import Record, first_complaint
-from hoyer_export.sparsify.phase import EpochRecord
+from hoyer_export.sparsify.phase import EpochPart, EpochRecord
 from hoyer_export.sparsify.regulariser import Setting
 from hoyer_export.sparsify.state import TrainState
 from hoyer_export.tensors_file import damaged, read_about, read_tensors, write_tensors
@@ -39,10 +38,13 @@ class _About(Record):
     settings: dict[str, Setting]
     history: History
     plan: str | None = None
+    part: EpochPart | None = None
     crc32: int
 
 
-def save_checkpoint(path: Path, state: TrainState, *, settings: Mapping[str, Setting], history: History) -> None:
+def save_checkpoint(
+    path: Path, state: TrainState, *, settings: Mapping[str, Setting], history: History, part: EpochPart | None = None
+) -> None:
     """Write a checkpoint whole or not at all; an earlier one stays until the new one is on disk.
 
     Args:
@@ -50,10 +52,11 @@ def save_checkpoint(path: Path, state: TrainState, *, settings: Mapping[str, Set
         state: what is trained.
         settings: what must be the same for the training to go on.
         history: the epochs so far.
+        part: of the next one, that is trained too.
     """
     tensors = _tensors(state)
     crc = _checksum(tensors)
-    about = _About(format=FORMAT, settings=dict(settings), history=history, plan=state.plan, crc32=crc)
+    about = _About(format=FORMAT, settings=dict(settings), history=history, plan=state.plan, part=part, crc32=crc)
     write_tensors(path, tensors, about, _KEY)
 
 
@@ -63,7 +66,7 @@ def load_checkpoint(
     *,
     settings: Mapping[str, Setting],
     rebuild: Callable[[TrainState, str], TrainState] | None = None,
-) -> tuple[TrainState, History]:
+) -> tuple[TrainState, History, EpochPart]:
     """Copy a checkpoint into a state, all of it or nothing.
 
     Args:
@@ -73,7 +76,8 @@ def load_checkpoint(
         rebuild: (``state``, the plan in the file) → the state of the network that has shrunk, with whatever weights.
 
     Returns:
-        The state that training goes on with, which is ``state`` unless the network has shrunk; and the epochs so far.
+        The state that training goes on with, which is ``state`` unless the network has shrunk; the epochs so far; and
+        the part of the next one that is trained too.
 
     Raises:
         FileError: the file is damaged, or belongs to another training or network.
@@ -107,7 +111,7 @@ def load_checkpoint(
     state.optimizer.load_state_dict({"state": moments, "param_groups": state.optimizer.state_dict()["param_groups"]})
     if state.regulariser is not None:
         state.regulariser.load_state_dict(_part("regulariser/", tensors))
-    return state, about.history
+    return state, about.history, about.part or EpochPart()
 
 
 def load_momenta(path: Path, optimizer: torch.optim.Optimizer) -> None:

@@ -17,9 +17,11 @@ from torch.nn import functional as F
 from hoyer_export import parallel
 from hoyer_export.errors import DataError, NetworkError, TrainingError
 from hoyer_export.metric import outputs_of
+from hoyer_export.random_state import generator_states
 from hoyer_export.sparsify.compiled import compiled
-from hoyer_export.sparsify.phase import EpochRecord, StepProgress, TrainSettings
+from hoyer_export.sparsify.phase import EpochPart, EpochRecord, StepProgress, TrainSettings
 from hoyer_export.sparsify.state import TrainState
+from hoyer_export.stopping import is_asked
 from hoyer_export.tensors import examples_in
 
 Batches = Iterable[tuple[Any, Any]]
@@ -30,6 +32,8 @@ Loss = Callable[[Any, Any], Tensor]
 
 GPU_BUNDLE_STEPS = 20
 """On a GPU the losses of so many steps are read, and progress is told, at once."""
+
+_NOTHING = EpochPart()
 
 TINY = 1e-20
 """Nothing that is added to an ordinary activation in float32 (eps 1e-7), and its products are still normal numbers."""
@@ -45,12 +49,15 @@ def train_epoch(
     teacher: nn.Module | None = None,
     own_loss: Loss | None = None,
     network: nn.Module | None = None,
-) -> EpochRecord:
+    part: EpochPart = _NOTHING,
+) -> EpochRecord | EpochPart:
     """Make one optimizer step a batch, and return what came of it; the rest of the record is still open.
+
+    Where a signal that asks to stop waits, the step is finished, and the part of the epoch is returned.
 
     Args:
         state: what is trained, in place.
-        batches: those of this epoch.
+        batches: those of this epoch that are left.
         settings: of the phase.
         epoch: 0 is the first.
         fabric: where and in which precision the network runs.
@@ -58,24 +65,23 @@ def train_epoch(
         teacher: in eval mode, on the fabric's device, and set up by Fabric in the same precision.
         own_loss: in the place of ``task_loss``; outputs and targets are then whatever it takes.
         network: the model, where ``fabric`` has set it up already.
+        part: of the epoch, that is trained already.
 
     Raises:
         TrainingError: a loss, a penalty or, after the last step, a weight is not finite.
         DataError: not ``settings.steps_per_epoch`` batches, or a target beyond the network's outputs.
         NetworkError: the network does not return logits.
     """
-    steps = settings.steps_per_epoch
-    bundle = 1 if fabric.device.type == "cpu" else GPU_BUNDLE_STEPS
+    steps, bundle = settings.steps_per_epoch, 1 if fabric.device.type == "cpu" else GPU_BUNDLE_STEPS
     network = fabric.setup_module(state.model) if network is None else network
-    unread: list[Tensor] = []
-    read = 0
-    images_seen = loss_sum = correct_sum = penalty_sum = 0.0
+    read, images_seen, loss_sum = part.steps, part.images, part.loss
+    correct_sum, penalty_sum, unread = part.correct, part.penalty, list[Tensor]()
     fast = (
         [state.model, *(getattr(it, "module", it) for it in (teacher,) if it is not None)] if settings.compile else []
     )
     observed = nullcontext() if state.regulariser is None else state.regulariser.observe(state.model)
     with compiled(*fast), observed:
-        for step, batch in enumerate(batches):
+        for step, batch in enumerate(batches, part.steps):
             if step == steps:
                 raise DataError(f"{settings.phase}: expected {steps} batches an epoch, got more")
             inputs, targets = fabric.to_device(tuple(batch))
@@ -84,7 +90,7 @@ def train_epoch(
                 loss, correct = own_loss(outputs, targets), torch.zeros(())
                 check_loss(loss)
             else:
-                if step == 0:
+                if step == part.steps:
                     _check_logits(outputs, targets)
                 with torch.no_grad():
                     guidance = None if teacher is None else outputs_of(teacher, inputs)
@@ -97,7 +103,7 @@ def train_epoch(
             penalty = _step_(state, fabric, loss if factor is None else loss * factor, lr)
             row = (count, loss.detach(), correct.to(loss.device), penalty)
             unread.append(torch.stack([number.float() for number in row]))
-            if len(unread) < bundle and step + 1 < steps:
+            if len(unread) < bundle and step + 1 < steps and not is_asked():
                 continue
             for images, loss_now, correct_now, penalty_now in _of_all(torch.stack(unread)).tolist():
                 read += 1
@@ -110,6 +116,9 @@ def train_epoch(
                 penalty_sum += penalty_now
             unread.clear()
             progress(StepProgress(settings.phase, epoch, settings.epochs, read, steps, loss_sum / images_seen))
+            if is_asked():
+                sums = {"images": images_seen, "loss": loss_sum, "correct": correct_sum, "penalty": penalty_sum}
+                return EpochPart(steps=read, generators=generator_states(fabric.device), **sums)
     if read != steps:
         raise DataError(f"{settings.phase}: expected {steps} batches an epoch, got {read + len(unread)}")
     finite = [tensor.isfinite().all() for tensor in state.model.state_dict().values()]

@@ -100,6 +100,18 @@ class TrainSettings:
         return self.lr * 0.5 * (1 + math.cos(math.pi * done))
 
 
+class EpochPart(Record):
+    """What is known of an epoch that is not over: steps, wall seconds, sums over images, torch's generators."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    images: float = 0.0
+    loss: float = 0.0
+    correct: float = 0.0
+    penalty: float = 0.0
+    generators: tuple[str, ...] = ()
+
+
 class EpochRecord(Record):
     """One epoch: a line of metrics.jsonl, and of a checkpoint's history; None is what its phase or data does not have.
 

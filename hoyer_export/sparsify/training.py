@@ -5,7 +5,8 @@ teacher says, where there is one: ``epoch.task_loss``), and in the sparse phase 
 after ``backward``. Lightning Fabric's part is where and in which precision the model runs: device placement, bfloat16
 autocast, ``backward``. Schedule, checkpoints and random numbers are here.
 
-A training that was broken goes on from the checkpoint of its last whole epoch. What is random in an epoch depends on
+A training that was broken goes on from the checkpoint of its last whole epoch; one that was asked to stop by a signal
+(``stopping.py``) finishes its step, and goes on from there. What is random in an epoch depends on
 (seed, phase, epoch) only: the batches that the caller makes, and torch's generators of the CPU and of the device,
 which are seeded anew for each epoch (dropout). So the result is the unbroken run's: on one CPU thread of the same
 machine, with the same versions, to the last bit.
@@ -14,8 +15,10 @@ machine, with the same versions, to the last bit.
 import hashlib
 import os
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -31,12 +34,13 @@ from hoyer_export.channels.channel_map import ChannelMap
 from hoyer_export.channels.cost import dense_macs
 from hoyer_export.errors import TrainingError
 from hoyer_export.modes import kept_modes
-from hoyer_export.random_state import kept_random_state, seed_generators
+from hoyer_export.random_state import kept_random_state, seed_generators, set_generator_states
 from hoyer_export.sparsify.checkpoint import load_checkpoint, save_checkpoint
 from hoyer_export.sparsify.epoch import Batches, Loss, train_epoch
-from hoyer_export.sparsify.phase import EpochRecord, PrecisionName, StepProgress, TrainSettings
+from hoyer_export.sparsify.phase import EpochPart, EpochRecord, PrecisionName, StepProgress, TrainSettings
 from hoyer_export.sparsify.regulariser import Regulariser, Setting
 from hoyer_export.sparsify.state import TrainState, macs_shares
+from hoyer_export.stopping import held_back
 
 
 def make_optimizer(model: nn.Module, how: TrainSettings) -> torch.optim.Optimizer:
@@ -64,6 +68,7 @@ class Hooks:
             epoch, before that is evaluated and kept.
         rebuild: (state of the network that ``train`` was given, plan in the checkpoint) → state of the smaller
             network, with whatever weights: called where a training that has shrunk goes on.
+        rest: (epoch, steps done) → the batches that are left of it; where None, those before are made and left out.
     """
 
     optimizer: Callable[[nn.Module, TrainSettings], torch.optim.Optimizer] = make_optimizer
@@ -74,6 +79,7 @@ class Hooks:
     progress: Callable[[StepProgress], None] = lambda step: None
     shrink: Callable[[TrainState, int], TrainState] = lambda state, epochs_done: state
     rebuild: Callable[[TrainState, str], TrainState] | None = None
+    rest: Callable[[int, int], Batches] | None = None
 
 
 @dataclass(frozen=True)
@@ -150,6 +156,7 @@ def train(
     if settings.sync_batch_norm and fabric.device.type == "cpu":
         raise TrainingError("sync_batch_norm: torch has it for GPUs alone; leave it out, or train on GPUs")
     history: tuple[EpochRecord, ...] = ()
+    part = EpochPart()
     with kept_modes(model), kept_random_state():
         for network in (model,) if teacher is None else (model, teacher.eval()):
             network.to(device)
@@ -158,7 +165,7 @@ def train(
         optimizer.load_state_dict(optimizer.state_dict())  # which takes its state to where the parameters are now
         state = TrainState(model, optimizer, channels, regulariser)
         if checkpoint is not None and checkpoint.exists():
-            state, history = load_checkpoint(checkpoint, state, settings=same, rebuild=hooks.rebuild)
+            state, history, part = load_checkpoint(checkpoint, state, settings=same, rebuild=hooks.rebuild)
             if history:
                 hooks.on_epoch(history)
         if settings.sync_batch_norm and parallel.size() > 1:
@@ -167,28 +174,32 @@ def train(
         guide = None if teacher is None else alone.setup_module(teacher)
         whole_macs = None if channels is None else dense_macs(channels)
         for epoch in range(len(history), settings.epochs):
-            started = time.perf_counter()
-            seed_generators(_epoch_seed(settings, epoch), fabric.device)
-            state.model.train()
-            trained = train_epoch(
-                state, batches(epoch), settings, epoch, fabric, hooks.progress, guide, hooks.loss, network
-            )
-            _share_buffers_(state.model)
-            before, state = state, hooks.shrink(state, epoch + 1)
-            if state.model is not before.model:
-                network = fabric.setup_module(state.model)
-            if state.model is not before.model and state.plan is None:
-                raise TrainingError("shrink returned another network without a plan, so that no checkpoint can hold it")
-            found: dict[str, float | str | None] = {"validation_accuracy": _measured(hooks, state.model)}
-            found["metric"] = hooks.metric
-            if state.channels is not None:
-                shares = macs_shares(state.channels, state.model, whole_macs, _norms(state))
-                found |= {"effective_macs": shares.effective, "alive_macs": shares.alive}
-            found["seconds"] = time.perf_counter() - started
-            history = (*history, EpochRecord(**trained.model_dump() | found))
-            if checkpoint is not None and parallel.rank() == 0:
-                save_checkpoint(checkpoint, state, settings=same, history=history)
-            hooks.on_epoch(history)
+            with held_back(parallel.size() == 1):
+                started = time.perf_counter() - part.seconds
+                seed_generators(_epoch_seed(settings, epoch), fabric.device)
+                state.model.train()
+                left = _left(batches, hooks, epoch, part, fabric.device)
+                trained = train_epoch(
+                    state, left, settings, epoch, fabric, hooks.progress, guide, hooks.loss, network, part
+                )
+                if isinstance(trained, EpochPart):
+                    if checkpoint is not None:
+                        part = trained.model_copy(update={"seconds": time.perf_counter() - started})
+                        save_checkpoint(checkpoint, state, settings=same, history=history, part=part)
+                    continue  # which says that somebody asked to stop
+                part = EpochPart()
+                _share_buffers_(state.model)
+                before, state = state, hooks.shrink(state, epoch + 1)
+                if state.model is not before.model:
+                    network = fabric.setup_module(state.model)
+                if state.model is not before.model and state.plan is None:
+                    raise TrainingError(
+                        "shrink returned another network without a plan, so that no checkpoint can hold it"
+                    )
+                history = (*history, _measured(trained, state, hooks, whole_macs, started))
+                if checkpoint is not None and parallel.rank() == 0:
+                    save_checkpoint(checkpoint, state, settings=same, history=history)
+                hooks.on_epoch(history)
     return TrainingRecord(history, state)
 
 
@@ -215,11 +226,33 @@ def _norms(state: TrainState) -> dict[str, Tensor] | None:
     return None if regulariser is None or regulariser.channels is not state.channels else regulariser.norms()
 
 
-def _measured(hooks: Hooks, model: nn.Module) -> float | None:
-    found = hooks.evaluate(model)
-    if found is not None and hooks.metric is None and not 0 <= found <= 100:
-        raise TrainingError(f"evaluate: expected an accuracy in %, 0 to 100, got {found}")
-    return None if found is None else float(found)
+def _left(
+    batches: Callable[[int], Batches], hooks: Hooks, epoch: int, part: EpochPart, device: torch.device
+) -> Batches:
+    """Return the batches of an epoch that come after a part of it, with the generators as they were then."""
+    if not part.steps:
+        return batches(epoch)
+    left = iter(batches(epoch) if hooks.rest is None else hooks.rest(epoch, part.steps))
+    if hooks.rest is None:
+        deque(islice(left, part.steps), maxlen=0)
+    set_generator_states(part.generators, device)
+    return left
+
+
+def _measured(
+    trained: EpochRecord, state: TrainState, hooks: Hooks, whole_macs: int | None, started: float
+) -> EpochRecord:
+    """Return the record of an epoch with all that is measured after its last step."""
+    accuracy = hooks.evaluate(state.model)
+    if accuracy is not None and hooks.metric is None and not 0 <= accuracy <= 100:
+        raise TrainingError(f"evaluate: expected an accuracy in %, 0 to 100, got {accuracy}")
+    found: dict[str, float | str | None] = {"validation_accuracy": None if accuracy is None else float(accuracy)}
+    found["metric"] = hooks.metric
+    if state.channels is not None:
+        shares = macs_shares(state.channels, state.model, whole_macs, _norms(state))
+        found |= {"effective_macs": shares.effective, "alive_macs": shares.alive}
+    found["seconds"] = time.perf_counter() - started
+    return EpochRecord(**trained.model_dump() | found)
 
 
 def _share_buffers_(model: nn.Module) -> None:

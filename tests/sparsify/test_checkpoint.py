@@ -57,7 +57,7 @@ def test_what_is_saved_comes_back_to_the_bit(tmp_path, options):
     saved, other = trained(**options), fresh(**options)
     path = tmp_path / "c.safetensors"
     save_checkpoint(path, saved, settings=SETTINGS, history=HISTORY)
-    assert load_checkpoint(path, other, settings=SETTINGS) == (other, HISTORY)
+    assert load_checkpoint(path, other, settings=SETTINGS)[:2] == (other, HISTORY)
     for name, tensor in saved.model.state_dict().items():
         assert torch.equal(other.model.state_dict()[name], tensor), name
     state, other_state = saved.optimizer.state_dict()["state"], other.optimizer.state_dict()["state"]

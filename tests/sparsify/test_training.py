@@ -2,8 +2,12 @@
 
 import json
 import math
+import os
 import re
+import signal
+import sys
 from dataclasses import fields
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -19,6 +23,7 @@ from hoyer_export.sparsify.group_hs import GroupHS
 from hoyer_export.sparsify.phase import EpochRecord, StepProgress, TrainSettings
 from hoyer_export.sparsify.state import TrainState
 from hoyer_export.sparsify.training import Hooks, train
+from hoyer_export.stopping import Stop, stopped_by_signals
 
 STEPS = 4
 CLASSES = 3
@@ -439,6 +444,33 @@ def test_a_broken_training_goes_on_to_the_same_bits(tmp_path, phase, options):
     finished, again = attempt(checkpoint, pytest.fail if not options.get("channels_last") else batches)
     assert_bit_identical(state(finished), state(unbroken))
     assert again == record
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+@pytest.mark.parametrize("last", [1, 3, STEPS])
+@pytest.mark.parametrize(("options", "skips"), [(RESUMABLE[1], True), (RESUMABLE[2], True), (RESUMABLE[5], False)])
+def test_who_asks_to_stop_loses_no_step(tmp_path, options, skips, last):
+    """The step is finished; what follows is the unbroken training's, to the last bit, and so are the epoch's sums."""
+
+    def attempt(checkpoint: Path | None, tell):
+        model = tiny()
+        regulariser = GroupHS(trace_channels(model, torch.randn(2, 1, 6, 6)), model, 3e-3)
+        rest = (lambda epoch, done: islice(batches(epoch), done, None)) if skips else None
+        how = {"regulariser": regulariser, "checkpoint": checkpoint, "progress": tell, "rest": rest}
+        return model, run(model, phase="sparse", **how, **options)
+
+    def stop(at) -> None:
+        if (at.epoch, at.step) == (2, last):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    told = []
+    unbroken, expected = attempt(None, lambda at: None)
+    with stopped_by_signals(), pytest.raises(Stop):
+        attempt(tmp_path / "sparse.safetensors", stop)
+    model, record = attempt(tmp_path / "sparse.safetensors", lambda at: told.append((at.epoch, at.step)))
+    assert told == [(2, step) for step in range(last + 1, STEPS + 1)] + [(3, step) for step in range(1, STEPS + 1)]
+    assert_bit_identical(state(model), state(unbroken))
+    assert without_seconds(record.epochs) == without_seconds(expected.epochs)
 
 
 def test_going_on_without_the_optimizers_state_would_be_seen(tmp_path):
