@@ -274,7 +274,7 @@ def test_a_share_that_leaves_nothing_is_said_before_training(recipe: Path, tmp_p
         run(recipe, tmp_path / "out", "cut.weights=0.0005")
 
 
-@pytest.mark.parametrize("name", ["lenet300-mnist-hs"])
+@pytest.mark.parametrize("name", ["lenet300-mnist-hs", "lenet5-mnist-hs"])
 def test_the_files_of_the_zoo_have_the_zeros_that_they_claim(name: str) -> None:
     folder = Path(__file__).parents[1] / "models" / name
     report, asked = read_report(folder), load_recipe(folder / "recipe.toml").cut.weights

@@ -10,7 +10,7 @@ from hoyer_export.errors import FileError, RecipeError
 from hoyer_export.recipe.reading import load_recipe
 from hoyer_export.record import Record
 from hoyer_export.run.job import Job
-from hoyer_export.run.log import read_found, read_log
+from hoyer_export.run.log import read_found, read_log, write_log
 from hoyer_export.run.progress import Silent
 from hoyer_export.run.stage import Stage, do, do_all, forget, record_of
 from hoyer_export.run_folder import RunFolder
@@ -92,6 +92,21 @@ def test_what_reads_a_changed_key_is_done_again_and_nothing_else(override, again
     do_all(every, other)
     assert "".join(ran) == again
     assert other.progress.said == ([] if said is None else [said])
+
+
+@pytest.mark.parametrize(("override", "again"), [("bench.batch_size=1", []), ("bench.threads=2", ["d"])])
+def test_a_key_that_an_earlier_version_did_not_have_was_its_default(override, again, job, stages) -> None:
+    ran, every = stages
+    do_all(every, job())
+    ran.clear()
+    log = read_log(job().folder)
+    for key in ("bench.threads", "bench.runtime"):
+        del log["d"].read[key]
+    write_log(job().folder, log)
+    other = job(override)
+    forget(every, other, None)
+    do_all(every, other)
+    assert ran == again
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,12 @@ of these.
 
 from dataclasses import dataclass
 from inspect import cleandoc
-from typing import get_args
+from typing import Any, get_args
 
 import tomli_w
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import to_jsonable_python
 
 from hoyer_export.recipe.tables import Recipe
 
@@ -39,6 +40,14 @@ def table_class(name: str) -> type[BaseModel] | None:
     annotation = Recipe.model_fields[name].annotation
     kinds = (annotation, *get_args(annotation))  # a table that may be left out is a union
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+
+
+def default_of(key: str) -> Any:
+    """Return the default of ``section.key`` or ``key``, as JSON has it; None where there is none."""
+    section, _, name = key.partition(".")
+    fields = ((table_class(section) if name else Recipe) or Recipe).model_fields
+    field = fields.get(name or section)
+    return None if field is None or field.is_required() else to_jsonable_python(field.get_default())
 
 
 def table_names() -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from pydantic import JsonValue
 
 from hoyer_export import parallel
 from hoyer_export.errors import FileError, RecipeError
+from hoyer_export.recipe.keys import default_of
 from hoyer_export.recipe.tables import Recipe
 from hoyer_export.record import Record
 from hoyer_export.run.job import Job
@@ -171,6 +172,9 @@ def _has_trained(stage: Stage[Record], entry: Entry) -> bool:
 
 
 def _changes(before: dict[str, JsonValue], after: dict[str, JsonValue]) -> Iterator[str]:
+    tables = {key.partition(".")[0] for key in before}
     for key in dict.fromkeys([*before, *after]):
-        if before.get(key) != after.get(key):
-            yield f"{key}: {json.dumps(before.get(key))} → {json.dumps(after.get(key))}"
+        # A run of a version that did not have the key yet was made with what is its default now.
+        was = before.get(key, default_of(key) if key.partition(".")[0] in tables else None)
+        if was != after.get(key):
+            yield f"{key}: {json.dumps(was)} → {json.dumps(after.get(key))}"
