@@ -641,6 +641,20 @@ class Recipe(_Table):
         return self
 
     @model_validator(mode="after")
+    def _single_weights_alone(self) -> "Recipe":
+        if (
+            self.cut.of_elements
+            and self.sparse.epochs
+            and not self.sparse.of_elements
+            and self.sparse.grouping != "layer"
+        ):
+            text = (
+                'method = "elements" removes no channel: set sparse.regulariser to one of {names}, or sparse.epochs = 0'
+            )
+            raise PydanticCustomError("rule", text, {"names": ", ".join(ELEMENTS)})
+        return self
+
+    @model_validator(mode="after")
     def _has_data_where_it_needs_them(self) -> "Recipe":
         if self.data is None and (self.trains or self.cut.looks_at_images):
             what = "training" if self.trains else "what channels do"
