@@ -1,5 +1,6 @@
 """Single weights through the chain: regularised, zeroed, held at zero, counted, exported in the dense shape."""
 
+import re
 from pathlib import Path
 
 import onnx
@@ -226,6 +227,7 @@ WRONG = [
     (["cut.macs=0.5"], 'cut: method = "elements" removes no channel and takes no macs; leave it out'),
     (["cut.align=8"], "takes no align"),
     (["cut.fold=false"], "takes no fold"),
+    (["sparse.regulariser=group-hs"], "removes no channel: set sparse.regulariser, one of hs, hoyer"),
     (["cut.refit=true"], "takes no refit"),
     (["cut.gather=['fc1']"], "takes no gather"),
     (["cut.threshold=natural"], "needs either weights, a share, or threshold, a number of standard deviations"),
@@ -252,7 +254,8 @@ def test_what_does_not_go_together_is_one_line(overrides: list[str], said: str, 
 
 @pytest.mark.parametrize("name", ["hoyer", "l1-elements", "transformed-l1", "magnitude-elements", "group-hs"])
 def test_another_regulariser_takes_only_the_keys_that_are_its_own_along(name: str, tmp_path: Path) -> None:
-    (tmp_path / "recipe.toml").write_text(ELEMENTS)
+    channels = re.sub('method = "elements"\nweights = .*', "macs = 0.5", ELEMENTS)
+    (tmp_path / "recipe.toml").write_text(channels if name == "group-hs" else ELEMENTS)
     table = load_recipe(tmp_path / "recipe.toml", [f"sparse.regulariser={name}"]).sparse
     assert table.ramp == (None if name == "group-hs" else 0.9)
     first = load_recipe(

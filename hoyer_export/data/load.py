@@ -111,9 +111,8 @@ def load_data(
     augmentation = None
     if defaults.augment if augment is None else augment:
         augmentation = Augmentation(defaults.flip if options.flip is None else options.flip, shift=options.shift)
-    elif idle := [key for key in ("flip", "crop_scale", "shift", "fast_decode") if getattr(options, key)]:
+    elif idle := [key for key in ("flip", "shift") if getattr(options, key)]:
         raise DataError(f"{idle[0]} is for augmented images, and these are not; set augment = true, or leave it out")
-
     if name in _OF_FILES and options.shift is not None:
         raise DataError(f"shift is {options.shift}, but image files get random crops; give crop_scale, or leave it out")
     if name in _OF_FILES and array is None:

@@ -642,15 +642,9 @@ class Recipe(_Table):
 
     @model_validator(mode="after")
     def _single_weights_alone(self) -> "Recipe":
-        if (
-            self.cut.of_elements
-            and self.sparse.epochs
-            and not self.sparse.of_elements
-            and self.sparse.grouping != "layer"
-        ):
-            text = (
-                'method = "elements" removes no channel: set sparse.regulariser to one of {names}, or sparse.epochs = 0'
-            )
+        of_channels = not self.sparse.of_elements and self.sparse.grouping != "layer"
+        if self.cut.of_elements and self.sparse.epochs and of_channels:
+            text = 'method = "elements" removes no channel: set sparse.regulariser, one of {names}, or sparse.epochs = 0'
             raise PydanticCustomError("rule", text, {"names": ", ".join(ELEMENTS)})
         return self
 

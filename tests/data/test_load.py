@@ -122,6 +122,7 @@ def test_images_in_memory_are_flipped_where_that_is_asked_and_named_as_is_asked(
             "needs a root, the folder that holds cifar-10-batches-bin or cifar-10-batches-py: unpack",
         ),
         ({"name": "imagefolder"}, "needs a root, the folder that holds train/CLASS/*.jpg and test/CLASS/*.jpg"),
+        ({"options": ImageOptions(shift=1)}, "shift is for augmented images, and these are not; set augment = true"),
         ({"augment": True, "options": ImageOptions(shift=8)}, "shift is 8, and the images have sides of 8"),
         (
             {"name": "imagefolder", "root": Path(), "options": ImageOptions(shift=2)},
