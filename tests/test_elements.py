@@ -227,7 +227,7 @@ WRONG = [
     (["cut.macs=0.5"], 'cut: method = "elements" removes no channel and takes no macs; leave it out'),
     (["cut.align=8"], "takes no align"),
     (["cut.fold=false"], "takes no fold"),
-    (["sparse.regulariser=group-hs"], "removes no channel: set sparse.regulariser, one of hs, hoyer"),
+    (["sparse.regulariser=group-hs"], "removes no channel: set sparse.regulariser to one of hs, hoyer"),
     (["cut.refit=true"], "takes no refit"),
     (["cut.gather=['fc1']"], "takes no gather"),
     (["cut.threshold=natural"], "needs either weights, a share, or threshold, a number of standard deviations"),

@@ -644,7 +644,7 @@ class Recipe(_Table):
     def _single_weights_alone(self) -> "Recipe":
         of_channels = not self.sparse.of_elements and self.sparse.grouping != "layer"
         if self.cut.of_elements and self.sparse.epochs and of_channels:
-            text = 'method = "elements" removes no channel: set sparse.regulariser, one of {names}, or sparse.epochs = 0'
+            text = 'method = "elements" removes no channel: set sparse.regulariser to one of {names}'
             raise PydanticCustomError("rule", text, {"names": ", ".join(ELEMENTS)})
         return self
 
