@@ -134,7 +134,7 @@ WRONG_KINDS = (7, ["x"], ABSENT := object())
 
 
 def test_a_damaged_report_of_version_1_gives_one_clear_error_or_is_read(tmp_path: Path) -> None:
-    old = json.loads((MODELS[0].with_name("lenet5-mnist") / "report.json").read_text())
+    old = json.loads((MODELS[0].with_name("resnet20-cifar10") / "report.json").read_text())
     assert old["format"] == "hoyer-export-report/1"
     for latency in (old["latency"]["dense_ms"], old["latency"]["slim_ms"]):
         del latency["samples"][2:]  # 200 of one kind take their time
@@ -170,7 +170,7 @@ def test_a_damaged_report_of_version_1_gives_one_clear_error_or_is_read(tmp_path
 def test_what_is_wrong_with_a_report_of_version_1_is_said(
     tmp_path: Path, place: tuple[str | int, ...], value: object, complaint: str
 ) -> None:
-    old = parent = json.loads((MODELS[0].with_name("lenet5-mnist") / "report.json").read_text())
+    old = parent = json.loads((MODELS[0].with_name("resnet20-cifar10") / "report.json").read_text())
     for part in place[:-1]:
         parent = parent[part]
     parent[place[-1]] = value
