@@ -152,7 +152,8 @@ def _say(job: Job, channels: ChannelMap, found: Found) -> None:
     job.progress.note(f"{stay} of the MACs stay; zeroed and slim agree to {error:.1e}")
     if found.refit is not None:
         left = "".join(f"; {weight} stays: {why}" for weight, why in found.refit.left.items())
-        job.progress.note(f"{found.refit.refitted} weights refitted on {found.refit.images:,} images{left}")
+        weights = f"{found.refit.refitted} weight{'' if found.refit.refitted == 1 else 's'}"
+        job.progress.note(f"{weights} refitted on {found.refit.images:,} images{left}")
 
 
 def _features(model: nn.Module, layer: str) -> int:
