@@ -236,7 +236,8 @@ def cut_details(cut: CutRecord) -> Iterator[str]:
     if (refit := cut.refit) is not None:
         few = f"; {refit.wanted:,} would give every weight as many equations as unknowns"
         yield (
-            f"{refit.refitted} {'weight was' if refit.refitted == 1 else 'weights were'} refitted by least squares on {refit.images:,} images without labels"
+            f"{refit.refitted} {'weight was' if refit.refitted == 1 else 'weights were'} refitted by least squares"
+            f" on {refit.images:,} images without labels"
             f"{few if refit.wanted > refit.images else ''}"
         )
         for weight, why in refit.left.items():
