@@ -133,8 +133,8 @@ def train(
         teacher: what the network also learns from where ``settings.distill_weight`` is above 0; images → logits. It is
             put into eval mode and on ``device``.
         hooks: who is called meanwhile.
-        checkpoint: written after each epoch, and within one that a signal stops, in a folder that exists. If the file is there already, training goes on
-            from it; at the last epoch it only loads.
+        checkpoint: written after each epoch, and within one that a signal stops, in a folder that exists. If the file
+            is there already, training goes on from it; at the last epoch it only loads.
 
     Raises:
         TrainingError: the loss or a weight is not a finite number (the checkpoint of the epoch before is intact), or
